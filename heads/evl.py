@@ -1,0 +1,252 @@
+"""EVL: a small Transformer decoder whose one query gathers from several layers of a frozen backbone.
+
+Lin et al. 2022, "Frozen CLIP Models are Efficient Video Learners", eq. 1-8; EVLDecoder and EVLTransformer, model.py at
+b282e8b. Decoder layer i reads X, the i-th of `layers`:
+
+    Y = X + T-Conv(X) + T-PE + T-CA(maps)         all three from the raw X
+    q = q + Attention(LN1(q), LN3(Y));  q = q + MLP(LN2(q))
+
+Parameters have the official names, so that official.py can load them. Differs, to the same result: the features are
+never written to (upstream adds into them in place), attention is computed with absorbed projections (attention.py) and
+T-CA by displacement (cross_frame.py). `tca_gain` is ours.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from vcache.heads.attention import SingleQueryAttention, normalised_pooling
+from vcache.heads.cross_frame import TemporalCrossAttention
+from vcache.heads.registry import register_head
+from vcache.heads.requirements import ClipFeatures, HeadRequirements, Recipe
+
+_CPU_CHUNK_ELEMENTS = 3 * 2**20
+"""Token elements (12 MB) that go through a decoder layer together on a CPU. The temporal terms are passes over memory,
+and a few clips at a time stay in the last-level cache: two of 8 frames at ViT-B/16, where eight took 1.3 times as long."""
+
+
+@register_head("evl")
+class EVL(nn.Module):
+    """The EVL decoder and its classifier. It knows the order of the frames only through T-Conv, T-PE and T-CA."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        num_classes: int
+        num_frames: int = 8
+        width: int = 768
+        num_heads: int = 12
+        grid: tuple[int, int] = (14, 14)
+        """Patches of a frame: rows, columns."""
+        layers: tuple[int, ...] = (-4, -3, -2, -1)
+        """The backbone layer that each decoder layer reads, first to last. The paper's Kinetics models read the last
+        four, its Something-Something models all 12 (ViT-B) or 24 (ViT-L)."""
+        qkv_dim: int | None = None
+        """Width of the queries, keys and values; None: `width`."""
+        mlp_factor: float = 4.0
+        mlp_dropout: float = 0.5
+        cls_dropout: float = 0.5
+        """Dropout before the last linear layer."""
+        temporal_conv: bool = True
+        temporal_pos_embed: bool = True
+        temporal_cross_attention: bool = True
+        """Reads the cross-frame maps of every layer. The paper's parameter counts for Kinetics with ViT-B are without
+        it; the released scripts leave it on."""
+        tca_gain: float = 1.0
+        """Multiplies the output of T-CA. Ours, 1 is the paper: raise it where a backbone's maps are nearly flat."""
+
+        def __post_init__(self) -> None:
+            object.__setattr__(self, "layers", tuple(self.layers))
+            object.__setattr__(self, "grid", tuple(self.grid))
+            for name in ("num_classes", "num_frames", "width", "num_heads"):
+                if getattr(self, name) < 1:
+                    raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
+            if len(self.grid) != 2 or min(self.grid) < 1:
+                raise ValueError(f"grid ({self.grid}) must be two positive numbers: rows, columns")
+            if not self.layers or len(set(self.layers)) != len(self.layers):
+                raise ValueError(f"layers ({self.layers}) must name at least one layer, and each once")
+            if self.attention_dim < 1 or self.attention_dim % self.num_heads:
+                raise ValueError(f"qkv_dim ({self.attention_dim}) must be a multiple of num_heads ({self.num_heads})")
+            if self.mlp_dim < 1:
+                raise ValueError(f"mlp_factor ({self.mlp_factor}) must be above 0")
+            for name in ("mlp_dropout", "cls_dropout"):
+                if not 0 <= getattr(self, name) < 1:
+                    raise ValueError(f"{name} ({getattr(self, name)}) must be in [0, 1)")
+
+        @property
+        def attention_dim(self) -> int:
+            return self.width if self.qkv_dim is None else self.qkv_dim
+
+        @property
+        def mlp_dim(self) -> int:
+            return round(self.mlp_factor * self.width)
+
+    summary = "Transformer decoder over several layers, with temporal convolution, positions and cross-frame attention"
+    # Kinetics-400, appendix A of the paper. All parameters are decayed; there is no warm-up.
+    recipe = Recipe(lr=4e-4, weight_decay=0.05, steps=50_000, batch_size=256)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.decoder = EVLDecoder(config)
+        self.proj = nn.Sequential(
+            nn.LayerNorm(config.width), nn.Dropout(config.cls_dropout), nn.Linear(config.width, config.num_classes)
+        )
+
+    @staticmethod
+    def requires(config: Config) -> HeadRequirements:
+        return HeadRequirements(
+            tokens=config.layers,
+            maps=config.layers if config.temporal_cross_attention else (),
+            num_frames=config.num_frames,
+        )
+
+    def forward(self, features: ClipFeatures) -> Float[Tensor, "B K"]:
+        return self.proj(self.decoder(features))
+
+
+class EVLDecoder(nn.Module):
+    """M decoder layers and the query token that they refine."""
+
+    def __init__(self, config: EVL.Config) -> None:
+        super().__init__()
+        self.config = config
+        M, T, D = len(config.layers), config.num_frames, config.width
+        self.decoder_layers = nn.ModuleList(EVLDecoderLayer(config) for _ in range(M))
+        if config.temporal_conv:
+            self.temporal_conv = nn.ModuleList(TemporalConvolution(D) for _ in range(M))
+        if config.temporal_pos_embed:
+            self.temporal_pos_embed = nn.ParameterList(nn.Parameter(torch.zeros(T, D)) for _ in range(M))
+        if config.temporal_cross_attention:
+            self.cross_attention = nn.ModuleList(
+                TemporalCrossAttention(config.grid, D, config.tca_gain) for _ in range(M)
+            )
+        # Zero, as upstream: the method that would draw it from N(0, 0.02) is never called there (model.py 114).
+        self.cls_token = nn.Parameter(torch.zeros(D))
+
+    def forward(self, features: ClipFeatures) -> Float[Tensor, "B D"]:
+        """The refined query token of each clip.
+
+        Raises:
+            ValueError: the features have other frames, tokens or width than the configuration says.
+        """
+        query = self.cls_token.expand(len(features), -1)
+        for i, layer in enumerate(self.config.layers):
+            x = features.tokens[layer]
+            self._check_shape(layer, x)
+            maps = features.maps[layer] if self.config.temporal_cross_attention else None
+            query = self.decoder_layers[i](query, self._chunks(i, x, maps))
+        return query
+
+    def modulate(
+        self, i: int, x: Float[Tensor, "B T N D"], maps: Float[Tensor, "B T-1 2 N-1 N-1"] | None
+    ) -> Float[Tensor, "B T N D"]:
+        """Y of decoder layer i, in the parameters' dtype: x plus the temporal terms that are on; x is left as it is."""
+        dtype = self.cls_token.dtype
+        shift = self.temporal_pos_embed[i] if self.config.temporal_pos_embed else None  # (T, D)
+        if self.config.temporal_conv:
+            y = self.temporal_conv[i](x, shift)
+        elif shift is not None:
+            y = x.to(dtype) + shift.unsqueeze(1)
+        else:
+            y = x.to(dtype, copy=maps is not None)  # T-CA adds in place
+        return y if maps is None else self.cross_attention[i](y, maps)
+
+    def _chunks(self, i: int, x: Tensor, maps: Tensor | None) -> Iterator[Tensor]:
+        """Y of decoder layer i, a few clips at a time."""
+        size = len(x) if x.is_cuda else max(1, _CPU_CHUNK_ELEMENTS // x[0].numel())
+        for start in range(0, len(x), size):
+            clips = slice(start, start + size)
+            yield self.modulate(i, x[clips], None if maps is None else maps[clips])
+
+    def _check_shape(self, layer: int, x: Tensor) -> None:
+        (h, w), config = self.config.grid, self.config
+        expected = (config.num_frames, 1 + h * w, config.width)
+        if x.shape[1:] != expected:
+            raise ValueError(
+                f"tokens of layer {layer} must be {expected} per clip (frames, 1 + {h}x{w} patches, width), "
+                f"got {tuple(x.shape[1:])}"
+            )
+
+
+class EVLDecoderLayer(nn.Module):
+    """Single-query attention and an MLP, both pre-norm and residual."""
+
+    def __init__(self, config: EVL.Config) -> None:
+        super().__init__()
+        self.attn = SingleQueryAttention(config.width, config.attention_dim, config.num_heads)
+        fc1, fc2 = nn.Linear(config.width, config.mlp_dim), nn.Linear(config.mlp_dim, config.width)
+        for linear in (fc1, fc2):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.normal_(linear.bias, std=1e-6)
+        dropout = nn.Dropout(config.mlp_dropout)
+        self.mlp = nn.Sequential(OrderedDict(fc1=fc1, act=QuickGELU(), dropout=dropout, fc2=fc2))
+        self.norm1 = nn.LayerNorm(config.width)  # of the query
+        self.norm2 = nn.LayerNorm(config.width)  # before the MLP
+        self.norm3 = nn.LayerNorm(config.width)  # of the tokens
+
+    def forward(self, query: Float[Tensor, "B D"], chunks: Iterator[Tensor]) -> Float[Tensor, "B D"]:
+        """`chunks` are the tokens (b, T, N, D) of the B clips in order, b clips at a time, each pooled as it comes."""
+        folded, start, pooled = self.attn.fold(self.norm1(query), self.norm3), 0, []
+        for y in chunks:
+            pooled.append(normalised_pooling(folded[start : start + len(y)], y.flatten(1, 2), self.norm3.eps))
+            start += len(y)
+        query = query + self.attn.unfold(torch.cat(pooled), self.norm3)
+        return query + self.mlp(self.norm2(query))
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), CLIP's activation."""
+
+    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class TemporalConvolution(nn.Conv1d):
+    """T-Conv with its residual: x + depthwise convolution of x over its frames (kernel 3, zero padding) + shift.
+
+    The parameters and their start are Conv1d's; the frames are not brought to the last axis and back, as it would need.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width, kernel_size=3, padding=1, groups=width)
+
+    def forward(
+        self, input: Float[Tensor, "B T N D"], shift: Float[Tensor, "T D"] | None = None
+    ) -> Float[Tensor, "B T N D"]:
+        assert self.bias is not None
+        identity = self.weight.new_tensor([0.0, 1.0, 0.0])
+        taps = (self.weight.squeeze(1) + identity).T  # (3, D): what frame t takes of t-1, t, t+1
+        shift = self.bias if shift is None else self.bias + shift
+        return _TemporalFilter.apply(input, taps, shift.expand(input.shape[1], -1))
+
+
+class _TemporalFilter(torch.autograd.Function):
+    """Keeps only x, which the features hold anyway, where autograd's own graph would keep a product per tap."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, taps: Tensor, shift: Tensor) -> Tensor:
+        ctx.save_for_backward(x, taps)
+        x = x.to(taps.dtype)
+        y = torch.addcmul(shift.unsqueeze(1), x, taps[1])
+        y[:, 1:].addcmul_(x[:, :-1], taps[0])
+        y[:, :-1].addcmul_(x[:, 1:], taps[2])
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, taps = ctx.saved_tensors
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = grad * taps[1]
+            d_x[:, :-1].addcmul_(grad[:, 1:], taps[0])
+            d_x[:, 1:].addcmul_(grad[:, :-1], taps[2])
+            d_x = d_x.to(x.dtype)
+        d_taps = [grad[:, 1:] * x[:, :-1], grad * x, grad[:, :-1] * x[:, 1:]]
+        return d_x, torch.stack([d.sum(dim=(0, 1, 2)) for d in d_taps]), grad.sum(dim=(0, 2))

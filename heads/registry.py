@@ -1,0 +1,67 @@
+"""Finds the heads of this folder by name. A new head is one new file; nothing else changes.
+
+A head is an `nn.Module` with
+    Config       a nested frozen, keyword-only dataclass. Fields named num_classes, num_frames, width, num_heads, grid
+                 and embed_dim are filled from the store; every other field has the paper's value as its default
+    requires     a static method, Config -> HeadRequirements: what it reads
+    recipe       a Recipe: how its paper trains it
+    summary      one line for `vcache heads`
+    __init__     takes the Config and keeps it as `self.config`
+    forward      ClipFeatures -> logits (B, K); never writes to the features
+and is registered with `@register_head("name")`. linear.py is the shortest example.
+"""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+_HEADS: dict[str, Any] = {}
+_Head = TypeVar("_Head", bound=type)
+
+
+class UnknownHead(LookupError):
+    """No head is registered under this name."""
+
+
+def register_head(name: str) -> Callable[[_Head], _Head]:
+    """Class decorator: make the head available as `name`.
+
+    Raises:
+        TypeError: the class lacks a part of the contract above.
+        ValueError: the name is taken by another class.
+    """
+
+    def register(head: _Head) -> _Head:
+        missing = [part for part in ("Config", "requires", "recipe", "summary", "forward") if not hasattr(head, part)]
+        if missing:
+            raise TypeError(f"head {name!r} ({head.__qualname__}) must have {', '.join(missing)}")
+        if name in _HEADS and _HEADS[name].__qualname__ != head.__qualname__:
+            raise ValueError(f"head name {name!r} must be unique; {_HEADS[name].__qualname__} has it already")
+        _HEADS[name] = head
+        return head
+
+    return register
+
+
+def get_head(name: str) -> Any:
+    """The class registered under `name`: call it with one of its `Config`s.
+
+    Raises:
+        UnknownHead: names the nearest head and lists all.
+    """
+    heads = list_heads()
+    if name not in heads:
+        near = difflib.get_close_matches(name, heads, n=1)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        raise UnknownHead(f"unknown head {name!r}. {hint}There are: {', '.join(heads)}.")
+    return heads[name]
+
+
+def list_heads() -> dict[str, Any]:
+    """All heads, name -> class, in the order of their names."""
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        importlib.import_module(f"{__package__}.{module.name}")
+    return dict(sorted(_HEADS.items()))

@@ -1,0 +1,52 @@
+"""Small features for the heads: all sizes different, so that a swapped axis fails."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from vcache.heads.requirements import ClipFeatures
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """B clips, T frames, a grid of h x w patches, D width, H heads of the backbone, K classes, E embedding width."""
+
+    B: int = 2
+    T: int = 4
+    h: int = 3
+    w: int = 5  # more than one column block of the T-CA, the last one thin
+    D: int = 24
+    H: int = 6
+    K: int = 7
+    E: int = 10
+
+    @property
+    def P(self) -> int:
+        return self.h * self.w
+
+
+@pytest.fixture(scope="session")
+def sizes() -> Sizes:
+    return Sizes()
+
+
+@pytest.fixture(scope="session")
+def make_features(sizes: Sizes) -> Callable[..., ClipFeatures]:
+    """`make_features(layers, dtype=..., seed=...)`: everything that any head can ask for, of these layers."""
+
+    def make(layers: Sequence[int], dtype: torch.dtype = torch.float32, seed: int = 0) -> ClipFeatures:
+        s, generator = sizes, torch.Generator().manual_seed(seed)
+
+        def draw(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator).to(dtype)
+
+        return ClipFeatures(
+            tokens={layer: draw(s.B, s.T, 1 + s.P, s.D) for layer in layers},
+            cls={layer: draw(s.B, s.T, s.D) for layer in layers},
+            maps={layer: draw(s.B, s.T - 1, 2, s.P, s.P).softmax(dim=-1) for layer in layers},
+            embed=draw(s.B, s.T, s.E),
+        )
+
+    return make

@@ -1,0 +1,116 @@
+"""What every registered head must do, run over all of them; a new head is tested by being registered."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from vcache.heads.registry import get_head, list_heads
+from vcache.heads.requirements import ClipFeatures, HeadRequirements, Recipe
+
+HEADS = list(list_heads())
+
+
+@pytest.fixture(params=HEADS)
+def head(request, sizes) -> nn.Module:
+    """The head as a user would get it from a store of these sizes, with no parameter left at zero."""
+    from_store = {
+        "num_classes": sizes.K,
+        "num_frames": sizes.T,
+        "width": sizes.D,
+        "num_heads": sizes.H,
+        "grid": (sizes.h, sizes.w),
+        "embed_dim": sizes.E,
+    }
+    head_class = get_head(request.param)
+    names = {field.name for field in dataclasses.fields(head_class.Config)}
+    torch.manual_seed(1)
+    head = head_class(head_class.Config(**{name: value for name, value in from_store.items() if name in names}))
+    for parameter in head.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    return head
+
+
+@pytest.fixture
+def features(head, make_features) -> ClipFeatures:
+    """Exactly what the head asks for and nothing else."""
+    asked: HeadRequirements = head.requires(head.config)
+    everything = make_features({*asked.tokens, *asked.cls, *asked.maps})
+    return ClipFeatures(
+        tokens={layer: everything.tokens[layer] for layer in asked.tokens},
+        cls={layer: everything.cls[layer] for layer in asked.cls},
+        maps={layer: everything.maps[layer] for layer in asked.maps},
+        embed=everything.embed if asked.embed else None,
+    )
+
+
+def tensors_of(features: ClipFeatures) -> dict[str, torch.Tensor]:
+    named = {f"{kind}/{layer}": x for kind in ("tokens", "cls", "maps") for layer, x in getattr(features, kind).items()}
+    return named if features.embed is None else named | {"embed": features.embed}
+
+
+def test_forward_and_backward_leave_the_cached_features_untouched(head, features):  # EVL upstream adds in place
+    before = {name: x.clone() for name, x in tensors_of(features).items()}
+    head(features).sum().backward()
+    torch.testing.assert_close(tensors_of(features), before, rtol=0, atol=0)
+
+
+def test_forward_gives_one_row_of_logits_per_clip(head, features, sizes):
+    assert head(features).shape == (sizes.B, sizes.K)
+
+
+def test_clips_do_not_mix(head, features, sizes):
+    head.eval()
+    last = ClipFeatures(
+        tokens={layer: x[-1:] for layer, x in features.tokens.items()},
+        cls={layer: x[-1:] for layer, x in features.cls.items()},
+        maps={layer: x[-1:] for layer, x in features.maps.items()},
+        embed=None if features.embed is None else features.embed[-1:],
+    )
+    torch.testing.assert_close(head(last), head(features)[-1:], rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_reach_every_trainable_parameter(head, features):
+    head(features).square().sum().backward()
+    assert [name for name, p in head.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_evaluation_is_deterministic(head, features):
+    head.eval()
+    torch.testing.assert_close(head(features), head(features), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_features_are_cast_to_the_parameters(head, features, dtype):
+    def cast(to: torch.dtype) -> ClipFeatures:
+        return ClipFeatures(
+            tokens={layer: x.to(dtype).to(to) for layer, x in features.tokens.items()},
+            cls={layer: x.to(dtype).to(to) for layer, x in features.cls.items()},
+            maps={layer: x.to(dtype).to(to) for layer, x in features.maps.items()},
+            embed=None if features.embed is None else features.embed.to(dtype).to(to),
+        )
+
+    def run(half_or_single: ClipFeatures) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        logits = head(half_or_single)
+        return logits, list(torch.autograd.grad(logits.square().sum(), list(head.parameters())))
+
+    head.eval()
+    got = run(cast(dtype))
+    assert got[0].dtype == torch.float32
+    torch.testing.assert_close(got, run(cast(torch.float32)), rtol=1e-4, atol=1e-4)
+
+
+def test_config_is_frozen_keyword_only_and_kept(head):
+    config = head.config
+    assert isinstance(config, type(head).Config)
+    assert all(field.kw_only for field in dataclasses.fields(config))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.num_classes = 1
+
+
+def test_says_what_it_is_and_how_it_is_trained(head):
+    assert isinstance(type(head).recipe, Recipe)
+    assert type(head).summary and "\n" not in type(head).summary
+    assert type(head).__doc__

@@ -1,0 +1,244 @@
+"""The EVL head against the official modules (goldens made at b282e8b), and its facts."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vcache.heads.cross_frame import cross_frame_maps
+from vcache.heads.evl import EVL, TemporalConvolution
+from vcache.heads.official import load_evl_state_dict
+from vcache.heads.requirements import ClipFeatures, HeadRequirements
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+TOLERANCE = {"rtol": 1e-5, "atol": 2e-5}
+
+
+def load_golden(name: str) -> tuple[EVL, ClipFeatures, dict[str, Tensor]]:
+    """The head with the golden's weights, its features, and all arrays of the golden."""
+    facts = json.loads((GOLDENS / f"{name}.json").read_text())
+    with np.load(GOLDENS / f"{name}.npz") as file:
+        arrays = {key: torch.from_numpy(file[key]) for key in file.files}
+    config = EVL.Config(
+        num_classes=facts["num_classes"],
+        num_frames=facts["T"],
+        width=facts["C"],
+        num_heads=facts["heads"],
+        grid=tuple(facts["grid"]),
+        layers=tuple(range(-facts["layers"], 0)),
+        qkv_dim=facts["qkv_dim"],
+        mlp_factor=facts["mlp_factor"],
+        **{name: facts[name] for name in ("temporal_conv", "temporal_pos_embed", "temporal_cross_attention")},
+    )
+    head = EVL(config).eval()
+    load_evl_state_dict(head, {key[2:]: value for key, value in arrays.items() if key.startswith("w/")})
+    tokens, maps = {}, {}
+    for i, layer in enumerate(config.layers):
+        q, k = (arrays[f"in/layer{i}/{part}"].transpose(2, 3) for part in "qk")  # stored as (B, T, N, H, d)
+        tokens[layer], maps[layer] = arrays[f"in/layer{i}/out"], cross_frame_maps(q, k)
+    if not config.temporal_cross_attention:
+        maps = {}
+    return head, ClipFeatures(tokens=tokens, maps=maps), arrays
+
+
+GOLDEN_NAMES = ["evl_decoder_full", "evl_decoder_conv_pe", "evl_decoder_plain"]
+
+
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+def test_logits_and_gradients_equal_the_official_ones(name):
+    head, features, arrays = load_golden(name)
+    logits = head(features)
+    torch.testing.assert_close(head.decoder(features), arrays["out/decoder"][:, 0], **TOLERANCE)
+    torch.testing.assert_close(logits, arrays["out/logits"], **TOLERANCE)
+    logits.square().sum().backward()
+    gradients = {key.removeprefix("grad/"): value for key, value in arrays.items() if key.startswith("grad/")}
+    assert gradients
+    for parameter, expected in gradients.items():
+        torch.testing.assert_close(head.get_parameter(parameter).grad, expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+def test_modulated_features_equal_the_official_ones(name):
+    head, features, arrays = load_golden(name)
+    maps = features.maps.get(head.config.layers[0])
+    y = head.decoder.modulate(0, features.tokens[head.config.layers[0]], maps)
+    torch.testing.assert_close(y, arrays["out/layer0_Y"], **TOLERANCE)
+    if maps is not None:
+        tca = head.decoder.cross_attention[0](torch.zeros_like(y), maps)
+        torch.testing.assert_close(tca, arrays["out/layer0_tca"], **TOLERANCE)
+
+
+@pytest.mark.parametrize("clips", [1, 2])
+def test_going_clip_by_clip_gives_the_same(monkeypatch, clips):
+    head, features, _ = load_golden("evl_decoder_full")
+    together = torch.autograd.grad(head(features).square().sum(), list(head.parameters()))
+    monkeypatch.setattr("vcache.heads.evl._CPU_CHUNK_ELEMENTS", clips * features.tokens[-1][0].numel())
+    in_parts = torch.autograd.grad(head(features).square().sum(), list(head.parameters()))
+    torch.testing.assert_close(in_parts, together, **TOLERANCE)
+
+
+def test_temporal_convolution_equals_conv1d_plus_residual_in_outputs_and_gradients():
+    torch.manual_seed(0)
+    B, T, N, D = 2, 4, 3, 5
+    conv = TemporalConvolution(D).double()
+    x = torch.randn(B, T, N, D, dtype=torch.float64, requires_grad=True)
+    shift = torch.randn(T, D, dtype=torch.float64, requires_grad=True)
+    columns = x.permute(0, 2, 3, 1).flatten(0, 1)  # (B*N, D, T)
+    convolved = nn.functional.conv1d(columns, conv.weight, conv.bias, padding=1, groups=D)
+    expected = x + convolved.view(B, N, D, T).permute(0, 3, 1, 2) + shift[:, None]
+    inputs = [x, shift, *conv.parameters()]
+    got = conv(x, shift)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(got.square().sum(), inputs), torch.autograd.grad(expected.square().sum(), inputs)
+    )
+
+
+NO_TCA = {"temporal_cross_attention": False}
+VIT_L = {"width": 1024, "num_heads": 16, "grid": (16, 16)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "count"),
+    [
+        ({"layers": (-1,), **NO_TCA}, 7_408_528),
+        (NO_TCA, 28_704_400),
+        ({"num_frames": 32, **NO_TCA}, 28_778_128),
+        ({}, 33_183_376),
+        ({"layers": (-1,)}, 8_528_272),
+        ({"num_frames": 16}, 33_207_952),
+        ({"num_frames": 32}, 33_257_104),
+        ({"layers": tuple(range(12)), "num_classes": 174}, 98_756_526),
+        (VIT_L, 58_727_824),
+        ({"num_frames": 32, **VIT_L}, 58_826_128),
+        ({**VIT_L, **NO_TCA}, 50_855_312),
+        ({"layers": tuple(range(24)), "num_classes": 174, **VIT_L}, 350_069_934),
+        ({"num_frames": 32, **VIT_L, "grid": (24, 24)}, 69_049_744),
+        ({"num_frames": 32, **VIT_L, "grid": (24, 24), **NO_TCA}, 50_953_616),
+    ],
+)
+def test_parameter_counts_are_those_of_the_paper_and_the_official_code(settings, count):
+    with torch.device("meta"):
+        head = EVL(EVL.Config(**{"num_classes": 400, **settings}))
+    assert sum(parameter.numel() for parameter in head.parameters()) == count
+
+
+def test_starts_as_the_official_code_does():
+    torch.manual_seed(0)
+    head = EVL(EVL.Config(num_classes=3, num_frames=4, width=64, num_heads=4, grid=(2, 3), layers=(-2, -1)))
+    decoder = head.decoder
+    assert not decoder.cls_token.any()  # the official method that would fill it is never called
+    for i, layer in enumerate(decoder.decoder_layers):
+        assert not decoder.temporal_pos_embed[i].any()
+        assert not decoder.cross_attention[i].w1.any() and not decoder.cross_attention[i].w2.any()
+        conv = decoder.temporal_conv[i]
+        bound = 3**-0.5  # Conv1d's default with 3 inputs per output: neither zero nor the identity
+        assert 0.9 * bound < conv.weight.abs().max() <= bound and conv.bias.abs().max() <= bound
+        for linear in (layer.mlp.fc1, layer.mlp.fc2):
+            xavier = (6 / (64 + 256)) ** 0.5
+            assert 0.95 * xavier < linear.weight.abs().max() <= xavier
+            assert 0 < linear.bias.abs().max() < 1e-5
+        assert not layer.attn.q_proj.bias.any()
+
+
+def test_maps_are_asked_for_only_with_cross_attention():
+    layers = (-3, -1)
+    full = EVL.requires(EVL.Config(num_classes=2, layers=layers))
+    without = EVL.requires(EVL.Config(num_classes=2, layers=layers, temporal_cross_attention=False))
+    assert full == HeadRequirements(tokens=layers, maps=layers, num_frames=8)
+    assert without == HeadRequirements(tokens=layers, num_frames=8)
+
+
+def test_the_recipe_is_the_papers():
+    recipe = EVL.recipe
+    assert (recipe.lr, recipe.weight_decay, recipe.steps, recipe.batch_size) == (4e-4, 0.05, 50_000, 256)
+    assert (recipe.schedule, recipe.warmup_steps, recipe.label_smoothing) == ("cosine", 0, 0.0)
+
+
+@pytest.mark.parametrize("modules", ["temporal_conv", "temporal_pos_embed", "temporal_cross_attention", None])
+def test_each_temporal_module_alone_sees_the_order_of_frames_and_none_does_without(make_features, sizes, modules):
+    names = ("temporal_conv", "temporal_pos_embed", "temporal_cross_attention")
+    config = EVL.Config(
+        num_classes=sizes.K,
+        num_frames=sizes.T,
+        width=sizes.D,
+        num_heads=sizes.H,
+        grid=(sizes.h, sizes.w),
+        layers=(-1,),
+        **{name: name == modules for name in names},
+    )
+    torch.manual_seed(0)
+    head = EVL(config).eval()
+    for parameter in head.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    features = make_features((-1,))
+    backwards = ClipFeatures(
+        tokens={-1: features.tokens[-1].flip(1)}, maps={-1: features.maps[-1].flip(1, 2)}
+    )  # the same maps between the same frames: what was the previous one is now the next
+    with torch.no_grad():
+        difference = (head(features) - head(backwards)).abs().max()
+    assert difference < 1e-5 if modules is None else difference > 1e-3
+
+
+@pytest.mark.parametrize("conv", [True, False])
+@pytest.mark.parametrize("positions", [True, False])
+@pytest.mark.parametrize("tca", [True, False])
+def test_no_choice_of_temporal_modules_writes_to_the_features(make_features, sizes, conv, positions, tca):
+    config = EVL.Config(
+        num_classes=sizes.K,
+        num_frames=sizes.T,
+        width=sizes.D,
+        num_heads=sizes.H,
+        grid=(sizes.h, sizes.w),
+        layers=(-1,),
+        temporal_conv=conv,
+        temporal_pos_embed=positions,
+        temporal_cross_attention=tca,
+    )
+    head, features, untouched = EVL(config), make_features((-1,)), make_features((-1,))
+    for parameter in head.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    head(features).sum().backward()
+    torch.testing.assert_close(features.tokens, untouched.tokens, rtol=0, atol=0)
+    torch.testing.assert_close(features.maps, untouched.maps, rtol=0, atol=0)
+
+
+def test_tca_gain_multiplies_the_cross_attention(make_features, sizes):
+    def modulated(gain: float) -> Tensor:
+        config = EVL.Config(
+            num_classes=2, num_frames=4, width=24, num_heads=6, grid=(3, 5), layers=(-1,), temporal_conv=False,
+            tca_gain=gain,
+        )  # fmt: skip
+        head = EVL(config)
+        nn.init.constant_(head.decoder.cross_attention[0].w1, 0.5)
+        features = make_features((-1,))
+        return head.decoder.modulate(0, features.tokens[-1], features.maps[-1]) - features.tokens[-1]
+
+    torch.testing.assert_close(modulated(3.0), 3 * modulated(1.0), **TOLERANCE)
+
+
+def test_features_of_another_shape_are_refused_with_both_shapes(make_features, sizes):
+    head = EVL(EVL.Config(num_classes=2, num_frames=8, width=24, num_heads=6, grid=(3, 5), layers=(-1,)))
+    with pytest.raises(ValueError, match=r"layer -1 must be \(8, 16, 24\) .*got \(4, 16, 24\)"):
+        head(make_features((-1,)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"num_classes": 0}, r"num_classes \(0\) must be at least 1"),
+        ({"qkv_dim": 100}, r"qkv_dim \(100\) must be a multiple of num_heads \(12\)"),
+        ({"width": 100}, r"qkv_dim \(100\) must be a multiple of num_heads \(12\)"),
+        ({"layers": ()}, r"layers \(\(\)\) must name at least one layer"),
+        ({"layers": (3, 3)}, r"layers \(\(3, 3\)\) must name at least one layer, and each once"),
+        ({"grid": (0, 4)}, r"grid \(\(0, 4\)\) must be two positive numbers"),
+        ({"mlp_dropout": 1.0}, r"mlp_dropout \(1.0\) must be in \[0, 1\)"),
+        ({"mlp_factor": 0.0}, r"mlp_factor \(0.0\) must be above 0"),
+    ],
+)
+def test_configurations_that_cannot_work_are_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        EVL.Config(**{"num_classes": 2, **settings})
