@@ -1,0 +1,67 @@
+"""The exceptions of the store.
+
+StoreError
+├── StoreNotFound      (FileNotFoundError)   nothing at that path
+├── StoreExists        (FileExistsError)     there is something at that path, or in that shard, already
+├── StoreKeyMismatch   (ValueError)          the stored features were made in another way than asked for
+├── UnsupportedFormat  (ValueError)          not a vcache store, or one of a later vcache
+├── SplitNotFound      (KeyError)            the store has no such split
+├── ArrayNotFound      (KeyError)            the split has no such array
+├── RowNotCommitted    (LookupError)         the video is not extracted yet, or its extraction failed
+└── CorruptStore       (OSError)             bytes are missing or differ from their checksum
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+
+class StoreError(Exception):
+    """Base of everything that a store raises on purpose."""
+
+
+class StoreNotFound(StoreError, FileNotFoundError):
+    """There is no store at the path."""
+
+
+class StoreExists(StoreError, FileExistsError):
+    """The path, the split, or the arrays of the shard are there already; nothing stored is ever overwritten."""
+
+
+class StoreKeyMismatch(StoreError, ValueError):
+    """The store's key is not the expected one; `differences` lists (field, stored value, expected value)."""
+
+    def __init__(
+        self, store: object, stored_key: str, expected_key: str, differences: Iterable[tuple[str, Any, Any]]
+    ) -> None:
+        self.differences = list(differences)
+        lines = [f"  {field}: stored {stored!r}, asked for {asked!r}" for field, stored, asked in self.differences]
+        super().__init__(
+            f"{store} holds features of key {stored_key}, not {expected_key}.\n"
+            + "\n".join(lines or ["  (the two specs have the same fields and values, so one of the keys is wrong)"])
+            + "\nAsk for what is stored, or use another store."
+        )
+
+
+class UnsupportedFormat(StoreError, ValueError):
+    """A Zarr group that is not a vcache store, or a format version that this vcache does not read."""
+
+
+class _ReadableKeyError(StoreError, KeyError):
+    # KeyError prints the repr of its message, quotes and escaped newlines included.
+    __str__ = Exception.__str__
+
+
+class SplitNotFound(_ReadableKeyError):
+    """The store has no split of that name."""
+
+
+class ArrayNotFound(_ReadableKeyError):
+    """The split and view have no array of that name."""
+
+
+class RowNotCommitted(StoreError, LookupError):
+    """A row was asked for that holds no data; the message names the video and the reason."""
+
+
+class CorruptStore(StoreError, OSError):
+    """Stored bytes are missing, cut short, or do not match their checksum."""

@@ -1,0 +1,160 @@
+"""Files that survive a crash: temporary name, fsync, rename, fsync of the folder; and what a killed writer leaves.
+
+A temporary file or folder is named `.<name>.<12 hex digits>.tmp` and its writer holds a lock on it (flock) until it has
+its final name. The kernel drops the lock of a killed process, so that `remove_stale_temporaries` can tell a leftover
+from a file that another process is writing at this moment.
+"""
+
+import fcntl
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from vcache.store.errors import StoreExists
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
+# Linux takes at most 1024 buffers in one call (IOV_MAX) and moves at most 2 GiB - 4 KiB.
+MAX_BUFFERS = 1024
+
+
+class TemporaryFile:
+    """A locked temporary file in the folder that it will be published in, or in one on the same file system."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.path, self.fd = _create_locked(folder, name)
+
+    def write(self, buffers: Sequence[memoryview | bytes]) -> None:
+        """Append all the buffers."""
+        for start in range(0, len(buffers), MAX_BUFFERS):
+            pending = [memoryview(buffer) for buffer in buffers[start : start + MAX_BUFFERS]]
+            while pending:
+                pending = drop_done(pending, os.writev(self.fd, pending))
+
+    def sync(self) -> None:
+        os.fsync(self.fd)
+
+    def publish(self, path: Path) -> None:
+        """Give the file its final name; the caller has synced it, and syncs the folder next."""
+        self.path.replace(path)
+        os.close(self.fd)
+        self.fd = -1
+
+    def discard(self) -> None:
+        """Remove the file if it was not published; else nothing."""
+        if self.fd >= 0:
+            self.path.unlink(missing_ok=True)
+            os.close(self.fd)
+            self.fd = -1
+
+
+def drop_done(buffers: list[memoryview], num_bytes: int) -> list[memoryview]:
+    """What is left of the buffers after a call that moved `num_bytes`; a system call may do less than it was asked."""
+    for position, buffer in enumerate(buffers):
+        if num_bytes < len(buffer):
+            return [buffer[num_bytes:], *buffers[position + 1 :]]
+        num_bytes -= len(buffer)
+    return []
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write or replace a file so that at any moment, power loss included, there is the old or the new one, whole."""
+    file = TemporaryFile(path.parent, path.name)
+    try:
+        file.write([data])
+        file.sync()
+        file.publish(path)
+    finally:
+        file.discard()
+    sync_folder(path.parent)
+
+
+@contextmanager
+def published_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill under a temporary name; synced and renamed to `path` on a clean exit, else removed."""
+    _refuse_existing(path)
+    temporary = path.parent / _temporary_name(path.name)
+    temporary.mkdir()
+    lock = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield temporary
+        sync_tree(temporary)
+        _refuse_existing(path)
+        temporary.rename(path)
+        sync_folder(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(lock)
+
+
+def sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_folders_up(folder: Path, top: Path) -> None:
+    """Sync `folder` and every folder above it up to and with `top`: also those a killed run made and never synced."""
+    sync_folder(folder)
+    if folder != top:
+        sync_folders_up(folder.parent, top)
+
+
+def sync_tree(top: Path) -> None:
+    """Sync every file and folder under `top`, and `top`."""
+    for folder, _, names in os.walk(top, topdown=False):
+        for name in names:
+            fd = os.open(Path(folder, name), os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        sync_folder(Path(folder))
+
+
+def remove_stale_temporaries(paths: Iterator[Path]) -> int:
+    """Remove those of the paths that are temporary and that no living process writes; returns how many there were."""
+    return sum(_remove_if_stale(path) for path in paths if _TEMPORARY.fullmatch(path.name))
+
+
+def _temporary_name(name: str) -> str:
+    return f".{name}.{secrets.token_hex(6)}.tmp"
+
+
+def _create_locked(folder: Path, name: str) -> tuple[Path, int]:
+    while True:
+        path = folder / _temporary_name(name)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:
+            return path, fd
+        os.close(fd)  # a cleaner took it for a leftover, between the creation and the lock
+
+
+def _remove_if_stale(path: Path) -> bool:
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False  # published or removed since the folder was listed
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        return True
+    except BlockingIOError:
+        return False  # its writer lives
+    finally:
+        os.close(fd)
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise StoreExists(f"there is something at {path} already; choose another path or remove it")

@@ -1,0 +1,142 @@
+"""What is in a store: its manifest, kept in the attributes of the Zarr group, and the table of videos of a split."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from crc32c import crc32c
+
+from vcache.store.errors import CorruptStore, StoreNotFound, UnsupportedFormat
+from vcache.store.key import canonical_json
+from vcache.store.layout import METADATA
+
+FORMAT_VERSION = 1
+ATTRIBUTE = "vcache"
+_SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything about a store that is not an array."""
+
+    key: str
+    """`cache_key(spec)`."""
+    spec: dict[str, Any]
+    """What changes a stored value, and nothing else."""
+    dataset: str
+    class_names: tuple[str, ...]
+    rows_per_shard: int
+    """Rows in one shard file of any array; the last shard of a split may hold fewer."""
+    splits: dict[str, int]
+    """Name -> number of videos, in the order the splits were added."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Free-form JSON for whoever reads the features."""
+    versions: dict[str, str] = field(default_factory=dict)
+    created: str = ""
+    """ISO 8601 time, by the caller."""
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if self.rows_per_shard < 1:
+            raise ValueError(f"rows_per_shard ({self.rows_per_shard}) must be at least 1")
+        for split, num_rows in self.splits.items():
+            check_split_name(split)
+            if num_rows < 1:
+                raise ValueError(f"split {split!r} has {num_rows} videos; a split must have at least 1")
+
+    def to_json(self) -> dict[str, Any]:
+        """The attribute as stored: the fields and a checksum of them, so that a damaged manifest is noticed."""
+        document = asdict(self) | {"class_names": list(self.class_names), "splits": list(self.splits.items())}
+        return document | {"crc32c": _checksum(document)}
+
+    @classmethod
+    def from_json(cls, document: object, *, source: str) -> "Manifest":
+        """Read what `to_json` gave; `source` names the store in errors.
+
+        Raises:
+            UnsupportedFormat: not a manifest, or one of a later format version.
+            CorruptStore: fields are missing or the checksum does not match.
+        """
+        if not isinstance(document, Mapping) or type(document.get("format_version")) is not int:
+            raise UnsupportedFormat(
+                f"{source} is a Zarr group but not a vcache store: it has no attribute {ATTRIBUTE!r} with a "
+                "format_version. Name a folder that `vcache extract` made."
+            )
+        if document["format_version"] != FORMAT_VERSION:
+            raise UnsupportedFormat(
+                f"{source} has format version {document['format_version']}; this vcache reads version "
+                f"{FORMAT_VERSION}. Read it with the vcache that wrote it or a later one:  pip install --upgrade vcache"
+            )
+        values = {name: value for name, value in document.items() if name != "crc32c"}
+        names = {field.name for field in fields(cls)}
+        if values.keys() != names or document.get("crc32c") != _checksum(values):
+            raise CorruptStore(
+                f"the manifest of {source} is damaged: its fields do not match their checksum. "
+                "Restore zarr.json from a copy; the arrays are not affected."
+            )
+        return cls(**values | {"class_names": tuple(values["class_names"]), "splits": dict(values["splits"])})
+
+
+@dataclass(frozen=True, eq=False)
+class VideoTable:
+    """The videos of a split, one row each: ids (unique), paths relative to the dataset's root, class labels (int64)."""
+
+    ids: tuple[str, ...]
+    paths: tuple[str, ...]
+    labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        if not len(self.ids) == len(self.paths) == len(self.labels) or self.labels.ndim != 1:
+            raise ValueError(
+                f"a video table needs as many ids, paths and labels; got {len(self.ids)}, {len(self.paths)} and "
+                f"labels of shape {self.labels.shape}"
+            )
+        if self.labels.dtype != np.int64:
+            raise ValueError(f"labels must be int64, got {self.labels.dtype}")
+        if twice := [video_id for video_id, count in Counter(self.ids).items() if count > 1]:
+            raise ValueError(f"video id {twice[0]!r} is there twice; ids must be unique in a split")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of the store at `path`.
+
+    Raises:
+        StoreNotFound, UnsupportedFormat, CorruptStore: nothing there, no store, or damaged.
+    """
+    try:
+        metadata = json.loads((path / METADATA).read_bytes())
+    except FileNotFoundError as error:
+        if path.exists():
+            raise UnsupportedFormat(f"{path} is not a vcache store: it has no {METADATA}.") from error
+        raise StoreNotFound(
+            f"there is no store at {path}. Make one with:  vcache extract --store {path} ..."
+        ) from error
+    except NotADirectoryError as error:
+        raise UnsupportedFormat(f"{path} is a file, not a store.") from error
+    except ValueError as error:
+        raise CorruptStore(f"{path / METADATA} is damaged: {error}. Restore it from a copy.") from error
+    attributes = metadata.get("attributes") if isinstance(metadata, dict) else None
+    return Manifest.from_json(attributes.get(ATTRIBUTE) if isinstance(attributes, dict) else None, source=str(path))
+
+
+def check_split_name(split: str) -> None:
+    """Splits are folders beside `_commit`, so their names are restricted."""
+    if not _SPLIT_NAME.fullmatch(split):
+        raise ValueError(
+            f"split name {split!r} must start with a letter or digit and hold only those and '_', '.', '-'"
+        )
+
+
+def _checksum(document: Mapping[str, Any]) -> int:
+    try:
+        return crc32c(canonical_json(document).encode())
+    except TypeError as error:
+        raise ValueError(f"the manifest must be plain JSON: {error}") from error

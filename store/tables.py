@@ -1,0 +1,69 @@
+"""The table of videos of a split: string arrays `video_id` and `path`, int64 `label`, through zarr-python.
+
+Read once per store, so the speed of zarr-python does not matter here. Each array is one chunk with a CRC32C.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import Crc32cCodec
+
+from vcache.store.errors import CorruptStore
+from vcache.store.manifest import VideoTable
+
+
+def write_table(folder: Path, table: VideoTable) -> None:
+    """Make `folder` a Zarr group with the three arrays; not synced."""
+    group = zarr.create_group(store=str(folder), zarr_format=3)
+    _write(group, "video_id", np.array(table.ids, dtype=np.dtypes.StringDType()), "string")
+    _write(group, "path", np.array(table.paths, dtype=np.dtypes.StringDType()), "string")
+    _write(group, "label", table.labels, "int64")
+
+
+def read_table(folder: Path, num_rows: int) -> VideoTable:
+    """Read what `write_table` wrote.
+
+    Raises:
+        CorruptStore: an array is missing, damaged, or not of `num_rows` rows.
+    """
+    ids, paths, labels = (_read(folder, name, num_rows) for name in ("video_id", "path", "label"))
+    labels = np.ascontiguousarray(labels, dtype=np.int64)
+    return VideoTable(tuple(str(item) for item in ids), tuple(str(item) for item in paths), labels)
+
+
+def _write(group: zarr.Group, name: str, values: np.ndarray, dtype: str) -> None:
+    array = group.create_array(
+        name,
+        shape=values.shape,
+        dtype=dtype,
+        chunks=values.shape,
+        compressors=[Crc32cCodec()],
+        fill_value="" if dtype == "string" else int(np.iinfo(np.int64).min),
+        dimension_names=["video"],
+        # Without this, a chunk that holds nothing but the fill value gets no file, and looks like a lost one.
+        config={"write_empty_chunks": True},
+    )
+    array[:] = values
+
+
+def _read(folder: Path, name: str, num_rows: int) -> np.ndarray:
+    chunk = folder / name / "c" / "0"
+    if not chunk.is_file():  # zarr-python would give fill values
+        raise CorruptStore(f"the video table {folder} is damaged: {chunk} is missing. Restore the file from a copy.")
+    try:
+        array: Any = zarr.open_array(store=str(folder / name), mode="r", zarr_format=3)
+        values = np.asarray(array[:])
+        codecs = [type(codec) for codec in array.metadata.codecs]
+    # Damaged metadata or data surface as many kinds of exception inside zarr-python.
+    except Exception as error:
+        raise CorruptStore(
+            f"the video table {folder} is damaged, array {name}: {error}. Restore it from a copy."
+        ) from error
+    if values.shape != (num_rows,) or Crc32cCodec not in codecs:
+        raise CorruptStore(
+            f"the video table {folder} is damaged: {name} has shape {values.shape}, the manifest says {num_rows} rows. "
+            "Restore it from a copy."
+        )
+    return values

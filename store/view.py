@@ -1,0 +1,120 @@
+"""What one view of a split holds: its arrays, its commit records, and the state of every row. Filled from disk once."""
+
+import json
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from vcache.store.commits import CommitRecord, RowFailure, StoredFile, read_commits
+from vcache.store.errors import ArrayNotFound, CorruptStore
+from vcache.store.layout import METADATA, ArraySpec, spec_of_metadata
+
+ABSENT, READABLE, FAILED = 0, 1, 2
+
+
+class StoredView:
+    """A snapshot of `<split>/view-<v>`; what other processes commit later is not in it."""
+
+    def __init__(self, store: Path, split: str, view: int, num_rows: int, rows_per_shard: int) -> None:
+        self.store, self.split, self.view = store, split, view
+        self.num_rows, self.rows_per_shard = num_rows, rows_per_shard
+        self.folder = view_folder(store, split, view)
+        self._row_states: dict[str, np.ndarray] = {}
+
+    @cached_property
+    def specs(self) -> dict[str, ArraySpec]:
+        """The declared arrays by name, written or not."""
+        folders = sorted(self.folder.glob("*/")) + sorted(self.folder.glob("*/*/"))
+        names = [folder.relative_to(self.folder).as_posix() for folder in folders]
+        specs = (read_spec(self.folder, name, self.num_rows, self.rows_per_shard) for name in names)
+        return {spec.name: spec for spec in specs if spec is not None}
+
+    @cached_property
+    def records(self) -> dict[int, list[CommitRecord]]:
+        """Commit records by shard."""
+        records: dict[int, list[CommitRecord]] = {}
+        for record in read_commits(self.store, self.split, self.view):
+            records.setdefault(record.shard, []).append(record)
+        return records
+
+    def include(self, record: CommitRecord) -> None:
+        """Take in a record that was just committed."""
+        known = self.records.setdefault(record.shard, [])
+        if record not in known:
+            known.append(record)
+        self._row_states.clear()
+
+    def spec(self, name: str) -> ArraySpec:
+        """The declared array; raises ArrayNotFound with the names there are."""
+        if name not in self.specs:
+            there = ", ".join(sorted(self.specs)) or "none"
+            raise ArrayNotFound(
+                f"no array {name!r} in {self.split}/view-{self.view} of {self.store}; there are: {there}"
+            )
+        return self.specs[name]
+
+    def row_states(self, name: str) -> np.ndarray:
+        """ABSENT, READABLE or FAILED for each row of the array."""
+        states = self._row_states.get(name)
+        if states is None:
+            self.spec(name)
+            states = np.full(self.num_rows, ABSENT, dtype=np.int8)
+            for record in self._records_of(name):
+                states[record.first_row : record.first_row + record.num_rows] = READABLE
+                states[[failure.row for failure in record.failures]] = FAILED
+            self._row_states[name] = states
+        return states
+
+    def failures(self, name: str | None = None) -> list[RowFailure]:
+        """Failed rows in order, one entry each; of one array or of any."""
+        records = self._records_of(name) if name else [record for group in self.records.values() for record in group]
+        by_row = {failure.row: failure for record in records for failure in record.failures}
+        return [by_row[row] for row in sorted(by_row)]
+
+    def stored_file(self, name: str, shard: int) -> tuple[StoredFile, CommitRecord]:
+        """What was committed of an array in a shard, and the record that says so."""
+        for record in self.records.get(shard, []):
+            for file in record.files:
+                if file.spec.name == name:
+                    self._check_same_spec(file, record)
+                    return file, record
+        raise LookupError(f"{name} of shard {shard} is not committed")
+
+    def size_bytes(self) -> int:
+        files: Iterable[StoredFile] = (
+            file for group in self.records.values() for record in group for file in record.files
+        )
+        return sum(file.size_bytes for file in files)
+
+    def _records_of(self, name: str) -> list[CommitRecord]:
+        return [record for group in self.records.values() for record in group if name in record.arrays]
+
+    def _check_same_spec(self, file: StoredFile, record: CommitRecord) -> None:
+        name = file.spec.name
+        if file.spec != self.spec(name):
+            raise CorruptStore(
+                f"{self.folder / name / METADATA} describes {self.spec(name)}, but {record.relative_path} committed "
+                f"{file.spec}: the metadata was changed. Restore it from a copy."
+            )
+
+
+def view_folder(store: Path, split: str, view: int) -> Path:
+    return store / split / f"view-{view}"
+
+
+def read_spec(view: Path, name: str, num_rows: int, rows_per_shard: int) -> ArraySpec | None:
+    """The array declared in the folder `name` of a view; None if there is none (a group, or nothing)."""
+    path = view / name / METADATA
+    try:
+        metadata = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise CorruptStore(f"{path} is damaged: {error}. Restore it from a copy.") from error
+    if not isinstance(metadata, dict) or metadata.get("node_type") not in ("array", "group"):
+        raise CorruptStore(f"{path} is damaged: it describes neither an array nor a group. Restore it from a copy.")
+    if metadata["node_type"] == "group":
+        return None
+    return spec_of_metadata(name, metadata, num_rows, rows_per_shard)

@@ -1,0 +1,263 @@
+"""Writing a store: create it, declare arrays, write whole shards. A shard has one owner, and counts once committed.
+
+create_store(path, manifest, {"train": table})
+store = FeatureStore.open(path)
+declare_arrays(store, "train", specs)
+with ShardWriter(store, "train", 0, specs) as writer:
+    for row in store.shard_rows("train", 0):
+        writer.write(row, {"tokens/8": ..., "cls/8": ...})   # or writer.fail(RowFailure(row, ...))
+"""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from vcache.store.commits import COMMITS, CommitRecord, read_shard_commits
+from vcache.store.commits import RowFailure as RowFailure
+from vcache.store.errors import ArrayNotFound, StoreExists
+from vcache.store.files import (
+    published_folder,
+    remove_stale_temporaries,
+    sync_folder,
+    sync_folders_up,
+    write_durably,
+)
+from vcache.store.layout import METADATA, ArraySpec, array_metadata, encode_metadata, group_metadata
+from vcache.store.manifest import ATTRIBUTE, Manifest, VideoTable
+from vcache.store.reader import FeatureStore
+from vcache.store.shard_file import ShardFileWriter
+from vcache.store.tables import write_table
+from vcache.store.view import read_spec, view_folder
+
+
+def create_store(path: str | Path, manifest: Manifest, videos: Mapping[str, VideoTable]) -> None:
+    """Make a store with these splits and no arrays: whole at `path`, or not there at all.
+
+    Raises:
+        StoreExists: there is something at `path`.
+        ValueError: `videos` and `manifest.splits` do not agree.
+    """
+    path = Path(path)
+    num_rows = {split: len(table) for split, table in videos.items()}
+    if num_rows != manifest.splits:
+        raise ValueError(f"the manifest has splits {manifest.splits}, the video tables have {num_rows}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with published_folder(path) as folder:
+        for split, table in videos.items():
+            write_table(folder / split, table)
+        (folder / COMMITS).mkdir()
+        # As a group of its own it does not make Zarr libraries warn about an unknown folder.
+        (folder / COMMITS / METADATA).write_bytes(encode_metadata(group_metadata()))
+        (folder / METADATA).write_bytes(_encode_manifest(manifest))
+
+
+def add_split(store: FeatureStore, split: str, table: VideoTable) -> None:
+    """Add a split to a store, and refresh `store`.
+
+    Raises:
+        StoreExists: the store has a split of that name.
+    """
+    store.refresh()
+    if split in store.manifest.splits:
+        raise StoreExists(f"{store.path} already has a split {split!r} of {store.manifest.splits[split]} videos")
+    manifest = replace(store.manifest, splits=store.manifest.splits | {split: len(table)})
+    # A split that the manifest does not name is what a killed add_split left: no array can be in it.
+    shutil.rmtree(store.path / split, ignore_errors=True)
+    with published_folder(store.path / split) as folder:
+        write_table(folder, table)
+    write_durably(store.path / METADATA, _encode_manifest(manifest))
+    store.refresh()
+
+
+def declare_arrays(store: FeatureStore, split: str, specs: Iterable[ArraySpec], view: int = 0) -> None:
+    """Write the metadata of arrays, so that shards of them can be written, and refresh `store`. Again is no change.
+
+    Raises:
+        ValueError: an array of that name is declared with another shape, chunk, dtype or dims.
+    """
+    num_rows, rows_per_shard = store.manifest.splits[split], store.manifest.rows_per_shard
+    folder = view_folder(store.path, split, view)
+    for spec in specs:
+        declared = read_spec(folder, spec.name, num_rows, rows_per_shard)
+        if declared is not None and declared != spec:
+            raise ValueError(f"{spec.name} of {split}/view-{view} is declared as {declared}, not {spec}")
+        if declared is None:
+            _make_groups((folder / spec.name).parent, store.path / split)
+            (folder / spec.name).mkdir(exist_ok=True)
+            metadata = array_metadata(spec, num_rows, rows_per_shard)
+            write_durably(folder / spec.name / METADATA, encode_metadata(metadata))
+            sync_folder((folder / spec.name).parent)
+    store.refresh()
+
+
+def clean_temporary(store: FeatureStore) -> int:
+    """Remove what killed writers left, and leave what living ones are writing; returns how many leftovers there were.
+
+    Leftovers take space and do no other harm.
+    """
+
+    def candidates() -> Iterator[Path]:
+        yield from store.path.parent.glob(f".{store.path.name}.*")
+        for folder, subfolders, names in os.walk(store.path):
+            yield from (Path(folder, name) for name in [*names, *subfolders])
+            subfolders[:] = [name for name in subfolders if name != "c"]  # finished shards only
+
+    return remove_stale_temporaries(candidates())
+
+
+class ShardWriter:
+    """Writes one shard of some arrays of a view: rows in order, to temporary files, committed on a clean exit.
+
+    A row is on its way to disk when `write` returns and memory holds no more than that row. On an exception nothing is
+    committed and the temporary files are removed; a killed process leaves them to `clean_temporary`.
+    """
+
+    def __init__(self, store: FeatureStore, split: str, shard: int, specs: Iterable[ArraySpec], view: int = 0) -> None:
+        """
+        Raises:
+            ArrayNotFound: an array is not declared like this.
+            StoreExists: the shard holds one of the arrays already.
+        """
+        self.store, self.split, self.shard, self.view = store, split, shard, view
+        self.rows = store.shard_rows(split, shard)
+        self.specs = {spec.name: spec for spec in specs}
+        self._folder = view_folder(store.path, split, view)
+        self._check_declared()
+        self._files: dict[str, ShardFileWriter] = {}
+        self._failures: list[RowFailure] = []
+        self._next_row = self.rows.start
+
+    def __enter__(self) -> "ShardWriter":
+        done = [record.arrays for record in read_shard_commits(self.store.path, self.split, self.view, self.shard)]
+        if stored := self.specs.keys() & frozenset[str]().union(*done):
+            raise StoreExists(
+                f"shard {self.shard} of {self.split}/view-{self.view} of {self.store.path} already holds "
+                f"{', '.join(sorted(stored))}; stored features are never written again"
+            )
+        try:
+            for name, spec in self.specs.items():
+                self._files[name] = ShardFileWriter(self._folder, spec, self.shard, self.store.manifest.rows_per_shard)
+        except BaseException:
+            self._discard()
+            raise
+        return self
+
+    def write(self, row: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Append one row of every array.
+
+        Raises:
+            ValueError: the row is not the next one, an array is missing or too many, or has another shape or dtype than
+                declared, or holds NaN or infinity. Nothing of the row is written then.
+        """
+        self._check_next(row)
+        if arrays.keys() != self.specs.keys():
+            missing, unknown = sorted(self.specs.keys() - arrays.keys()), sorted(arrays.keys() - self.specs.keys())
+            raise ValueError(
+                f"row {row} must have the arrays of this shard; missing {missing}, not declared here {unknown}"
+            )
+        for name, array in arrays.items():
+            _check_array(self.specs[name], row, array)
+        for name, array in arrays.items():
+            self._files[name].append(row - self.rows.start, array)
+        self._next_row += 1
+
+    def fail(self, failure: RowFailure) -> None:
+        """Record that the next row has no data, and why."""
+        self._check_next(failure.row)
+        self._failures.append(failure)
+        self._next_row += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._commit()
+        finally:
+            self._discard()
+
+    def _commit(self) -> None:
+        """Files first, then the folders that name them, then the record that says they are there."""
+        if self._next_row != self.rows.stop:
+            raise ValueError(
+                f"shard {self.shard} of {self.split!r} has rows {self.rows.start} to {self.rows.stop - 1}, but row "
+                f"{self._next_row} was neither written nor failed; nothing of the shard is committed"
+            )
+        stored = [self._files[name].finish() for name in sorted(self._files)]
+        for file in self._files.values():
+            file.publish()
+        for file in self._files.values():
+            sync_folders_up(file.path.parent, file.folder)
+        record = CommitRecord(
+            split=self.split,
+            view=self.view,
+            shard=self.shard,
+            first_row=self.rows.start,
+            num_rows=len(self.rows),
+            files=tuple(stored),
+            failures=tuple(self._failures),
+        )
+        path = self.store.path / record.relative_path
+        path.parent.mkdir(exist_ok=True)
+        sync_folder(path.parents[1])
+        write_durably(path, record.encode())
+        self.store.include(record)
+
+    def _check_declared(self) -> None:
+        if not self.specs:
+            raise ValueError("a shard needs at least one array")
+        rows = self.store.manifest.splits[self.split], self.store.manifest.rows_per_shard
+        for name, spec in self.specs.items():
+            if (declared := read_spec(self._folder, name, *rows)) != spec:
+                raise ArrayNotFound(
+                    f"{spec} is not declared in {self.split}/view-{self.view} of {self.store.path} "
+                    f"(there is {declared}); call declare_arrays first"
+                )
+
+    def _check_next(self, row: int) -> None:
+        if not self._files:
+            raise ValueError("a ShardWriter is used in a with statement")
+        if row != self._next_row:
+            raise ValueError(
+                f"row {row} came where row {self._next_row} is next: each of rows {self.rows.start} to "
+                f"{self.rows.stop - 1} of shard {self.shard} is written or failed once, in order"
+            )
+
+    def _discard(self) -> None:
+        for file in self._files.values():
+            file.discard()
+        self._files = {}
+
+
+def _check_array(spec: ArraySpec, row: int, array: np.ndarray) -> None:
+    if array.shape != spec.shape or array.dtype != spec.numpy_dtype:
+        raise ValueError(
+            f"{spec.name} of row {row} must be {spec.dtype} of shape {spec.shape}, got {array.dtype} of shape "
+            f"{array.shape}"
+        )
+    if spec.numpy_dtype.kind == "f" and not (finite := np.isfinite(array)).all():
+        first = tuple(int(axis) for axis in np.argwhere(~finite)[0])
+        raise ValueError(
+            f"{spec.name} of row {row} holds {np.count_nonzero(~finite)} values that are not finite, the first is "
+            f"{array[first]} at {first}; a head trained on them would give NaN. Float16 overflows above 65504."
+        )
+
+
+def _encode_manifest(manifest: Manifest) -> bytes:
+    return encode_metadata(group_metadata({ATTRIBUTE: manifest.to_json()}))
+
+
+def _make_groups(folder: Path, top: Path) -> None:
+    """Make `folder` and the folders between it and `top` Zarr groups; `top` is one already."""
+    if folder == top:
+        return
+    _make_groups(folder.parent, top)
+    folder.mkdir(exist_ok=True)
+    if not (folder / METADATA).exists():
+        write_durably(folder / METADATA, encode_metadata(group_metadata()))
+        sync_folder(folder.parent)
