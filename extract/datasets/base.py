@@ -1,0 +1,152 @@
+"""What a dataset is: named classes and a list of videos, some of which may not be on the disk."""
+
+import csv
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+VIDEO_SUFFIXES = (
+    ".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".ogv",
+)  # fmt: skip
+"""Which files of a folder are taken for videos; lower case, compared without regard to case."""
+
+_SPLIT_ALIASES = {"validation": "val", "validate": "val", "valid": "val", "training": "train", "testing": "test"}
+_SPLIT_ORDER = {"train": 0, "val": 1, "test": 2}
+
+
+class DatasetError(ValueError):
+    """A dataset that cannot be read as asked; `.file` and `.line` (1-based) say where, if it is one row of a file."""
+
+    def __init__(self, message: str, *, file: Path | None = None, line: int | None = None) -> None:
+        self.file, self.line = file, line
+        where = "" if file is None else f"{file}: " if line is None else f"{file}, line {line}: "
+        super().__init__(where + message)
+
+
+@dataclass(frozen=True)
+class Video:
+    """One row of the annotation."""
+
+    video_id: str
+    """Unique within its split."""
+    path: str
+    """Relative to the dataset's root, with forward slashes."""
+    label: int
+    """Index into `VideoDataset.class_names`."""
+    split: str
+
+
+@dataclass(frozen=True)
+class VideoDataset:
+    """Videos in a fixed order: two readings of the same annotation give the same list on any machine."""
+
+    name: str
+    root: Path
+    class_names: tuple[str, ...]
+    videos: tuple[Video, ...]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits, in the order in which they first appear."""
+        return tuple(dict.fromkeys(video.split for video in self.videos))
+
+    def split(self, name: str) -> tuple[Video, ...]:
+        """The videos of one split.
+
+        Raises:
+            DatasetError: there is no such split.
+        """
+        if name not in self.splits:
+            raise DatasetError(f"{self.name} has no split {name!r}; it has: {', '.join(self.splits)}")
+        return tuple(video for video in self.videos if video.split == name)
+
+    @cached_property
+    def missing(self) -> tuple[Video, ...]:
+        """Videos that are listed and not on the disk. They stay in the list, and extraction records them as failed."""
+        return tuple(video for video in self.videos if not (self.root / video.path).is_file())
+
+    def only(self, splits: Sequence[str]) -> "VideoDataset":
+        """The same dataset with some of its splits; all classes are kept.
+
+        Raises:
+            DatasetError: there is no such split.
+        """
+        chosen = frozenset(video for name in splits for video in self.split(name))
+        return VideoDataset(self.name, self.root, self.class_names, tuple(v for v in self.videos if v in chosen))
+
+
+def canonical_split(name: str) -> str:
+    """One name for what Kinetics calls "validate", others "validation" or "val"; lower case."""
+    name = name.strip().lower()
+    return _SPLIT_ALIASES.get(name, name)
+
+
+def split_order(name: str) -> tuple[int, str]:
+    """A key that sorts train, val, test, and then whatever else there is."""
+    return _SPLIT_ORDER.get(name, len(_SPLIT_ORDER)), name
+
+
+def hashed_split(video_id: str, val_fraction: float) -> str:
+    """ "val" for about `val_fraction` of the ids, "train" for the rest.
+
+    By the id alone: a video stays in its split when others come or go, and on every machine.
+    """
+    digest = hashlib.sha256(video_id.encode()).digest()
+    return "val" if int.from_bytes(digest[:8], "big") < val_fraction * 2**64 else "train"
+
+
+def check_unique_ids(videos: Iterable[tuple[Video, Path, int]]) -> None:
+    """Raise DatasetError at the second row with the same id in one split; each video comes with its file and line."""
+    seen: dict[tuple[str, str], tuple[Path, int]] = {}
+    for video, file, line in videos:
+        key = (video.split, video.video_id)
+        if key in seen:
+            first_file, first_line = seen[key]
+            raise DatasetError(
+                f"{video.video_id!r} is listed twice in {video.split} (first in {first_file.name}, line {first_line}); "
+                "remove one of the rows",
+                file=file,
+                line=line,
+            )
+        seen[key] = (file, line)
+
+
+def read_csv(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a CSV with a header, as (line, {column: text without surrounding space}); blank lines are left out.
+
+    Raises:
+        DatasetError: not UTF-8, a required column is absent, or a row has more or fewer fields than the header.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.reader(file, strict=True)
+            header = [name.strip() for name in next(rows, [])]
+            _check_header(path, header, required)
+            for row in rows:
+                if not any(field.strip() for field in row):
+                    continue
+                if len(row) != len(header):
+                    message = f"{len(row)} fields where the header has {len(header)} ({','.join(header)})"
+                    raise DatasetError(
+                        f"{message}; put text with commas into double quotes", file=path, line=rows.line_num
+                    )
+                yield rows.line_num, dict(zip(header, (field.strip() for field in row), strict=True))
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"not UTF-8 text ({error.reason}); save it as UTF-8", file=path) from error
+    except csv.Error as error:
+        raise DatasetError(f"not a CSV: {error}", file=path, line=rows.line_num) from error
+    except OSError as error:
+        raise DatasetError(f"cannot be read: {error.strerror}", file=path) from error
+
+
+def _check_header(path: Path, header: list[str], required: Sequence[str]) -> None:
+    expected = f"expected a header with the columns {','.join(required)}"
+    if not header:
+        raise DatasetError(f"the file is empty; {expected}", file=path, line=1)
+    if absent := [name for name in required if name not in header]:
+        found = ",".join(header)[:100]
+        raise DatasetError(f"no column {', '.join(absent)} in the first line ({found}); {expected}", file=path, line=1)
+    if len(set(header)) < len(header):
+        raise DatasetError(f"a column is named twice ({','.join(header)})", file=path, line=1)
