@@ -59,6 +59,10 @@ class ArrayNotFound(_ReadableKeyError):
     """The split and view have no array of that name."""
 
 
+class NotFinite(StoreError, ValueError):
+    """A feature to be stored holds NaN or infinity; nothing of its shard is committed."""
+
+
 class RowNotCommitted(StoreError, LookupError):
     """A row was asked for that holds no data; the message names the video and the reason."""
 

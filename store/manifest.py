@@ -115,7 +115,9 @@ def read_manifest(path: Path) -> Manifest:
         metadata = json.loads((path / METADATA).read_bytes())
     except FileNotFoundError as error:
         if path.exists():
-            raise UnsupportedFormat(f"{path} is not a vcache store: it has no {METADATA}.") from error
+            raise UnsupportedFormat(
+                f"{path} is not a vcache store: it has no {METADATA}. Name another path, or remove it."
+            ) from error
         raise StoreNotFound(
             f"there is no store at {path}. Make one with:  vcache extract --store {path} ..."
         ) from error

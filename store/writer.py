@@ -19,7 +19,7 @@ import numpy as np
 
 from vcache.store.commits import COMMITS, CommitRecord, read_shard_commits
 from vcache.store.commits import RowFailure as RowFailure
-from vcache.store.errors import ArrayNotFound, StoreExists
+from vcache.store.errors import ArrayNotFound, NotFinite, StoreExists
 from vcache.store.files import (
     published_folder,
     remove_stale_temporaries,
@@ -152,7 +152,7 @@ class ShardWriter:
 
         Raises:
             ValueError: the row is not the next one, an array is missing or too many, or has another shape or dtype than
-                declared, or holds NaN or infinity. Nothing of the row is written then.
+                declared; or it holds NaN or infinity (NotFinite). Nothing of the row is written then.
         """
         self._check_next(row)
         if arrays.keys() != self.specs.keys():
@@ -242,9 +242,10 @@ def _check_array(spec: ArraySpec, row: int, array: np.ndarray) -> None:
         )
     if spec.numpy_dtype.kind == "f" and not (finite := np.isfinite(array)).all():
         first = tuple(int(axis) for axis in np.argwhere(~finite)[0])
-        raise ValueError(
-            f"{spec.name} of row {row} holds {np.count_nonzero(~finite)} values that are not finite, the first is "
-            f"{array[first]} at {first}; a head trained on them would give NaN. Float16 overflows above 65504."
+        raise NotFinite(
+            f"{spec.name} of row {row} holds {np.size(finite) - np.count_nonzero(finite)} values that are not finite, the "
+            f"first is {array[first]} at {first}; a head trained on it would learn nothing. Float16 overflows above "
+            "65504: if this one did, store float32 (--dtype float32)."
         )
 
 

@@ -1,5 +1,6 @@
 """A folder of class folders, with or without split folders above them."""
 
+import os
 from pathlib import Path
 
 from vcache.extract.datasets.base import (
@@ -83,4 +84,9 @@ def _videos(path: Path) -> list[Path]:
 
 
 def _relative(video: Path, root: Path) -> str:
-    return video.relative_to(root).as_posix()
+    name = video.relative_to(root).as_posix()
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise DatasetError(f"the file name {os.fsencode(name)!r} in {root} is not UTF-8; rename the file") from error
+    return name

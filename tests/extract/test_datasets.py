@@ -1,5 +1,6 @@
 """Miniature layouts on disk. No video is opened by a dataset, so that empty files do."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -300,3 +301,10 @@ def test_folder_in_the_current_directory_can_be_named(tmp_path: Path, monkeypatc
     touch(tmp_path, "mine/a/x.mp4")
     monkeypatch.chdir(tmp_path)
     assert load_dataset("mine").root == tmp_path / "mine"
+
+
+def test_a_file_name_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / os.fsdecode(b"\xff.mp4")).touch()
+    with pytest.raises(DatasetError, match=r"a/\\xff\.mp4.* is not UTF-8; rename the file"):
+        load_dataset(str(tmp_path))
