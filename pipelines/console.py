@@ -1,0 +1,130 @@
+"""What a person sees: progress bars on standard error, tables on standard output. Numbers come from elsewhere."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:  # imported late: these load torch and zarr
+    from vcache.pipelines.extraction import ExtractionSummary
+    from vcache.pipelines.shards import ExtractionProgress
+    from vcache.pipelines.training import EpochReport, TrainingPlan
+
+out = Console()
+err = Console(stderr=True)
+
+
+def size(num_bytes: int) -> str:
+    """Bytes for people, in powers of 1000: "1.2 GB"."""
+    if num_bytes < 1000:
+        return f"{num_bytes} B"
+    power = min(4, (len(str(num_bytes)) - 1) // 3)
+    value = num_bytes / 1000**power
+    return f"{value:.0f} {' kMGT'[power]}B" if value >= 100 else f"{value:.1f} {' kMGT'[power]}B"
+
+
+@contextmanager
+def extraction_bar(title: str) -> Iterator[Callable[[ExtractionProgress], None]]:
+    """A bar with videos/s, frames/s, ETA, bytes written and failures; yields the callback that moves it."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rates]}"),
+        TextColumn("ETA"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[written]}"),
+        TextColumn("{task.fields[failures]}"),
+    )
+    with Progress(*columns, console=err, transient=False) as progress:
+        task = progress.add_task(escape(title), total=None, rates="", written="", failures="")
+
+        def update(state: ExtractionProgress) -> None:
+            elapsed = progress.tasks[0].elapsed or 0.0
+            rates = ""
+            if elapsed > 0 and state.videos_done:
+                rates = f"{state.videos_done / elapsed:.1f} videos/s  {state.frames_done / elapsed:.0f} frames/s"
+            progress.update(
+                task,
+                total=state.videos_total,
+                completed=state.videos_done,
+                rates=rates,
+                written=size(state.bytes_written),
+                failures=f"[red]{state.failures} failed[/red]" if state.failures else "0 failed",
+            )
+
+        yield update
+
+
+def print_extraction_summary(summary: ExtractionSummary) -> None:
+    done, skipped = summary.progress.videos_done - summary.progress.failures, summary.progress.videos_skipped
+    splits = ", ".join(f"{name} {rows}" for name, rows in summary.splits.items())
+    out.print(f"[bold]{escape(summary.store)}[/bold]  (key {summary.key})", soft_wrap=True)
+    out.print(
+        f"  {splits} videos; {done} extracted now, {skipped} already there; {size(summary.progress.bytes_written)} written",
+        soft_wrap=True,
+    )
+    if summary.failures:
+        print_failures(summary)
+
+
+def print_failures(summary: ExtractionSummary, most: int = 10) -> None:
+    table = Table(
+        title=f"{len(summary.failures)} of {summary.num_videos} videos failed", title_justify="left", box=None
+    )
+    for column in ("kind", "video", "reason"):
+        table.add_column(column, overflow="fold")
+    for failure in summary.failures[:most]:
+        table.add_row(failure.kind, escape(failure.path), escape(failure.reason))  # "clip [id].mp4" is no markup
+    out.print(table)
+    if len(summary.failures) > most:
+        command = shlex.join(["vcache", "info", summary.store, "--json"])
+        out.print(f"  ... and {len(summary.failures) - most} more:  {escape(command)}", soft_wrap=True)
+
+
+@contextmanager
+def training_bar(head: str) -> Iterator[TrainingScreen]:
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("steps  loss {task.fields[loss]}"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(compact=True),
+        console=err,
+    ) as progress:
+        yield TrainingScreen(progress, head)
+
+
+class TrainingScreen:
+    """The callbacks of `train_head`, drawn: a line for the plan, a moving bar, a line per epoch."""
+
+    def __init__(self, progress: Progress, head: str) -> None:
+        self.progress = progress
+        self.task = progress.add_task(head, total=None, loss="-")
+
+    def plan(self, plan: TrainingPlan) -> None:
+        self.progress.update(self.task, total=plan.steps)
+        self.progress.console.print(
+            f"{escape(plan.store.name)}: {plan.num_train} videos to train on, {plan.num_val} to validate on; "
+            f"{plan.num_parameters:,} parameters, {plan.steps} steps of {plan.recipe.batch_size} ({plan.epochs} epochs), "
+            f"AdamW lr {plan.recipe.lr:g}, weight decay {plan.recipe.weight_decay:g}, {plan.recipe.schedule}",
+            soft_wrap=True,
+        )
+
+    def step(self, step: int, loss: float) -> None:
+        self.progress.update(self.task, completed=step, loss=f"{loss:.3f}")
+
+    def epoch(self, report: EpochReport) -> None:
+        line = f"epoch {report.epoch + 1:>3}  train loss {report.train_loss:.3f} top-1 {report.train_top1:6.1%}"
+        if report.val_top1 is not None:
+            line += f"   val loss {report.val_loss:.3f} top-1 {report.val_top1:6.1%} top-5 {report.val_top5:6.1%}"
+        self.progress.console.print(f"{line}   {report.seconds:.1f} s", highlight=False, soft_wrap=True)

@@ -1,0 +1,355 @@
+"""The extraction pipeline on one machine: dataset -> sampling -> decode -> preprocess -> frozen backbone -> store.
+
+One shard is the unit of work and of loss: decode threads run ahead of the backbone, rows go to the shard in order, and a
+shard counts once its commit record is there. The same command again finds the committed shards and does the rest; a command
+that asks for more layers writes only the arrays that a shard lacks.
+"""
+
+import datetime
+import importlib.metadata
+import shlex
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from vcache.extract.backbone import BackboneFacts, FrozenBackbone, load_backbone
+from vcache.extract.datasets.base import VideoDataset
+from vcache.extract.datasets.registry import list_datasets, load_dataset
+from vcache.extract.decode import decoder_versions
+from vcache.extract.layers import resolve_layers
+from vcache.extract.preprocess import Preprocessing, from_open_clip_config
+from vcache.extract.sampling import Sampling, StridedSampling, TSNSampling
+from vcache.extract.spec import ExtractionSpec
+from vcache.pipelines.device import select_device
+from vcache.pipelines.shards import ExtractionProgress, ShardExtractor, ShardTask, missing_shards
+from vcache.pipelines.stores import default_store_path
+from vcache.store.key import cache_key
+from vcache.store.layout import ArraySpec
+from vcache.store.manifest import Manifest, VideoTable, check_split_name
+from vcache.store.reader import FeatureStore
+from vcache.store.writer import RowFailure, add_split, clean_temporary, create_store, declare_arrays
+
+# A shard is what a killed run loses. Larger files than 128 MB are no faster to write or read, and where rows are small the
+# bound on the rows is what keeps the loss small.
+SHARD_BYTES = 128 * 2**20
+MAX_ROWS_PER_SHARD = 64
+
+_LOCAL_DIR = "local-dir:"  # open_clip's prefix for a model in a folder
+
+
+class ExtractionError(ValueError):
+    """What was asked cannot be extracted into this store; the message says what differs and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionConfig:
+    """One `vcache extract` command.
+
+    Only `frames`, `stride`, `tsn`, `preprocess`, `dtype`, `model` and `pretrained` change a stored value, through the spec and
+    its key; the rest says what to store, where, and how fast.
+    """
+
+    dataset: str
+    """A registered name, a folder, or a CSV file."""
+    layers: str = "-4:"
+    split: tuple[str, ...] | None = None
+    """Splits to extract; None is all that the dataset has."""
+    frames: int = 8
+    stride: int = 16
+    """Frames between two sampled ones; not used with `tsn`."""
+    tsn: bool = False
+    """Segment centres over the whole video in place of a strided window in its middle."""
+    cross_frame: str = "qk"
+    """"qk": the queries and keys of the same layers; "none": tokens only."""
+    dtype: str = "float16"
+    model: str = "ViT-B-16-quickgelu"
+    pretrained: str | None = "openai"
+    random_weights: bool = False
+    preprocess: str = "fast"
+    root: Path | None = None
+    store: Path | None = None
+    val_fraction: float = 0.2
+    """Share of the videos that a dataset without splits of its own puts into `val`."""
+    device: str = "auto"
+    workers: int = 2
+    """Decode threads."""
+    batch_size: int = 4
+    """Clips in one forward pass."""
+    max_failures: float = 0.01
+    """Share of the videos that may fail, at least one, before the exit status says so."""
+
+    def __post_init__(self) -> None:
+        choices = {"cross_frame": ("qk", "none"), "dtype": ("float16", "float32"), "preprocess": ("fast", "exact")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ExtractionError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)!r}: there are {' and '.join(allowed)}."
+                )
+        for name in ("frames", "stride", "workers", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ExtractionError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1.")
+        if not 0 <= self.max_failures <= 1:
+            raise ExtractionError(f"--max-failures {self.max_failures:g}: a share of the videos, from 0 to 1.")
+        if self.tsn and self.stride != ExtractionConfig.stride:
+            raise ExtractionError(f"--stride {self.stride} has no meaning with --tsn, which covers the whole video.")
+
+    @property
+    def sampling(self) -> Sampling:
+        if self.tsn:
+            return TSNSampling(num_frames=self.frames)
+        return StridedSampling(num_frames=self.frames, stride_frames=self.stride)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionSummary:
+    """What a run did and what the store now holds of the splits that were asked for."""
+
+    store: str
+    key: str
+    layers: tuple[int, ...]
+    splits: dict[str, int]
+    progress: ExtractionProgress
+    failures: tuple[RowFailure, ...] = field(default=())
+    """All recorded failures of these splits, those of earlier runs too."""
+
+    @property
+    def num_videos(self) -> int:
+        return sum(self.splits.values())
+
+    def too_many_failures(self, max_failures: float) -> bool:
+        """More than the allowed share (at least one is allowed), or nothing but failures."""
+        allowed = max(1, int(max_failures * self.num_videos))
+        return len(self.failures) > allowed or len(self.failures) == self.num_videos
+
+
+def run_extraction(
+    config: ExtractionConfig, on_progress: Callable[[ExtractionProgress], None] = lambda progress: None
+) -> ExtractionSummary:
+    """Extract what the store does not hold yet.
+
+    Raises:
+        DatasetError, LayerError, RandomWeightsRefused: the request itself cannot be met.
+        StoreKeyMismatch: `config.store` holds features made in another way; the message spells the difference out.
+        ExtractionError: the dataset no longer lists the videos that the store was made with, or none of them is there.
+    """
+    dataset = load_dataset(config.dataset, root=config.root, splits=config.split, val_fraction=config.val_fraction)
+    _check_dataset(dataset)
+    backbone = load_backbone(
+        config.model, config.pretrained, random_weights=config.random_weights, device=select_device(config.device)
+    )
+    preprocessing = from_open_clip_config(backbone.preprocess_config, mode=config.preprocess)
+    layers = resolve_layers(config.layers, backbone.facts.num_layers)
+    arrays = array_specs(backbone.facts, layers, config)
+    spec = extraction_spec(config, backbone, preprocessing)
+    key = cache_key(spec.to_dict())
+    path = config.store or default_store_path(dataset.name, config.model, config.frames, key)
+    with _open_or_create(path, config, dataset, backbone.facts, spec, arrays) as store:
+        tasks = missing_shards(store, dataset.splits, arrays)
+        progress = _initial_progress(store, dataset, tasks)
+        on_progress(progress)
+        worker = ShardExtractor(
+            dataset, config.sampling, preprocessing, backbone, num_threads=config.workers, batch_size=config.batch_size
+        )
+        worker.run(store, tasks, progress, lambda: on_progress(progress))
+        store.refresh()
+        return ExtractionSummary(
+            store=str(path),
+            key=key,
+            layers=layers,
+            splits={split: store.manifest.splits[split] for split in dataset.splits},
+            progress=progress,
+            failures=tuple(failure for split in dataset.splits for failure in store.failures(split)),
+        )
+
+
+def extraction_spec(config: ExtractionConfig, backbone: FrozenBackbone, preprocessing: Preprocessing) -> ExtractionSpec:
+    """Everything of this command that changes a stored value."""
+    return ExtractionSpec(
+        model=backbone.facts.model,
+        weights_sha256=backbone.weights_sha256,
+        preprocessing=preprocessing.to_dict(),
+        sampling=config.sampling.to_dict(),
+        view={"crop": "centre", "flip": False},
+        decoder=decoder_versions(),
+        versions={**preprocessing.versions(), **_versions("torch", "open_clip_torch")},
+        dtype=config.dtype,
+    )
+
+
+def array_specs(facts: BackboneFacts, layers: Iterable[int], config: ExtractionConfig) -> tuple[ArraySpec, ...]:
+    """The arrays of one view, row by row of videos; ARCHITECTURE "What is stored" has the layout."""
+    T, N, D, H = config.frames, facts.num_tokens, facts.width, facts.num_heads
+    specs = [
+        ArraySpec(name="frame_index", dims=("frame",), shape=(T,), chunk=(T,), dtype="int32"),
+        ArraySpec(name="crop", dims=("box",), shape=(4,), chunk=(4,), dtype="float32"),
+        ArraySpec(name="flip", dims=(), shape=(), chunk=(), dtype="uint8"),
+        ArraySpec(
+            name="embed",
+            dims=("frame", "channel"),
+            shape=(T, facts.embed_dim),
+            chunk=(T, facts.embed_dim),
+            dtype=config.dtype,
+        ),
+    ]
+    for layer in layers:
+        tokens = ArraySpec(
+            name=f"tokens/{layer}",
+            dims=("frame", "token", "channel"),
+            shape=(T, N, D),
+            chunk=(1, N, D),
+            dtype=config.dtype,
+        )
+        cls = ArraySpec(name=f"cls/{layer}", dims=("frame", "channel"), shape=(T, D), chunk=(T, D), dtype=config.dtype)
+        specs += [tokens, cls]
+        if config.cross_frame == "qk":
+            head = replace(
+                tokens,
+                name=f"q/{layer}",
+                dims=("frame", "head", "token", "dim"),
+                shape=(T, H, N, facts.head_dim),
+                chunk=(1, H, N, facts.head_dim),
+            )
+            specs += [head, replace(head, name=f"k/{layer}")]
+    return tuple(specs)
+
+
+def _open_or_create(
+    path: Path,
+    config: ExtractionConfig,
+    dataset: VideoDataset,
+    facts: BackboneFacts,
+    spec: ExtractionSpec,
+    arrays: tuple[ArraySpec, ...],
+) -> FeatureStore:
+    """The store at `path`, of this key, with these splits and arrays declared and no leftovers of a killed run."""
+    tables = {split: _video_table(dataset, split) for split in dataset.splits}
+    if not path.exists():
+        create_store(path, _manifest(config, dataset, facts, spec, arrays), tables)
+    store = FeatureStore.open(path)
+    store.check_key(cache_key(spec.to_dict()), spec.to_dict())
+    if config.store is None:
+        _check_same_folder(store, dataset)
+    # All checks come before the first change: a split added to other classes could not be taken back.
+    for split, table in tables.items():
+        _check_same_videos(store, dataset, split, table)
+    for split, table in tables.items():
+        if split not in store.manifest.splits:
+            add_split(store, split, table)
+        declare_arrays(store, split, arrays)
+    store.refresh()
+    clean_temporary(store)
+    return store
+
+
+def _manifest(
+    config: ExtractionConfig,
+    dataset: VideoDataset,
+    facts: BackboneFacts,
+    spec: ExtractionSpec,
+    arrays: tuple[ArraySpec, ...],
+) -> Manifest:
+    largest = max(spec.row_bytes for spec in arrays)
+    return Manifest(
+        key=cache_key(spec.to_dict()),
+        spec=spec.to_dict(),
+        dataset=dataset.name,
+        class_names=dataset.class_names,
+        rows_per_shard=max(1, min(MAX_ROWS_PER_SHARD, SHARD_BYTES // largest)),
+        splits={split: len(dataset.split(split)) for split in dataset.splits},
+        facts={"backbone": asdict(facts), "request": _request(config), "root": str(dataset.root.resolve())},
+        versions=_versions("vcache", "zarr", "numpy"),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _request(config: ExtractionConfig) -> dict[str, object]:
+    """The command's words that make the same store again, from any folder; matching.py turns them back into a command."""
+    registered = {name for name, info in list_datasets().items() if not info.chosen_by_path}
+    return {
+        "dataset": config.dataset if config.dataset in registered else _absolute(config.dataset),
+        "root": _absolute(config.root) if config.root else None,
+        "split": ",".join(config.split) if config.split else None,
+        "frames": config.frames,
+        "stride": config.stride,
+        "tsn": config.tsn,
+        "dtype": config.dtype,
+        "model": _absolute_model(config.model),
+        "pretrained": _absolute_file(config.pretrained),
+        "random_weights": config.random_weights,
+        "preprocess": config.preprocess,
+        "val_fraction": config.val_fraction,
+    }
+
+
+def _absolute(path: str | Path) -> str:
+    return str(Path(path).expanduser().resolve())
+
+
+def _absolute_model(model: str) -> str:
+    folder = model.removeprefix(_LOCAL_DIR)
+    return model if folder == model else _LOCAL_DIR + _absolute(folder)
+
+
+def _absolute_file(pretrained: str | None) -> str | None:
+    """A checkpoint's path made absolute; a tag stays a tag."""
+    return _absolute(pretrained) if pretrained and Path(pretrained).expanduser().is_file() else pretrained
+
+
+def _check_dataset(dataset: VideoDataset) -> None:
+    """Refuse what a store cannot hold, and a wrong root: every video would be recorded as failed, for good."""
+    for split in dataset.splits:
+        try:
+            check_split_name(split)
+        except ValueError as error:
+            raise ExtractionError(f"{dataset.name}: {error}. Rename the split in the dataset.") from error
+    if not any((dataset.root / video.path).is_file() for video in dataset.videos):
+        raise ExtractionError(
+            f"none of the {len(dataset.videos)} videos that {dataset.name} lists is in {dataset.root}; the first should be "
+            f"{dataset.root / dataset.videos[0].path}. Say where they are with --root FOLDER; `vcache datasets` has the layouts."
+        )
+
+
+def _check_same_folder(store: FeatureStore, dataset: VideoDataset) -> None:
+    """Two folders of one name share a default store's path: the videos of one must not be taken for the other's."""
+    root, made_from = str(dataset.root.resolve()), store.manifest.facts["root"]
+    if root != made_from:
+        raise ExtractionError(
+            f"{store.path} was made from the videos in {made_from}, these are in {root}. If they are the same videos, "
+            f"say so with  --store {shlex.quote(str(store.path))}  ; if not, give these a store of their own with --store PATH."
+        )
+
+
+def _video_table(dataset: VideoDataset, split: str) -> VideoTable:
+    videos = dataset.split(split)
+    return VideoTable(
+        ids=tuple(video.video_id for video in videos),
+        paths=tuple(video.path for video in videos),
+        labels=np.array([video.label for video in videos], dtype=np.int64),
+    )
+
+
+def _check_same_videos(store: FeatureStore, dataset: VideoDataset, split: str, table: VideoTable) -> None:
+    """Rows are positions in this list, so a store may only be extended with the list it was made with."""
+    is_new = split not in store.manifest.splits
+    stored = table if is_new else store.videos(split)
+    same = stored.ids == table.ids and np.array_equal(stored.labels, table.labels)
+    if same and store.manifest.class_names == dataset.class_names:
+        return
+    added, gone = len(set(table.ids) - set(stored.ids)), len(set(stored.ids) - set(table.ids))
+    raise ExtractionError(
+        f"{dataset.name}/{split} now lists {len(table.ids)} videos in {len(dataset.class_names)} classes, {store.path.name} "
+        f"was made with {len(stored.ids)} in {len(store.manifest.class_names)} ({added} new, {gone} gone, or other labels or "
+        "another order). Restore the list, or extract into a new store with --store PATH."
+    )
+
+
+def _initial_progress(store: FeatureStore, dataset: VideoDataset, tasks: list[ShardTask]) -> ExtractionProgress:
+    total = sum(len(task.rows) for task in tasks)
+    rows = sum(store.manifest.splits[split] for split in dataset.splits)
+    return ExtractionProgress(videos_total=total, videos_skipped=rows - total)
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    return {package: importlib.metadata.version(package) for package in packages}

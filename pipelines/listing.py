@@ -1,0 +1,195 @@
+"""`vcache info`, `ls`, `heads` and `datasets`: each description is a plain dict or list, printed as a table or as JSON."""
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from vcache.extract.datasets.registry import list_datasets
+from vcache.heads.registry import get_head, list_heads
+from vcache.pipelines.console import out, size
+from vcache.pipelines.matching import STORE_FACTS
+from vcache.pipelines.stores import open_stores
+from vcache.store.errors import StoreError
+from vcache.store.reader import FeatureStore
+
+
+def describe_store(path: Path) -> dict[str, Any]:
+    """Everything `vcache info` says about one store."""
+    with FeatureStore.open(path) as store:
+        manifest = store.manifest
+        return {
+            "path": str(path),
+            "key": manifest.key,
+            "dataset": manifest.dataset,
+            "num_classes": len(manifest.class_names),
+            "class_names": list(manifest.class_names),
+            "size_bytes": store.size_bytes(),
+            "format_version": manifest.format_version,
+            "created": manifest.created,
+            "splits": {split: _describe_split(store, split) for split in manifest.splits},
+            "backbone": manifest.facts["backbone"],
+            "spec": manifest.spec,
+        }
+
+
+def _describe_split(store: FeatureStore, split: str) -> dict[str, Any]:
+    arrays, failures = store.arrays(split), store.failures(split)
+    return {
+        "videos": store.manifest.splits[split],
+        "failed": len(failures),
+        "failures": [dataclasses.asdict(failure) for failure in failures],
+        "arrays": {
+            name: {
+                "shape": list(spec.shape),
+                "dims": list(spec.dims),
+                "dtype": spec.dtype,
+                "stored": int(store.committed_rows(split, [name]).sum()),
+                "failed": len(store.view(split).failures(name)),
+            }
+            for name, spec in sorted(arrays.items(), key=_in_layer_order)
+        },
+    }
+
+
+def _in_layer_order(item: tuple[str, Any]) -> tuple[str, int]:
+    kind, _, layer = item[0].partition("/")
+    return kind, int(layer or -1)
+
+
+def print_store(store: dict[str, Any]) -> None:
+    out.print(f"[bold]{escape(store['path'])}[/bold]  {size(store['size_bytes'])}, key {store['key']}", soft_wrap=True)
+    spec, backbone = store["spec"], store["backbone"]
+    out.print(
+        f"  {escape(store['dataset'])}: {store['num_classes']} classes; {backbone['model']}, {backbone['num_layers']} blocks "
+        f"of width {backbone['width']}, {backbone['num_tokens']} tokens a frame",
+        soft_wrap=True,
+        highlight=False,
+    )
+    out.print(
+        "  sampling " + ", ".join(f"{k} {v}" for k, v in spec["sampling"].items()), soft_wrap=True, highlight=False
+    )
+    for name, split in store["splits"].items():
+        table = Table(title=f"{name}: {split['videos']} videos, {split['failed']} failed", title_justify="left")
+        for column in ("array", "of one clip", "dtype", "stored"):
+            table.add_column(column)
+        for array, facts in split["arrays"].items():
+            shape = ", ".join(f"{dim} {n}" for dim, n in zip(facts["dims"], facts["shape"], strict=True))
+            table.add_row(array, shape or "one value", facts["dtype"], _stored(facts, split["videos"]))
+        out.print(table)
+        for kind, count in Counter(failure["kind"] for failure in split["failures"]).most_common():
+            out.print(f"  failed, {kind}: {count}", highlight=False)
+
+
+def _stored(array: dict[str, Any], num_videos: int) -> str:
+    """Each array has failures of its own: a video may be broken when layers are added, and not before."""
+    stored, wanted = array["stored"], num_videos - array["failed"]
+    return f"{stored}" if stored == wanted else f"[yellow]{stored} of {wanted}[/yellow]"
+
+
+def describe_folder(folder: Path) -> list[dict[str, Any]]:
+    """One row a store; a store that cannot be opened or is damaged has `error` in place of the facts."""
+    rows: list[dict[str, Any]] = []
+    for path, store in open_stores(folder):
+        if isinstance(store, StoreError):
+            rows.append({"path": str(path), "error": str(store)})
+            continue
+        try:
+            with store:
+                rows.append(_describe_row(path, store))
+        except StoreError as error:
+            rows.append({"path": str(path), "error": str(error)})
+    return rows
+
+
+def _describe_row(path: Path, store: FeatureStore) -> dict[str, Any]:
+    first = next(iter(store.manifest.splits))
+    tokens = sorted(int(name.split("/")[1]) for name in store.arrays(first) if name.startswith("tokens/"))
+    return {
+        "path": str(path),
+        "dataset": store.manifest.dataset,
+        "model": store.manifest.facts["backbone"]["model"],
+        "splits": dict(store.manifest.splits),
+        "layers": tokens,
+        "cross_frame": any(name.startswith("q/") for name in store.arrays(first)),
+        "size_bytes": store.size_bytes(),
+        "key": store.manifest.key,
+    }
+
+
+def print_folder(folder: Path, rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        out.print(f"no stores in {folder}. Make one with:  vcache extract DATASET --layers -4:", soft_wrap=True)
+        return
+    table = Table(title=escape(str(folder)), title_justify="left")
+    for column in ("store", "videos", "layers", "Q/K", "size"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        name = escape(Path(row["path"]).name)
+        if "error" in row:
+            table.add_row(name, f"[red]{escape(row['error'])}[/red]", "", "", "")
+            continue
+        splits = ", ".join(f"{split} {count}" for split, count in row["splits"].items())
+        layers = ",".join(map(str, row["layers"]))
+        table.add_row(name, splits, layers, "yes" if row["cross_frame"] else "no", size(row["size_bytes"]))
+    out.print(table)
+
+
+def describe_heads() -> list[dict[str, Any]]:
+    """One row a head: what it reads with its defaults, its recipe, and every setting with its default."""
+    rows = []
+    for name in list_heads():
+        head = get_head(name)
+        config = head.Config(num_classes=400)
+        recipe = {key: value for key, value in dataclasses.asdict(head.recipe).items() if value is not None}
+        rows.append(
+            {
+                "head": name,
+                "summary": head.summary,
+                "reads": _reads(head.requires(config)),
+                "settings": {key: value for key, value in dataclasses.asdict(config).items() if key != "num_classes"},
+                "recipe": recipe,
+            }
+        )
+    return rows
+
+
+def _reads(requirements: Any) -> str:
+    words = []
+    for kind, label in (("tokens", "tokens"), ("cls", "CLS"), ("maps", "Q/K")):
+        if layers := getattr(requirements, kind):
+            words.append(f"{label} of layers {', '.join(map(str, layers))}")
+    return "; ".join(words + (["the embedding"] if requirements.embed else []))
+
+
+def print_heads(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        out.print(f"[bold]{row['head']}[/bold]  {row['summary']}", highlight=False, soft_wrap=True)
+        out.print(f"  reads     {row['reads']}", highlight=False, soft_wrap=True)
+        for title in ("settings", "recipe"):
+            pairs = ", ".join(f"{key}={_word(value)}" for key, value in row[title].items() if key not in STORE_FACTS)
+            out.print(f"  {title:<10}{pairs}", highlight=False, markup=False, soft_wrap=True)
+    out.print(
+        "Set any of these with --set name=value; sizes and the number of classes come from the store.", highlight=False
+    )
+
+
+def _word(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+
+
+def describe_datasets() -> list[dict[str, str]]:
+    """One row a dataset: its name (or how a path chooses it), a summary, and the layout on disk."""
+    return [
+        {"dataset": name, "summary": entry.summary, "layout": entry.layout} for name, entry in list_datasets().items()
+    ]
+
+
+def print_datasets(rows: list[dict[str, str]]) -> None:
+    for row in rows:
+        out.print(f"[bold]{row['dataset']}[/bold]  {row['summary']}", highlight=False, soft_wrap=True)
+        for line in row["layout"].strip().splitlines():
+            out.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)

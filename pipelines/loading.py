@@ -1,0 +1,99 @@
+"""ReadPlan -> batches of ClipFeatures on the device, in an order that is a function of (seed, epoch) alone."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from vcache.heads.cross_frame import cross_frame_maps
+from vcache.heads.requirements import ClipFeatures
+from vcache.pipelines.matching import ReadPlan, completing_command
+from vcache.store.reader import FeatureStore
+
+
+class IncompleteSplit(RuntimeError):
+    """Some videos of the split are neither stored nor recorded as failed: their extraction has not finished."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Features and labels of B clips, and the rows of the split they came from."""
+
+    features: ClipFeatures
+    labels: Int[Tensor, " B"]
+    rows: np.ndarray
+
+
+class ClipLoader:
+    """Reads batches of one split and view through a plan; the next batch is read while the current one is used."""
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        split: str,
+        plan: ReadPlan,
+        *,
+        batch_size: int,
+        device: torch.device,
+        seed: int = 0,
+        allow_incomplete: bool = False,
+    ) -> None:
+        self.store, self.split, self.plan = store, split, plan
+        self.batch_size, self.device, self.seed = batch_size, device, seed
+        self.rows = self._readable_rows(allow_incomplete)
+        self.labels = torch.from_numpy(store.videos(split).labels)
+
+    def __len__(self) -> int:
+        """Batches in an epoch; the last may be smaller, and no row is dropped."""
+        return -(-len(self.rows) // self.batch_size)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of one shuffled epoch, the same for the same (seed, number)."""
+        order = np.random.default_rng([self.seed, number]).permutation(self.rows)
+        return self._batches(order)
+
+    def in_order(self) -> Iterator[Batch]:
+        """Every row once, in the order of the split."""
+        return self._batches(self.rows)
+
+    def _batches(self, order: np.ndarray) -> Iterator[Batch]:
+        parts = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
+            ahead = reader.submit(self._read, parts[0]) if parts else None
+            for i, rows in enumerate(parts):
+                assert ahead is not None
+                arrays = ahead.result()
+                ahead = reader.submit(self._read, parts[i + 1]) if i + 1 < len(parts) else None
+                yield Batch(self._features(arrays), self.labels[rows].to(self.device), rows)
+
+    def _read(self, rows: np.ndarray) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(self.store.read(self.split, name, rows)) for name in self.plan.arrays}
+
+    def _features(self, arrays: dict[str, Tensor]) -> ClipFeatures:
+        on_device = {name: array.to(self.device, non_blocking=True) for name, array in arrays.items()}
+        return ClipFeatures(
+            tokens={asked: on_device[f"tokens/{layer}"] for asked, layer in self.plan.tokens.items()},
+            cls={asked: on_device[f"cls/{layer}"] for asked, layer in self.plan.cls.items()},
+            maps={
+                asked: cross_frame_maps(on_device[f"q/{layer}"], on_device[f"k/{layer}"])
+                for asked, layer in self.plan.maps.items()
+            },
+            embed=on_device.get("embed"),
+        )
+
+    def _readable_rows(self, allow_incomplete: bool) -> np.ndarray:
+        """Rows with every array; failed videos are left out, unfinished ones are an error unless allowed."""
+        committed = self.store.committed_rows(self.split, self.plan.arrays)
+        failed = {failure.row for failure in self.store.failures(self.split)}
+        unfinished = [row for row in np.flatnonzero(~committed) if row not in failed]
+        if unfinished and not allow_incomplete:
+            raise IncompleteSplit(
+                f"{len(unfinished)} of {len(committed)} videos of split {self.split!r} in {self.store.path.name} are not "
+                f"extracted yet. Finish with:  {completing_command(self.store, self.plan)}\n"
+                "or use what is there with --allow-incomplete."
+            )
+        return np.flatnonzero(committed)

@@ -1,0 +1,240 @@
+"""Head requirements x what a store holds -> a ReadPlan, or an error that prints the command which mends it."""
+
+import dataclasses
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vcache.extract.layers import LayerError, absolute_layer, resolve_layers
+from vcache.heads.registry import get_head
+from vcache.heads.requirements import HeadRequirements
+from vcache.pipelines.settings import SettingError, build
+from vcache.pipelines.stores import open_stores, vcache_home
+from vcache.store.errors import StoreError
+from vcache.store.manifest import Manifest
+from vcache.store.reader import FeatureStore
+
+STORE_FACTS = ("num_classes", "num_frames", "width", "num_heads", "grid", "embed_dim")
+"""Fields of a head's Config that are filled from the store."""
+
+# Options of `vcache extract` that a store records, and their defaults.
+_REQUEST_DEFAULTS: dict[str, Any] = {
+    "root": None,
+    "model": "ViT-B-16-quickgelu",
+    "pretrained": "openai",
+    "random_weights": False,
+    "tsn": False,
+    "frames": 8,
+    "stride": 16,
+    "dtype": "float16",
+    "preprocess": "fast",
+    "val_fraction": 0.2,
+}
+
+
+class HeadStoreMismatch(ValueError):
+    """The head reads something that the store does not hold; ends in the command that adds it."""
+
+
+class NoFittingStore(LookupError):
+    """No store under `$VCACHE_HOME` fits the head, or several do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadPlan:
+    """Which stored array answers each thing that a head asked for: asked layer -> absolute layer of the backbone."""
+
+    tokens: Mapping[int, int]
+    cls: Mapping[int, int]
+    maps: Mapping[int, int]
+    embed: bool
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of the arrays to read, each once. Maps are made from the queries and keys of their layer."""
+        names = [f"tokens/{layer}" for layer in self.tokens.values()]
+        names += [f"cls/{layer}" for layer in self.cls.values()]
+        names += [f"{kind}/{layer}" for layer in self.maps.values() for kind in ("q", "k")]
+        names += ["embed"] if self.embed else []
+        return tuple(dict.fromkeys(names))
+
+
+def build_head_config(head: str, settings: Mapping[str, Any], manifest: Manifest) -> Any:
+    """The head's Config: shapes from the store, the rest from the settings, else the paper's defaults.
+
+    A setting of `layers` may be a selection ("-2:", "all") as for `vcache extract --layers`.
+
+    Raises:
+        SettingError: a setting cannot be read or the Config refuses it, or it is a size that the store gives.
+        LayerError: the backbone does not have these layers.
+    """
+    config = get_head(head).Config
+    backbone = manifest.facts["backbone"]
+    facts = {
+        **backbone,
+        "num_classes": len(manifest.class_names),
+        "num_frames": manifest.facts["request"]["frames"],
+        "grid": tuple(backbone["grid"]),
+    }
+    names = {field.name for field in dataclasses.fields(config)}
+    # Another number of frames is a wish that another store can meet; other sizes are never right.
+    if fixed := [name for name in STORE_FACTS if name in settings and name != "num_frames"]:
+        raise SettingError(f"--set {fixed[0]}: it comes from the store, which has {facts[fixed[0]]}. Leave it out.")
+    values = {name: facts[name] for name in STORE_FACTS if name in names} | dict(settings)
+    if isinstance(layers := values.get("layers"), str) and (":" in layers or layers == "all"):
+        values["layers"] = resolve_layers(layers, backbone["num_layers"])
+    return build(config, values)
+
+
+def match(head: str, requirements: HeadRequirements, store: FeatureStore, splits: Iterable[str]) -> ReadPlan:
+    """The plan for reading what the head asks for from these splits.
+
+    Raises:
+        HeadStoreMismatch: layers, frames or Q/K are missing; names both sides and the `vcache extract` command to run.
+    """
+    facts = store.manifest.facts["backbone"]
+    try:
+        plan = ReadPlan(
+            tokens={layer: absolute_layer(layer, facts["num_layers"]) for layer in requirements.tokens},
+            cls={layer: absolute_layer(layer, facts["num_layers"]) for layer in requirements.cls},
+            maps={layer: absolute_layer(layer, facts["num_layers"]) for layer in requirements.maps},
+            embed=requirements.embed,
+        )
+    except LayerError as error:
+        raise HeadStoreMismatch(f"head {head!r} reads a layer that {facts['model']} does not have: {error}") from error
+    _check_frames(head, requirements.num_frames, plan, store)
+    for split in splits:
+        if missing := set(plan.arrays) - store.arrays(split).keys():
+            raise HeadStoreMismatch(_missing_message(head, plan, store, split, missing))
+    return plan
+
+
+def _check_frames(head: str, wanted: int | None, plan: ReadPlan, store: FeatureStore) -> None:
+    stored = store.manifest.facts["request"]["frames"]
+    if wanted in (None, stored):
+        return
+    raise HeadStoreMismatch(
+        f"head {head!r} reads clips of {wanted} frames; {store.path.name} holds clips of {stored}.\n"
+        f"Extract a store of its own with:  {_command_for(plan, store.manifest, frames=wanted)}"
+    )
+
+
+def _missing_message(head: str, plan: ReadPlan, store: FeatureStore, split: str, missing: set[str]) -> str:
+    wants = _describe(plan.arrays)
+    holds = _describe(store.arrays(split)) or "no features"
+    return (
+        f"head {head!r} reads {wants}; {store.path.name} holds {holds} of split {split!r}.\n"
+        f"Extract the rest with:  {completing_command(store, plan)}\n"
+        f"(adds {_bytes_per_clip(missing, store.manifest) / 1e6:.3g} MB per clip; what is stored is kept)"
+    )
+
+
+def completing_command(store: FeatureStore, plan: ReadPlan) -> str:
+    """The `vcache extract` line after which the store holds everything that the plan reads."""
+    return _command_for(plan, store.manifest, store=store.path)
+
+
+def _command_for(plan: ReadPlan, manifest: Manifest, *, frames: int | None = None, store: Path | None = None) -> str:
+    """The line that extracts the layers of a plan; where it reads none, the last layer, which is the least one can ask for."""
+    layers = sorted({int(name.split("/")[1]) for name in plan.arrays if "/" in name})
+    word = _layers_word(layers, manifest.facts["backbone"]["num_layers"]) or "-1"
+    return extract_command(manifest, layers=word, frames=frames, store=store, qk=bool(plan.maps))
+
+
+def _describe(names: Iterable[str]) -> str:
+    """ "tokens of layers 8-11, Q/K of layers 8-11" of array names."""
+    layers: dict[str, list[int]] = {}
+    for name in names:
+        kind, slash, layer = name.partition("/")
+        if slash and kind != "k":
+            layers.setdefault("Q/K" if kind == "q" else kind, []).append(int(layer))
+    words = [f"{kind} of layers {_ranges(sorted(numbers))}" for kind, numbers in sorted(layers.items(), reverse=True)]
+    if "embed" in names:
+        words.append("the embedding")
+    if words and "Q/K" not in layers:
+        words.append("no Q/K")
+    return ", ".join(words)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] -> "0-2, 5"."""
+    words: list[str] = []
+    start = 0
+    for i in range(1, len(numbers) + 1):
+        if i == len(numbers) or numbers[i] != numbers[i - 1] + 1:
+            words.append(str(numbers[start]) if i - start == 1 else f"{numbers[start]}-{numbers[i - 1]}")
+            start = i
+    return ", ".join(words)
+
+
+def _layers_word(layers: list[int], num_layers: int) -> str:
+    """The shortest `--layers` that selects these: "8:" for the last ones, else "0,3,6"."""
+    if layers and layers == list(range(layers[0], num_layers)):
+        return f"{layers[0]}:"
+    return ",".join(map(str, layers))
+
+
+def _bytes_per_clip(names: Iterable[str], manifest: Manifest) -> int:
+    """Bytes that one clip's rows of these arrays take."""
+    backbone, frames = manifest.facts["backbone"], manifest.facts["request"]["frames"]
+    item = {"float16": 2, "float32": 4}[manifest.facts["request"]["dtype"]]
+    width, tokens = backbone["width"], backbone["num_tokens"]
+    sizes = {"cls": width, "tokens": tokens * width, "q": tokens * width, "k": tokens * width}
+    sizes["embed"] = backbone["embed_dim"]
+    return sum(frames * item * sizes[name.split("/")[0]] for name in names)
+
+
+def extract_command(manifest: Manifest, *, layers: str, frames: int | None, store: Path | None, qk: bool) -> str:
+    """The `vcache extract` line that makes or extends a store like this one; only what differs from the defaults is said."""
+    request = manifest.facts["request"]
+    words = ["vcache", "extract", request["dataset"], "--layers", layers]
+    asked = request if frames is None else {**request, "frames": frames}
+    # TSN has no stride.
+    asked = {**asked, "stride": None} if asked["tsn"] else asked
+    for name, default in _REQUEST_DEFAULTS.items():
+        if asked[name] not in (default, None):
+            flag = f"--{name.replace('_', '-')}"
+            words += [flag] if asked[name] is True else [flag, str(asked[name])]
+    words += [] if qk else ["--cross-frame", "none"]
+    if request["split"] and store:  # without the word, it would take in splits that were left out on purpose
+        words += ["--split", ",".join(manifest.splits)]
+    elif request["split"]:
+        words += ["--split", request["split"]]
+    return shlex.join(words + (["--store", str(store)] if store else []))
+
+
+def find_store(head: str, settings: Mapping[str, Any], train_split: str) -> FeatureStore:
+    """The one store under `$VCACHE_HOME` that has the split to train on and fits the head with these settings.
+
+    Raises:
+        NoFittingStore: none is there, none fits (with the mending command of the nearest), or several do (with their paths).
+    """
+    fitting: list[FeatureStore] = []
+    reasons: list[str] = []
+    for path, store in open_stores(vcache_home()):
+        if isinstance(store, StoreError):
+            reasons.append(f"{path.name}: {store}")
+            continue
+        try:
+            if train_split not in store.manifest.splits:
+                raise HeadStoreMismatch(f"{path.name} has no split {train_split!r}.")
+            requirements = get_head(head).requires(build_head_config(head, settings, store.manifest))
+            match(head, requirements, store, store.manifest.splits)
+            fitting.append(store)
+        except HeadStoreMismatch as error:
+            reasons.append(str(error))
+        except (LayerError, StoreError) as error:  # one backbone that is too small must not hide the store that fits
+            reasons.append(f"{path.name}: {error}")
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        paths = "\n".join(f"  --store {shlex.quote(str(store.path))}" for store in fitting)
+        raise NoFittingStore(f"{len(fitting)} stores under {vcache_home()} fit head {head!r}. Say which:\n{paths}")
+    if reasons:
+        raise NoFittingStore(f"no store under {vcache_home()} fits head {head!r}:\n" + "\n".join(reasons))
+    raise NoFittingStore(
+        f"there is no store under {vcache_home()} yet. Make one with:  vcache extract DATASET --layers -4:   "
+        "or name one with --store PATH."
+    )

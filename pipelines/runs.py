@@ -1,0 +1,104 @@
+"""A run folder: what was trained, on which store, with which settings, and what came of it.
+
+RUN/config.json         head, its resolved config, recipe, store and its key, plan, versions: enough to build it again
+RUN/classes.txt         class names, one a line, in the order of the logits
+RUN/metrics.jsonl       one line per epoch, written as the epoch ends
+RUN/head.safetensors    the weights; written last, so a run that has it is complete
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vcache.heads.registry import get_head
+from vcache.pipelines.settings import build
+
+
+class RunError(ValueError):
+    """A run folder that cannot be written or read as asked."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder written by `vcache train-head`."""
+
+    path: Path
+    config: Mapping[str, Any]
+
+    @classmethod
+    def create(cls, path: Path, config: Mapping[str, Any], class_names: tuple[str, ...]) -> "Run":
+        """Make the folder and write what is known before training; a folder with anything in it is refused."""
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path} is a file, and a run is a folder. Choose another --out.")
+        if path.exists() and any(path.iterdir()):
+            raise RunError(f"{path} is not empty: a run is never written over. Choose another --out, or delete it.")
+        path.mkdir(parents=True, exist_ok=True)
+        _write_text(path / "config.json", json.dumps(config, indent=2) + "\n")
+        _write_text(path / "classes.txt", "\n".join(class_names) + "\n")
+        return cls(path, config)
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """A complete run; RunError says what is missing otherwise."""
+        if not (path / "config.json").is_file():
+            raise RunError(
+                f"{path} is not a run folder: it has no config.json. `vcache train-head` writes one with --out."
+            )
+        if not (path / "head.safetensors").is_file():
+            raise RunError(
+                f"{path} has no head.safetensors: its training did not finish. Train again into another --out."
+            )
+        return cls(path, json.loads((path / "config.json").read_text()))
+
+    @property
+    def head(self) -> str:
+        return self.config["head"]
+
+    def class_names(self) -> tuple[str, ...]:
+        """The classes that the head was trained on, in the order of its logits."""
+        text = (self.path / "classes.txt").read_text(encoding="utf-8")
+        return tuple(text.removesuffix("\n").split("\n"))
+
+    def append_metrics(self, metrics: Mapping[str, Any]) -> None:
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """One dict per finished epoch."""
+        path = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+    def save_head(self, state: Mapping[str, Tensor]) -> None:
+        """Write the weights under a temporary name, then rename: a head that is there is whole."""
+        temporary = self.path / "head.safetensors.part"
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
+        temporary.chmod(0o644)  # safetensors writes 0600, which a colleague cannot read
+        temporary.replace(self.path / "head.safetensors")
+
+    def load_head(self) -> torch.nn.Module:
+        """The trained head in eval mode on the CPU."""
+        head_class = get_head(self.head)
+        config = {name: tuple(v) if isinstance(v, list) else v for name, v in self.config["head_config"].items()}
+        head = head_class(build(head_class.Config, config))
+        head.load_state_dict(load_file(self.path / "head.safetensors"))
+        return head.eval()
+
+
+def next_run_folder(head: str, parent: Path = Path("runs")) -> Path:
+    """runs/evl-1, runs/evl-2, ...: the first that is not there."""
+    number = 1
+    while (parent / f"{head}-{number}").exists():
+        number += 1
+    return parent / f"{head}-{number}"
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,88 @@
+"""`--set name=value` pairs onto frozen dataclasses: typed by the field, an unknown name is an error that names the nearest."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+_Config = TypeVar("_Config")
+
+
+class SettingError(ValueError):
+    """A `--set` pair, or a flag that stands for one, that no configuration field can take."""
+
+
+def parse_pairs(pairs: Iterable[str]) -> dict[str, str]:
+    """["lr=1e-3", "layers=-2:"] -> {"lr": "1e-3", "layers": "-2:"}; a pair without "=" or a name given twice is an error."""
+    settings: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name:
+            raise SettingError(f"--set {pair!r} is not of the form name=value, as in --set lr=1e-3.")
+        if name in settings:
+            raise SettingError(f"--set {name} is given twice, as {settings[name]!r} and as {value!r}. Give it once.")
+        settings[name] = value.strip()
+    return settings
+
+
+def split_settings(settings: Mapping[str, Any], *configs: type) -> tuple[dict[str, Any], ...]:
+    """Share the settings out among dataclasses by field name, one dict for each; a name that none has is a SettingError."""
+    shares: tuple[dict[str, Any], ...] = tuple({} for _ in configs)
+    known = {field.name for config in configs for field in dataclasses.fields(config)}
+    for name, value in settings.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean {near[0]!r}? " if near else ""
+            raise SettingError(f"unknown setting {name!r}. {hint}There are: {', '.join(sorted(known))}.")
+        for share, config in zip(shares, configs, strict=True):
+            if name in {field.name for field in dataclasses.fields(config)}:
+                share[name] = value
+    return shares
+
+
+def build(config: type[_Config], settings: Mapping[str, Any]) -> _Config:
+    """The dataclass with these fields; text values are read as the field's type, other values are taken as they are.
+
+    Raises:
+        SettingError: a text cannot be read as its field's type, or the dataclass refuses a value.
+    """
+    hints = typing.get_type_hints(config)
+    values = {
+        name: _read(name, value, hints[name]) if isinstance(value, str) else value for name, value in settings.items()
+    }
+    try:
+        return config(**values)
+    except ValueError as error:
+        raise SettingError(str(error)) from error
+
+
+def _read(name: str, text: str, hint: Any) -> Any:
+    """`text` as a value of the annotated type."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        options = typing.get_args(hint)
+        if type(None) in options and text.lower() in ("none", ""):
+            return None
+        return _read(name, text, next(option for option in options if option is not type(None)))
+    if typing.get_origin(hint) is tuple:
+        item = typing.get_args(hint)[0]
+        return tuple(_read(name, part.strip(), item) for part in text.strip("()[] ").split(",") if part.strip())
+    if typing.get_origin(hint) is typing.Literal:
+        return text  # the dataclass checks its own choices
+    if hint is bool:
+        return _read_bool(name, text)
+    try:
+        return hint(text)
+    except (TypeError, ValueError) as error:
+        raise SettingError(
+            f"--set {name}={text}: {getattr(hint, '__name__', hint)} expected, {text!r} cannot be read as one."
+        ) from error
+
+
+def _read_bool(name: str, text: str) -> bool:
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    if text.lower() not in words:
+        raise SettingError(f"--set {name}={text}: true or false expected.")
+    return words[text.lower()]

@@ -1,0 +1,192 @@
+"""One shard of one split, from video files to a committed shard: the unit of work of every kind of extraction."""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from vcache.extract.backbone import FrozenBackbone, Taps
+from vcache.extract.datasets.base import Video, VideoDataset
+from vcache.extract.decode import VideoError, decode_clip
+from vcache.extract.preprocess import Preprocessing
+from vcache.extract.sampling import Sampling
+from vcache.store.layout import ArraySpec
+from vcache.store.reader import FeatureStore
+from vcache.store.writer import RowFailure, ShardWriter
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """The rows of one shard and the arrays that it still lacks."""
+
+    split: str
+    shard: int
+    rows: range
+    arrays: tuple[ArraySpec, ...]
+
+
+@dataclass
+class ExtractionProgress:
+    """Running counts, reported after every batch."""
+
+    videos_total: int = 0
+    """Videos that this run has to do; those stored before are not among them."""
+    videos_done: int = 0
+    videos_skipped: int = 0
+    """Already in the store when the run began."""
+    failures: int = 0
+    frames_done: int = 0
+    bytes_written: int = 0
+
+
+@dataclass(frozen=True)
+class PreparedClip:
+    """A decoded clip ready for the backbone, with what the store keeps about its view."""
+
+    images: torch.Tensor  # (T, 3, S, S), normalised
+    frame_index: np.ndarray  # (T,)
+    crop: np.ndarray  # (4,): top, left, height, width in source pixels
+
+
+@dataclass(frozen=True)
+class _Row:
+    task: ShardTask
+    row: int
+    video: Video
+    clip: PreparedClip | VideoError
+
+
+def missing_shards(store: FeatureStore, splits: Iterable[str], arrays: Iterable[ArraySpec]) -> list[ShardTask]:
+    """The shards of these splits that lack some of the arrays, with the arrays each of them lacks."""
+    wanted, tasks = tuple(arrays), []
+    for split in splits:
+        for shard in range(store.num_shards(split)):
+            stored = store.committed_arrays(split, shard)
+            if missing := tuple(spec for spec in wanted if spec.name not in stored):
+                tasks.append(ShardTask(split, shard, store.shard_rows(split, shard), missing))
+    return tasks
+
+
+class ShardExtractor:
+    """Decodes ahead in threads, runs the backbone on batches of clips, writes rows in order and commits shard by shard."""
+
+    def __init__(
+        self,
+        dataset: VideoDataset,
+        sampling: Sampling,
+        preprocessing: Preprocessing,
+        backbone: FrozenBackbone,
+        *,
+        num_threads: int,
+        batch_size: int,
+    ) -> None:
+        self.dataset, self.sampling, self.preprocessing, self.backbone = dataset, sampling, preprocessing, backbone
+        self.num_threads, self.batch_size = num_threads, batch_size
+
+    def run(
+        self, store: FeatureStore, tasks: Iterable[ShardTask], progress: ExtractionProgress, report: Callable[[], None]
+    ) -> None:
+        """Extract and commit the tasks one after the other; `report` is called after every batch of clips.
+
+        A video that cannot be used is recorded as failed and the run goes on; any other error stops it, with the shards
+        before it committed and nothing of the shard at hand.
+        """
+        videos = {split: self.dataset.split(split) for split in self.dataset.splits}
+        jobs = ((task, row, videos[task.split][row]) for task in tasks for row in task.rows)
+        for task, rows in itertools.groupby(self._decode_ahead(jobs), key=lambda row: row.task):
+            with ShardWriter(store, task.split, task.shard, task.arrays) as writer:
+                # Batches end with the shard, so that a row has the same neighbours in its batch after any resume.
+                for batch in _batched(rows, self.batch_size):
+                    self._write_batch(writer, batch, progress)
+                    report()
+
+    def _decode_ahead(self, jobs: Iterable[tuple[ShardTask, int, Video]]) -> Iterator[_Row]:
+        """Rows in the order of the jobs, with two batches decoded or being decoded ahead."""
+        pending: deque[Future[_Row]] = deque()
+        pool = ThreadPoolExecutor(self.num_threads, thread_name_prefix="decode")
+        try:
+            for job in jobs:
+                pending.append(pool.submit(self._decode, *job))
+                if len(pending) > self.num_threads + 2 * self.batch_size:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _decode(self, task: ShardTask, row: int, video: Video) -> _Row:
+        try:
+            decoded = decode_clip(self.dataset.root / video.path, self.sampling)
+        except VideoError as error:
+            return _Row(task, row, video, error)
+        height, width = decoded.frames.shape[1:3]
+        clip = PreparedClip(
+            images=self.preprocessing(decoded.frames),
+            frame_index=np.array(decoded.frame_index, dtype=np.int32),
+            crop=np.array(self.preprocessing.crop_box(height, width), dtype=np.float32),
+        )
+        return _Row(task, row, video, clip)
+
+    def _write_batch(self, writer: ShardWriter, batch: tuple[_Row, ...], progress: ExtractionProgress) -> None:
+        clips = [row.clip for row in batch if isinstance(row.clip, PreparedClip)]
+        features = iter(self._forward(clips, batch[0].task.arrays)) if clips else iter(())
+        for row in batch:
+            if isinstance(row.clip, VideoError):
+                writer.fail(RowFailure(row.row, row.video.video_id, row.video.path, row.clip.kind, row.clip.reason))
+                progress.failures += 1
+            else:
+                arrays = next(features)
+                writer.write(row.row, arrays)
+                progress.frames_done += len(row.clip.frame_index)
+                progress.bytes_written += sum(array.nbytes for array in arrays.values())
+            progress.videos_done += 1
+
+    def _forward(self, clips: list[PreparedClip], arrays: tuple[ArraySpec, ...]) -> list[dict[str, np.ndarray]]:
+        """The arrays of each clip, by name, in the dtypes of the store."""
+        layers = {kind: _layers(arrays, kind) for kind in ("tokens", "cls", "q")}
+        images = torch.cat([clip.images for clip in clips]).to(self.backbone.device)  # (B*T, 3, S, S)
+        taps = self.backbone(images, tokens=sorted({*layers["tokens"], *layers["cls"]}), qk=layers["q"])
+        computed = _by_array_name(taps)
+        wanted = [spec for spec in arrays if spec.name in computed]
+        split = {
+            spec.name: computed[spec.name].cpu().numpy().astype(spec.dtype).reshape(len(clips), *spec.shape)
+            for spec in wanted
+        }
+        return [
+            {
+                **{name: values[b] for name, values in split.items()},
+                **_view_arrays(clip, {spec.name for spec in arrays}),
+            }
+            for b, clip in enumerate(clips)
+        ]
+
+
+def _layers(arrays: Iterable[ArraySpec], kind: str) -> tuple[int, ...]:
+    return tuple(int(spec.name.split("/")[1]) for spec in arrays if spec.name.startswith(f"{kind}/"))
+
+
+def _by_array_name(taps: Taps) -> dict[str, torch.Tensor]:
+    named = {"embed": taps.embed}
+    named |= {f"tokens/{layer}": tokens for layer, tokens in taps.tokens.items()}
+    named |= {f"cls/{layer}": tokens[:, 0] for layer, tokens in taps.tokens.items()}
+    named |= {f"q/{layer}": q for layer, q in taps.q.items()}
+    return named | {f"k/{layer}": k for layer, k in taps.k.items()}
+
+
+def _view_arrays(clip: PreparedClip, wanted: set[str]) -> dict[str, np.ndarray]:
+    """What was done to make the view, where the shard does not hold it yet."""
+    arrays = {"frame_index": clip.frame_index, "crop": clip.crop, "flip": np.zeros((), dtype=np.uint8)}
+    return {name: array for name, array in arrays.items() if name in wanted}
+
+
+def _batched(items: Iterable[_Item], size: int) -> Iterator[tuple[_Item, ...]]:
+    iterator = iter(items)
+    while batch := tuple(itertools.islice(iterator, size)):
+        yield batch

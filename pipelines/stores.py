@@ -1,0 +1,36 @@
+"""Where stores live when nobody says: `$VCACHE_HOME`, else the user's cache folder."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from vcache.store.errors import StoreError
+from vcache.store.reader import FeatureStore
+
+
+def vcache_home() -> Path:
+    """`$VCACHE_HOME`, else `$XDG_CACHE_HOME/vcache`, else `~/.cache/vcache`. Not created here."""
+    if home := os.environ.get("VCACHE_HOME"):
+        return Path(home).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vcache"
+
+
+def default_store_path(dataset: str, model: str, num_frames: int, key: str) -> Path:
+    """A name a person can tell apart in a listing, unique by the key: `k400-vit-b-16-quickgelu-8f-3c9e41.zarr`."""
+    slug = re.sub(r"[^a-z0-9]+", "-", model.removeprefix("local-dir:").rstrip("/").rsplit("/", 1)[-1].lower())
+    return vcache_home() / f"{dataset}-{slug.strip('-')}-{num_frames}f-{key[:6]}.zarr"
+
+
+def store_paths(folder: Path) -> list[Path]:
+    """The stores directly in `folder`, by name; a folder that is not there holds none."""
+    return sorted(path for path in folder.glob("*.zarr") if path.is_dir()) if folder.is_dir() else []
+
+
+def open_stores(folder: Path) -> Iterator[tuple[Path, FeatureStore | StoreError]]:
+    """Each store of `folder` opened, or the error that opening it gave: a listing must not end at the first bad one."""
+    for path in store_paths(folder):
+        try:
+            yield path, FeatureStore.open(path)
+        except StoreError as error:
+            yield path, error

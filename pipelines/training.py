@@ -1,0 +1,267 @@
+"""Training a head from a store: no video is opened, no backbone is run."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vcache.heads.registry import get_head
+from vcache.heads.requirements import Recipe
+from vcache.pipelines.device import select_device
+from vcache.pipelines.evaluation import Metrics, compute_metrics, predict_logits, validation_split
+from vcache.pipelines.loading import ClipLoader
+from vcache.pipelines.matching import build_head_config, find_store, match
+from vcache.pipelines.runs import Run, next_run_folder
+from vcache.pipelines.settings import SettingError, build, split_settings
+from vcache.store.reader import FeatureStore
+
+
+class TrainingError(RuntimeError):
+    """The training went wrong; the run folder has no weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """One `vcache train-head` command. `settings` may name any field of the head's Config or of its Recipe."""
+
+    head: str
+    store: Path | None = None
+    """None: the one store under `$VCACHE_HOME` that fits."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    out: Path | None = None
+    """None: the next free `runs/HEAD-n`."""
+    train_split: str = "train"
+    seed: int = 0
+    device: str = "auto"
+    allow_incomplete: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochReport:
+    """One line of metrics.jsonl. Losses are means over videos; accuracies are in 0..1."""
+
+    epoch: int
+    step: int
+    lr: float
+    train_loss: float
+    train_top1: float
+    val_loss: float | None
+    val_top1: float | None
+    val_top5: float | None
+    val_mean_class_accuracy: float | None
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSummary:
+    run: str
+    store: str
+    num_train: int
+    num_val: int
+    num_failed: int
+    """Videos of the two splits that were left out because their extraction failed."""
+    num_parameters: int
+    epochs: int
+    steps: int
+    last: EpochReport
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What is about to run, for the screen: sizes and the resolved schedule."""
+
+    run: Path
+    store: Path
+    num_train: int
+    num_val: int
+    num_parameters: int
+    epochs: int
+    steps: int
+    recipe: Recipe
+
+
+def train_head(
+    config: TrainingConfig,
+    *,
+    on_plan: Callable[[TrainingPlan], None] = lambda plan: None,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+    on_epoch: Callable[[EpochReport], None] = lambda report: None,
+) -> TrainingSummary:
+    """Train one head on a store's train split, validating after every epoch, and write a run folder.
+
+    Raises:
+        UnknownHead, SettingError: no such head, or a setting that neither it nor its recipe has.
+        NoFittingStore, HeadStoreMismatch, IncompleteSplit: the stores lack what the head reads; with the mending command.
+        RunError: `out` is not empty.
+        TrainingError: the loss is not finite any more.
+    """
+    head_class = get_head(config.head)
+    head_settings, recipe_settings = split_settings(config.settings, head_class.Config, Recipe)
+    recipe = build(Recipe, {**asdict(head_class.recipe), **_one_length(recipe_settings)})
+    with _open_store(config, head_settings) as store:
+        device = select_device(config.device)
+        torch.manual_seed(config.seed)
+        head_config = build_head_config(config.head, head_settings, store.manifest)
+        head = head_class(head_config).to(device)
+        train, val = _loaders(config, head, store, recipe, device)
+        epochs, steps = _length(recipe, len(train))
+        parameters = sum(p.numel() for p in head.parameters() if p.requires_grad)
+        run = Run.create(
+            config.out or next_run_folder(config.head),
+            _run_config(config, head_config, recipe, store),
+            store.manifest.class_names,
+        )
+        num_val = len(val.rows) if val else 0
+        on_plan(TrainingPlan(run.path, store.path, len(train.rows), num_val, parameters, epochs, steps, recipe))
+        last = _train(head, recipe, train, val, run, steps, on_step, on_epoch)
+        run.save_head(head.state_dict())
+        return TrainingSummary(
+            run=str(run.path),
+            store=str(store.path),
+            num_train=len(train.rows),
+            num_val=num_val,
+            num_failed=sum(len(store.failures(loader.split)) for loader in (train, val) if loader),
+            num_parameters=parameters,
+            epochs=epochs,
+            steps=steps,
+            last=last,
+        )
+
+
+def learning_rate(recipe: Recipe, step: int, num_steps: int) -> float:
+    """The rate of optimiser step `step` (0-based): linear warm-up, then half a cosine to 0, or constant."""
+    if step < recipe.warmup_steps:
+        return recipe.lr * (step + 1) / recipe.warmup_steps
+    if recipe.schedule == "constant":
+        return recipe.lr
+    progress = (step - recipe.warmup_steps) / max(1, num_steps - recipe.warmup_steps)
+    return recipe.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _train(
+    head: nn.Module,
+    recipe: Recipe,
+    train: ClipLoader,
+    val: ClipLoader | None,
+    run: Run,
+    num_steps: int,
+    on_step: Callable[[int, float], None],
+    on_epoch: Callable[[EpochReport], None],
+) -> EpochReport:
+    optimiser = torch.optim.AdamW(head.parameters(), lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay)
+    step, epoch, report = 0, 0, None
+    while step < num_steps:
+        began, loss_sum, hits, seen = time.perf_counter(), 0.0, 0, 0
+        head.train()
+        for batch in train.epoch(epoch):
+            if step == num_steps:
+                break
+            rate = learning_rate(recipe, step, num_steps)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            logits = head(batch.features)
+            loss = nn.functional.cross_entropy(logits, batch.labels, label_smoothing=recipe.label_smoothing)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            step += 1
+            if not math.isfinite(loss.item()):
+                raise TrainingError(
+                    f"the loss is {loss.item()} at step {step}, with learning rate {rate:g}: the head is lost. "
+                    "Train with a smaller --lr, or with --set warmup_steps=N."
+                )
+            loss_sum += loss.item() * len(batch.rows)
+            hits += int((logits.argmax(dim=1) == batch.labels).sum())
+            seen += len(batch.rows)
+            on_step(step, loss.item())
+        metrics = compute_metrics(*predict_logits(head, val.in_order())) if val else None
+        report = EpochReport(
+            epoch=epoch,
+            step=step,
+            lr=rate,
+            train_loss=loss_sum / seen,
+            train_top1=hits / seen,
+            seconds=time.perf_counter() - began,
+            **_validation_fields(metrics),
+        )
+        run.append_metrics(asdict(report))
+        on_epoch(report)
+        epoch += 1
+    assert report is not None
+    return report
+
+
+def _validation_fields(metrics: Metrics | None) -> dict[str, float | None]:
+    names = ("loss", "top1", "top5", "mean_class_accuracy")
+    return {f"val_{name}": getattr(metrics, name) if metrics else None for name in names}
+
+
+def _one_length(settings: dict[str, Any]) -> dict[str, Any]:
+    """`epochs` and `steps` say the same thing: the one that is set replaces the recipe's other."""
+    if {"epochs", "steps"} <= settings.keys():
+        raise SettingError("epochs and steps are both set; a run has one length. Set one of them.")
+    if "epochs" in settings:
+        return {**settings, "steps": None}
+    return {**settings, "epochs": None} if "steps" in settings else settings
+
+
+def _length(recipe: Recipe, batches_per_epoch: int) -> tuple[int, int]:
+    """(epochs, optimiser steps) of the run; the last epoch may be cut by the number of steps."""
+    steps = recipe.steps if recipe.steps is not None else (recipe.epochs or 0) * batches_per_epoch
+    return -(-steps // batches_per_epoch), steps
+
+
+def _open_store(config: TrainingConfig, head_settings: Mapping[str, Any]) -> FeatureStore:
+    return (
+        FeatureStore.open(config.store) if config.store else find_store(config.head, head_settings, config.train_split)
+    )
+
+
+def _loaders(
+    config: TrainingConfig, head: nn.Module, store: FeatureStore, recipe: Recipe, device: torch.device
+) -> tuple[ClipLoader, ClipLoader | None]:
+    """Loaders of the train and the validation split; a store without a validation split trains without validating."""
+    if config.train_split not in store.manifest.splits:
+        raise SettingError(
+            f"{store.path.name} has no split {config.train_split!r}; it has {', '.join(store.manifest.splits)}. "
+            "Choose one with --train-split."
+        )
+    val_split = validation_split(split for split in store.manifest.splits if split != config.train_split)
+    splits = [config.train_split] + ([val_split] if val_split else [])
+    plan = match(config.head, get_head(config.head).requires(head.config), store, splits)
+    loaders = [
+        ClipLoader(
+            store,
+            split,
+            plan,
+            batch_size=recipe.batch_size,
+            device=device,
+            seed=config.seed,
+            allow_incomplete=config.allow_incomplete,
+        )
+        for split in splits
+    ]
+    if not len(loaders[0]):
+        raise SettingError(f"split {config.train_split!r} of {store.path.name} has no readable video to train on.")
+    return loaders[0], loaders[1] if len(loaders) > 1 and len(loaders[1]) else None
+
+
+def _run_config(config: TrainingConfig, head_config: Any, recipe: Recipe, store: FeatureStore) -> dict[str, Any]:
+    return {
+        "head": config.head,
+        "head_config": dataclasses.asdict(head_config),
+        "recipe": asdict(recipe),
+        "train_split": config.train_split,
+        "seed": config.seed,
+        "dataset": store.manifest.dataset,
+        "store": str(store.path.resolve()),
+        "store_key": store.manifest.key,
+        "store_spec": store.manifest.spec,
+        "versions": {"torch": torch.__version__},
+    }

@@ -1,0 +1,50 @@
+"""Stores that several tests of the pipelines read."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vcache.pipelines.extraction import ExtractionConfig, run_extraction
+
+
+@pytest.fixture
+def config(video_folder: Path, tiny_clip: Path, tmp_path: Path) -> Callable[..., ExtractionConfig]:
+    """An extraction of the tiny videos with the tiny CLIP; any field can be given."""
+
+    def make(**fields: object) -> ExtractionConfig:
+        defaults: dict[str, object] = {
+            "dataset": str(video_folder),
+            "layers": "-2:",
+            "frames": 5,
+            "stride": 3,
+            "model": f"local-dir:{tiny_clip}",
+            "pretrained": None,
+            "dtype": "float32",
+            "store": tmp_path / "store.zarr",
+            "batch_size": 3,
+            "device": "cpu",
+        }
+        return ExtractionConfig(**{**defaults, **fields})  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def float32_store(video_folder: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Layers 1 and 2 of 3 with Q/K in float32, 5 frames of stride 3; read only."""
+    path = tmp_path_factory.mktemp("store") / "tiny.zarr"
+    run_extraction(
+        ExtractionConfig(
+            dataset=str(video_folder),
+            layers="-2:",
+            frames=5,
+            stride=3,
+            model=f"local-dir:{tiny_clip}",
+            pretrained=None,
+            dtype="float32",
+            store=path,
+            device="cpu",
+        )
+    )
+    return path

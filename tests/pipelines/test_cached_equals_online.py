@@ -1,0 +1,79 @@
+"""The promise under the whole design: a head sees from the cache what it would see with the backbone in the loop."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from vcache.extract.backbone import load_backbone
+from vcache.extract.decode import decode_clip
+from vcache.extract.preprocess import from_open_clip_config
+from vcache.heads.cross_frame import cross_frame_maps
+from vcache.heads.registry import get_head
+from vcache.heads.requirements import ClipFeatures
+from vcache.pipelines.extraction import ExtractionConfig, run_extraction
+from vcache.pipelines.loading import ClipLoader
+from vcache.pipelines.matching import build_head_config, match
+from vcache.store.reader import FeatureStore
+
+HEADS = {"linear": {}, "evl": {"layers": "-2:"}}
+
+
+def online_features(config: ExtractionConfig, paths: list[Path]) -> ClipFeatures:
+    """Features of these videos with the backbone in the loop, for layers 1 and 2 asked by their absolute numbers and as -1."""
+    backbone = load_backbone(config.model, None)
+    prepare = from_open_clip_config(backbone.preprocess_config, mode=config.preprocess)
+    taps = [backbone(prepare(decode_clip(path, config.sampling).frames), tokens=[1, 2], qk=[1, 2]) for path in paths]
+    tokens = {layer: torch.stack([tap.tokens[layer] for tap in taps]) for layer in (1, 2)}
+    q = {layer: torch.stack([tap.q[layer] for tap in taps]) for layer in (1, 2)}
+    k = {layer: torch.stack([tap.k[layer] for tap in taps]) for layer in (1, 2)}
+    return ClipFeatures(
+        tokens=tokens,
+        cls={-1: tokens[2][:, :, 0]},
+        maps={layer: cross_frame_maps(q[layer], k[layer]) for layer in (1, 2)},
+        embed=torch.stack([tap.embed for tap in taps]),
+    )
+
+
+def logits_and_gradients(head: torch.nn.Module, features: ClipFeatures, labels: Tensor) -> dict[str, Tensor]:
+    head.zero_grad()
+    logits = head(features)
+    torch.nn.functional.cross_entropy(logits, labels).backward()
+    return {"logits": logits.detach()} | {
+        name: p.grad.clone() for name, p in head.named_parameters() if p.grad is not None
+    }
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-6), ("float16", 2e-3)])
+@pytest.mark.parametrize("name", HEADS)
+def test_logits_and_every_gradient_from_the_cache_equal_those_online(
+    config: Callable[..., ExtractionConfig], video_folder: Path, tmp_path: Path, name: str, dtype: str, bound: float
+) -> None:
+    """float32: to 1e-6 of the largest value of each tensor; float16: to 2e-3 (11 bits of mantissa in, two layers of them)."""
+    videos = tmp_path / "videos"
+    shutil.copytree(video_folder, videos)
+    made = config(dataset=str(videos), dtype=dtype)
+    run_extraction(made)
+    with FeatureStore.open(made.store) as store:
+        online = online_features(made, [videos / path for path in store.videos("train").paths])
+        shutil.rmtree(videos)
+        torch.manual_seed(3)
+        head_config = build_head_config(name, HEADS[name], store.manifest)
+        head = get_head(name)(head_config).eval()
+        for parameter in head.parameters():  # what starts at zero would hide what flows through it
+            torch.nn.init.normal_(parameter, std=0.3)
+        plan = match(name, head.requires(head_config), store, ["train"])
+        loader = ClipLoader(store, "train", plan, batch_size=12, device=torch.device("cpu"))
+        (batch,) = loader.in_order()
+        np.testing.assert_array_equal(batch.rows, np.arange(12))
+        cached = logits_and_gradients(head, batch.features, batch.labels)
+        expected = logits_and_gradients(head, online, batch.labels)
+    assert cached.keys() == expected.keys()
+    assert len(cached) == 1 + len(list(head.parameters()))
+    for key, value in expected.items():
+        error = (cached[key] - value).abs().max() / value.abs().max().clamp_min(1e-3)
+        assert error <= bound, f"{key}: {error:.2e}"
