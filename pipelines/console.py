@@ -43,11 +43,13 @@ def extraction_bar(title: str) -> Iterator[Callable[[ExtractionProgress], None]]
         TextColumn("{task.fields[written]}"),
         TextColumn("{task.fields[failures]}"),
     )
-    with Progress(*columns, console=err, transient=False) as progress:
-        task = progress.add_task(escape(title), total=None, rates="", written="", failures="")
+    with Progress(*columns, console=err) as progress:
 
         def update(state: ExtractionProgress) -> None:
-            elapsed = progress.tasks[0].elapsed or 0.0
+            # Drawn with the first report: until then nothing moves, and an early error needs no empty bar above it.
+            if not progress.tasks:
+                progress.add_task(escape(title), total=None, rates="", written="", failures="")
+            task, elapsed = progress.tasks[0].id, progress.tasks[0].elapsed or 0.0
             rates = ""
             if elapsed > 0 and state.videos_done:
                 rates = f"{state.videos_done / elapsed:.1f} videos/s  {state.frames_done / elapsed:.0f} frames/s"
@@ -109,13 +111,14 @@ class TrainingScreen:
 
     def __init__(self, progress: Progress, head: str) -> None:
         self.progress = progress
-        self.task = progress.add_task(head, total=None, loss="-")
+        self.task = progress.add_task(head, total=None, loss="-", visible=False)
 
     def plan(self, plan: TrainingPlan) -> None:
-        self.progress.update(self.task, total=plan.steps)
+        epochs = "1 epoch" if plan.epochs == 1 else f"{plan.epochs} epochs"
+        self.progress.update(self.task, total=plan.steps, visible=True)
         self.progress.console.print(
             f"{escape(plan.store.name)}: {plan.num_train} videos to train on, {plan.num_val} to validate on; "
-            f"{plan.num_parameters:,} parameters, {plan.steps} steps of {plan.recipe.batch_size} ({plan.epochs} epochs), "
+            f"{plan.num_parameters:,} parameters, {plan.steps} steps of {plan.recipe.batch_size} ({epochs}), "
             f"AdamW lr {plan.recipe.lr:g}, weight decay {plan.recipe.weight_decay:g}, {plan.recipe.schedule}",
             soft_wrap=True,
         )

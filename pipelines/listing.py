@@ -72,20 +72,22 @@ def print_store(store: dict[str, Any]) -> None:
     out.print(
         "  sampling " + ", ".join(f"{k} {v}" for k, v in spec["sampling"].items()), soft_wrap=True, highlight=False
     )
-    for name, split in store["splits"].items():
-        table = Table(title=f"{name}: {split['videos']} videos, {split['failed']} failed", title_justify="left")
-        for column in ("array", "of one clip", "dtype", "stored"):
-            table.add_column(column)
-        for array, facts in split["arrays"].items():
-            shape = ", ".join(f"{dim} {n}" for dim, n in zip(facts["dims"], facts["shape"], strict=True))
-            table.add_row(array, shape or "one value", facts["dtype"], _stored(facts, split["videos"]))
-        out.print(table)
+    splits = store["splits"]
+    table = Table("array", "of one clip", "dtype", *(f"{name} ({split['videos']})" for name, split in splits.items()))
+    for array, facts in {name: facts for split in splits.values() for name, facts in split["arrays"].items()}.items():
+        shape = " x ".join(map(str, facts["shape"]))
+        stored = (_stored(split["arrays"].get(array), split["videos"]) for split in splits.values())
+        table.add_row(array, shape or "one value", facts["dtype"], *stored)
+    out.print(table)
+    for name, split in splits.items():
         for kind, count in Counter(failure["kind"] for failure in split["failures"]).most_common():
-            out.print(f"  failed, {kind}: {count}", highlight=False)
+            out.print(f"  {name}: {count} failed, {kind}", highlight=False)
 
 
-def _stored(array: dict[str, Any], num_videos: int) -> str:
+def _stored(array: dict[str, Any] | None, num_videos: int) -> str:
     """Each array has failures of its own: a video may be broken when layers are added, and not before."""
+    if array is None:
+        return "[yellow]none[/yellow]"
     stored, wanted = array["stored"], num_videos - array["failed"]
     return f"{stored}" if stored == wanted else f"[yellow]{stored} of {wanted}[/yellow]"
 

@@ -125,7 +125,7 @@ def _missing_message(head: str, plan: ReadPlan, store: FeatureStore, split: str,
     wants = _describe(plan.arrays)
     holds = _describe(store.arrays(split)) or "no features"
     return (
-        f"head {head!r} reads {wants}; {store.path.name} holds {holds} of split {split!r}.\n"
+        f"head {head!r} reads {wants}; split {split!r} of {store.path.name} holds {holds}.\n"
         f"Extract the rest with:  {completing_command(store, plan)}\n"
         f"(adds {_bytes_per_clip(missing, store.manifest) / 1e6:.3g} MB per clip; what is stored is kept)"
     )
@@ -153,8 +153,6 @@ def _describe(names: Iterable[str]) -> str:
     words = [f"{kind} of layers {_ranges(sorted(numbers))}" for kind, numbers in sorted(layers.items(), reverse=True)]
     if "embed" in names:
         words.append("the embedding")
-    if words and "Q/K" not in layers:
-        words.append("no Q/K")
     return ", ".join(words)
 
 

@@ -100,7 +100,7 @@ def test_without_a_store_the_one_that_fits_is_found(config: Callable[..., Extrac
         (
             {"layers": "0:"},
             HeadStoreMismatch,
-            "reads tokens of layers 0-2, Q/K of layers 0-2; tiny.zarr holds tokens of layers 1-2",
+            "reads tokens of layers 0-2, Q/K of layers 0-2; split 'train' of tiny.zarr holds tokens of layers 1-2",
         ),
         ({"layers": "-7"}, HeadStoreMismatch, "reads a layer that .* does not have"),
         ({"num_frames": "16"}, HeadStoreMismatch, "clips of 16 frames; tiny.zarr holds clips of 5"),

@@ -1,0 +1,117 @@
+"""The rendered world: the same files whoever renders them, a CSV that loads, and no surprise in a folder that is full."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from vcache.extract.datasets.registry import load_dataset
+from vcache.pipelines.demo.motions import MOTIONS, UnknownName
+from vcache.pipelines.demo.render import World, WorldMismatch, clip_frames, render_world, write_video
+
+
+def decoded(path: Path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Of the decoded frames; the bytes of a file are its encoder's business."""
+    files = sorted(folder.rglob("*.mp4"))
+    return {file.relative_to(folder).as_posix(): hashlib.sha256(decoded(file)).hexdigest() for file in files}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    render_world(folder, train=13, val=11, num_processes=1)
+    return folder
+
+
+def test_the_csv_is_a_dataset_with_the_motions_as_classes(world: Path) -> None:
+    dataset = load_dataset(str(world / "world.csv"), root=None, splits=None)
+    assert set(dataset.class_names) == set(MOTIONS)
+    assert [len(dataset.split(name)) for name in ("train", "val")] == [13, 11]
+    for video in dataset.videos:
+        assert (world / video.path).is_file()
+        assert dataset.class_names[video.label].replace(" ", "_") == Path(video.path).parent.name
+
+
+def test_the_files_hold_what_was_drawn(world: Path) -> None:
+    drawn = clip_frames(World(train=13, val=11, level="easy", seed=0, codec=""), "val", 10).numpy()
+    shown = decoded(world / "val/moves_right/00010.mp4")
+    assert shown.shape == drawn.shape == (24, 72, 96, 3)
+    assert np.abs(shown.astype(int) - drawn).mean() < 6  # of 255: the encoder's loss, mostly of the grain
+
+
+def test_two_other_processes_render_the_same_frames(world: Path, tmp_path: Path) -> None:
+    """Through the pool of spawned workers: x264's usual settings, for one, differ from process to process."""
+    render_world(tmp_path / "again", train=13, val=11, num_processes=2)
+    assert digests(tmp_path / "again") == digests(world)
+    assert len(set(digests(world).values())) == 24
+
+
+def test_clips_do_not_depend_on_the_number_of_threads() -> None:
+    world = World(train=1, val=1, level="hard", seed=6, codec="")
+    first = clip_frames(world, "train", 7)
+    torch.set_num_threads(2)
+    assert torch.equal(first, clip_frames(world, "train", 7))
+
+
+def test_a_finished_world_is_used_again_and_what_was_removed_comes_back(world: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    before = digests(world)
+    lost = world / "train/moves_left/00001.mp4"
+    kept = (world / "train/moves_right/00000.mp4").stat()
+    lost.unlink()
+    render_world(world, train=13, val=11, num_processes=1, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(23, 24), (24, 24)]
+    assert digests(world) == before
+    assert (world / "train/moves_right/00000.mp4").stat().st_mtime_ns == kept.st_mtime_ns
+
+
+def test_other_parameters_in_the_same_folder_are_refused(world: Path) -> None:
+    before = (world / "world.json").read_text()
+    with pytest.raises(WorldMismatch) as refused:
+        render_world(world, train=13, val=12, level="hard")
+    assert "with val 11 instead of 12, level easy instead of hard." in str(refused.value)
+    assert f"rm -r {world}" in str(refused.value)
+    assert (world / "world.json").read_text() == before
+
+
+def test_an_interrupted_rendering_is_done_again_since_its_parameters_are_unknown(tmp_path: Path) -> None:
+    (tmp_path / "train/moves_right").mkdir(parents=True)
+    (tmp_path / "train/moves_right/00000.mp4").write_bytes(b"of another world")
+    render_world(tmp_path, train=1, val=0, num_processes=1)
+    assert len(decoded(tmp_path / "train/moves_right/00000.mp4")) == 24
+    assert json.loads((tmp_path / "world.json").read_text())["train"] == 1
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_an_error_in_a_worker_is_raised_here_and_leaves_no_marker(tmp_path: Path) -> None:
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val/grows").write_text("in the way")
+    with pytest.raises(OSError, match="grows"):
+        render_world(tmp_path, train=0, val=20, num_processes=2)
+    assert not (tmp_path / "world.json").exists()
+
+
+def test_an_unknown_level_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match="the levels are easy, hard"):
+        render_world(tmp_path / "new", level="medium")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_both_codecs_are_true_to_the_frames_and_stable(codec: str, tmp_path: Path) -> None:
+    if codec not in av.codecs_available:
+        pytest.skip(f"this build of FFmpeg has no {codec}")
+    frames = clip_frames(World(train=1, val=0, level="easy", seed=2, codec=codec), "train", 3)
+    for name in ("first.mp4", "again.mp4"):
+        write_video(tmp_path / name, frames, codec=codec)
+    assert (tmp_path / "first.mp4").read_bytes() == (tmp_path / "again.mp4").read_bytes()
+    assert np.abs(decoded(tmp_path / "first.mp4").astype(int) - frames.numpy()).mean() < 8

@@ -1,0 +1,48 @@
+"""The README's tree is the disk's tree, and its commands exist."""
+
+import re
+from pathlib import Path
+
+from typer.main import get_command
+
+from vcache.pipelines.cli import app
+
+REPO = Path(__file__).parents[1]
+README = (REPO / "README.md").read_text()
+
+
+def listed_paths() -> set[str]:
+    """Paths of the fenced block under "The tree": folders end in a slash, files are indented below theirs."""
+    block = README.split("## The tree")[1].split("```")[1]
+    folder, paths = "", set()
+    for line in block.strip("\n").splitlines():
+        name = line.split()[0]
+        if not line.startswith(" "):
+            folder = name if name.endswith("/") else ""
+            paths.add(name)
+        else:
+            paths.add(folder + name)
+    return paths
+
+
+def test_every_path_of_the_tree_is_on_the_disk() -> None:
+    missing = {path for path in listed_paths() if not (REPO / path).exists()}
+    assert not missing
+
+
+def test_every_module_is_in_the_tree_with_a_phrase() -> None:
+    folders = ("extract", "store", "heads", "pipelines")
+    modules = {str(path.relative_to(REPO)) for folder in folders for path in (REPO / folder).rglob("*.py")}
+    modules |= {str(path.relative_to(REPO)) for path in (REPO / "benchmarks").glob("*.py")}
+    assert {module for module in modules if not module.endswith("__init__.py")} - listed_paths() == set()
+    block = README.split("## The tree")[1].split("```")[1]
+    assert all(len(line.split()) >= 3 for line in block.strip("\n").splitlines())
+
+
+def test_every_command_of_the_readme_exists_with_its_options() -> None:
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    lines = re.findall(r"^    vcache (\S+)(.*?)(?:#.*)?$", README, flags=re.MULTILINE)
+    assert {name for name, _ in lines} >= {"extract", "train-head", "eval"}
+    for name, rest in lines:
+        options = {option for parameter in commands[name].params for option in parameter.opts}
+        assert set(re.findall(r"--[a-z-]+", rest)) <= options, f"vcache {name}{rest}"
