@@ -141,6 +141,7 @@ def _train(row: DemoHead, out: Path, store: Path | None, seed: int, show: bool) 
 
 
 def _say(show: bool, *words: Any) -> None:
-    """The command behind the next step, as a user would type it."""
+    """The command behind the next step, as a user would type it here."""
     if show:
-        console.out.print(f"\n$ vcache {shlex.join(map(str, words))}", highlight=False, soft_wrap=True, markup=False)
+        command = shlex.join(str(word).replace(f"{Path.cwd()}/", "") for word in words)
+        console.out.print(f"\n$ vcache {command}", highlight=False, soft_wrap=True, markup=False)
