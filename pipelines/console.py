@@ -43,25 +43,26 @@ def extraction_bar(title: str) -> Iterator[Callable[[ExtractionProgress], None]]
         TextColumn("{task.fields[written]}"),
         TextColumn("{task.fields[failures]}"),
     )
-    with Progress(*columns, console=err) as progress:
+    progress = Progress(*columns, console=err)
 
-        def update(state: ExtractionProgress) -> None:
-            # Drawn with the first report: until then nothing moves, and an early error needs no empty bar above it.
-            if not progress.tasks:
-                progress.add_task(escape(title), total=None, rates="", written="", failures="")
-            task, elapsed = progress.tasks[0].id, progress.tasks[0].elapsed or 0.0
-            rates = ""
-            if elapsed > 0 and state.videos_done:
-                rates = f"{state.videos_done / elapsed:.1f} videos/s  {state.frames_done / elapsed:.0f} frames/s"
-            progress.update(
-                task,
-                total=state.videos_total,
-                completed=state.videos_done,
-                rates=rates,
-                written=size(state.bytes_written),
-                failures=f"[red]{state.failures} failed[/red]" if state.failures else "0 failed",
-            )
+    def update(state: ExtractionProgress) -> None:
+        if not progress.tasks:
+            progress.add_task(escape(title), total=None, rates="", written="", failures="")
+            progress.start()
+        task, elapsed = progress.tasks[0].id, progress.tasks[0].elapsed or 0.0
+        rates = ""
+        if elapsed > 0 and state.videos_done:
+            rates = f"{state.videos_done / elapsed:.1f} videos/s  {state.frames_done / elapsed:.0f} frames/s"
+        progress.update(
+            task,
+            total=state.videos_total,
+            completed=state.videos_done,
+            rates=rates,
+            written=size(state.bytes_written),
+            failures=f"[red]{state.failures} failed[/red]" if state.failures else "0 failed",
+        )
 
+    with _stopped_at_the_end(progress):
         yield update
 
 
@@ -93,7 +94,8 @@ def print_failures(summary: ExtractionSummary, most: int = 10) -> None:
 
 @contextmanager
 def training_bar(head: str) -> Iterator[TrainingScreen]:
-    with Progress(
+    """A bar with steps, loss and ETA; yields the callbacks that move it."""
+    progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
@@ -102,8 +104,19 @@ def training_bar(head: str) -> Iterator[TrainingScreen]:
         TextColumn("ETA"),
         TimeRemainingColumn(compact=True),
         console=err,
-    ) as progress:
+    )
+    with _stopped_at_the_end(progress):
         yield TrainingScreen(progress, head)
+
+
+@contextmanager
+def _stopped_at_the_end(progress: Progress) -> Iterator[None]:
+    """A bar is started by its first report, so that an early error has no empty bar above it."""
+    try:
+        yield
+    finally:
+        if progress.live.is_started:
+            progress.stop()
 
 
 class TrainingScreen:
@@ -111,11 +124,12 @@ class TrainingScreen:
 
     def __init__(self, progress: Progress, head: str) -> None:
         self.progress = progress
-        self.task = progress.add_task(head, total=None, loss="-", visible=False)
+        self.task = progress.add_task(head, total=None, loss="-")
 
     def plan(self, plan: TrainingPlan) -> None:
         epochs = "1 epoch" if plan.epochs == 1 else f"{plan.epochs} epochs"
-        self.progress.update(self.task, total=plan.steps, visible=True)
+        self.progress.update(self.task, total=plan.steps)
+        self.progress.start()
         self.progress.console.print(
             f"{escape(plan.store.name)}: {plan.num_train} videos to train on, {plan.num_val} to validate on; "
             f"{plan.num_parameters:,} parameters, {plan.steps} steps of {plan.recipe.batch_size} ({epochs}), "
