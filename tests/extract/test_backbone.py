@@ -15,7 +15,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from vcache.extract.backbone import BackboneFacts, FrozenBackbone, Taps, UnsupportedBackbone, load_backbone
 from vcache.extract.layers import LayerError
 
-SHARED_CLIP = Path(__file__).parents[3] / "shared" / "research" / "world" / "tiny_clip"
+PACKAGED_CLIP = Path(__file__).parents[2] / "pipelines" / "demo" / "tiny_clip"
 
 # batch, blocks, heads, head width, tokens (4 x 4 patches and CLS), embedding: all different
 B, L, H, D_HEAD, N, E = 5, 3, 4, 12, 17, 20
@@ -324,9 +324,8 @@ def test_other_blocks_and_shapes_are_refused_by_name(
         load_backbone(f"local-dir:{folder}", None)
 
 
-@pytest.mark.skipif(not SHARED_CLIP.is_dir(), reason="the trained tiny CLIP is not beside this checkout")
-def test_the_trained_tiny_clip_loads() -> None:
-    backbone = load_backbone(f"local-dir:{SHARED_CLIP}", None)
+def test_the_packaged_tiny_clip_loads() -> None:
+    backbone = load_backbone(f"local-dir:{PACKAGED_CLIP}", None)
     taps = backbone(torch.zeros(2, 3, 64, 64), tokens=(3,), qk=(3,))
     assert backbone.facts.num_layers == 4 and taps.tokens[3].shape == (2, 65, 128) and taps.q[3].shape == (2, 4, 65, 32)
     assert backbone.preprocess_config["std"] == [0.25, 0.25, 0.25]
