@@ -83,7 +83,8 @@ def extract(
         str,
         typer.Option(
             rich_help_panel=CONTENT,
-            help="qk: store queries and keys of the layers, for cross-frame attention; none: tokens only.",
+            help="For attention between frames. qk: store queries and keys of the layers; maps: the softmax maps, 4.5 times "
+            "smaller than both for ViT-B/16; none.",
         ),
     ] = "qk",
     dtype: Annotated[str, typer.Option(rich_help_panel=VALUES, help="float16 or float32.")] = "float16",

@@ -62,7 +62,7 @@ class ExtractionConfig:
     tsn: bool = False
     """Segment centres over the whole video in place of a strided window in its middle."""
     cross_frame: str = "qk"
-    """"qk": the queries and keys of the same layers; "none": tokens only."""
+    """"qk": the queries and keys of the same layers; "maps": the head-mean softmax maps made of them; "none": neither."""
     dtype: str = "float16"
     model: str = "ViT-B-16-quickgelu"
     pretrained: str | None = "openai"
@@ -81,7 +81,11 @@ class ExtractionConfig:
     """Share of the videos that may fail, at least one, before the exit status says so."""
 
     def __post_init__(self) -> None:
-        choices = {"cross_frame": ("qk", "none"), "dtype": ("float16", "float32"), "preprocess": ("fast", "exact")}
+        choices = {
+            "cross_frame": ("qk", "maps", "none"),
+            "dtype": ("float16", "float32"),
+            "preprocess": ("fast", "exact"),
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ExtractionError(
@@ -92,6 +96,8 @@ class ExtractionConfig:
                 raise ExtractionError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1.")
         if not 0 <= self.max_failures <= 1:
             raise ExtractionError(f"--max-failures {self.max_failures:g}: a share of the videos, from 0 to 1.")
+        if self.cross_frame == "maps" and self.frames < 2:
+            raise ExtractionError("--cross-frame maps needs at least two frames: maps are between neighbours.")
         if self.tsn and self.stride != ExtractionConfig.stride:
             raise ExtractionError(f"--stride {self.stride} has no meaning with --tsn, which covers the whole video.")
 
@@ -212,6 +218,16 @@ def array_specs(facts: BackboneFacts, layers: Iterable[int], config: ExtractionC
                 chunk=(1, H, N, facts.head_dim),
             )
             specs += [head, replace(head, name=f"k/{layer}")]
+        if config.cross_frame == "maps":
+            P = N - 1
+            maps = replace(
+                tokens,
+                name=f"maps/{layer}",
+                dims=("pair", "side", "query", "key"),
+                shape=(T - 1, 2, P, P),
+                chunk=(1, 2, P, P),
+            )
+            specs.append(maps)
     return tuple(specs)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +117,15 @@ def _describe_row(path: Path, store: FeatureStore) -> dict[str, Any]:
         "model": store.manifest.facts["backbone"]["model"],
         "splits": dict(store.manifest.splits),
         "layers": tokens,
-        "cross_frame": any(name.startswith("q/") for name in store.arrays(first)),
+        "cross_frame": _cross_frame(store.arrays(first)),
         "size_bytes": store.size_bytes(),
         "key": store.manifest.key,
     }
+
+
+def _cross_frame(arrays: Iterable[str]) -> str:
+    kinds = {name.split("/")[0] for name in arrays}
+    return "qk" if "q" in kinds else "maps" if "maps" in kinds else "none"
 
 
 def print_folder(folder: Path, rows: list[dict[str, Any]]) -> None:
@@ -127,7 +133,7 @@ def print_folder(folder: Path, rows: list[dict[str, Any]]) -> None:
         out.print(f"no stores in {folder}. Make one with:  vcache extract DATASET --layers -4:", soft_wrap=True)
         return
     table = Table(title=escape(str(folder)), title_justify="left")
-    for column in ("store", "videos", "layers", "Q/K", "size"):
+    for column in ("store", "videos", "layers", "cross-frame", "size"):
         table.add_column(column, overflow="fold")
     for row in rows:
         name = escape(Path(row["path"]).name)
@@ -136,7 +142,7 @@ def print_folder(folder: Path, rows: list[dict[str, Any]]) -> None:
             continue
         splits = ", ".join(f"{split} {count}" for split, count in row["splits"].items())
         layers = ",".join(map(str, row["layers"]))
-        table.add_row(name, splits, layers, "yes" if row["cross_frame"] else "no", size(row["size_bytes"]))
+        table.add_row(name, splits, layers, row["cross_frame"], size(row["size_bytes"]))
     out.print(table)
 
 

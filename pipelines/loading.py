@@ -78,12 +78,14 @@ class ClipLoader:
         return ClipFeatures(
             tokens={asked: on_device[f"tokens/{layer}"] for asked, layer in self.plan.tokens.items()},
             cls={asked: on_device[f"cls/{layer}"] for asked, layer in self.plan.cls.items()},
-            maps={
-                asked: cross_frame_maps(on_device[f"q/{layer}"], on_device[f"k/{layer}"])
-                for asked, layer in self.plan.maps.items()
-            },
+            maps={asked: self._maps(on_device, layer) for asked, layer in self.plan.maps.items()},
             embed=on_device.get("embed"),
         )
+
+    def _maps(self, arrays: dict[str, Tensor], layer: int) -> Tensor:
+        if self.plan.maps_from == "maps":
+            return arrays[f"maps/{layer}"]
+        return cross_frame_maps(arrays[f"q/{layer}"], arrays[f"k/{layer}"])
 
     def _readable_rows(self, allow_incomplete: bool) -> np.ndarray:
         """Rows with every array; failed videos are left out, unfinished ones are an error unless allowed."""

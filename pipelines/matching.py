@@ -2,10 +2,10 @@
 
 import dataclasses
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vcache.extract.layers import LayerError, absolute_layer, resolve_layers
 from vcache.heads.registry import get_head
@@ -50,13 +50,16 @@ class ReadPlan:
     cls: Mapping[int, int]
     maps: Mapping[int, int]
     embed: bool
+    maps_from: Literal["qk", "maps"] = "qk"
+    """Whether cross-frame maps are made from stored queries and keys or are read as they are."""
 
     @property
     def arrays(self) -> tuple[str, ...]:
-        """Names of the arrays to read, each once. Maps are made from the queries and keys of their layer."""
+        """Names of the arrays to read, each once."""
+        sources = ("q", "k") if self.maps_from == "qk" else ("maps",)
         names = [f"tokens/{layer}" for layer in self.tokens.values()]
         names += [f"cls/{layer}" for layer in self.cls.values()]
-        names += [f"{kind}/{layer}" for layer in self.maps.values() for kind in ("q", "k")]
+        names += [f"{kind}/{layer}" for layer in self.maps.values() for kind in sources]
         names += ["embed"] if self.embed else []
         return tuple(dict.fromkeys(names))
 
@@ -104,11 +107,22 @@ def match(head: str, requirements: HeadRequirements, store: FeatureStore, splits
         )
     except LayerError as error:
         raise HeadStoreMismatch(f"head {head!r} reads a layer that {facts['model']} does not have: {error}") from error
+    splits = tuple(splits)
+    plan = dataclasses.replace(plan, maps_from=_maps_source(plan, store, splits))
     _check_frames(head, requirements.num_frames, plan, store)
     for split in splits:
         if missing := set(plan.arrays) - store.arrays(split).keys():
             raise HeadStoreMismatch(_missing_message(head, plan, store, split, missing))
     return plan
+
+
+def _maps_source(plan: ReadPlan, store: FeatureStore, splits: tuple[str, ...]) -> Literal["qk", "maps"]:
+    """Maps where all that are asked for are stored; else Q/K, unless the store is one of maps that lacks some."""
+    stored = [{name for name in store.arrays(split) if name.startswith("maps/")} for split in splits]
+    if all({f"maps/{layer}" for layer in plan.maps.values()} <= names for names in stored):
+        return "maps"
+    has_queries = any(name.startswith("q/") for split in splits for name in store.arrays(split))
+    return "maps" if any(stored) and not has_queries else "qk"
 
 
 def _check_frames(head: str, wanted: int | None, plan: ReadPlan, store: FeatureStore) -> None:
@@ -140,7 +154,9 @@ def _command_for(plan: ReadPlan, manifest: Manifest, *, frames: int | None = Non
     """The line that extracts the layers of a plan; where it reads none, the last layer, which is the least one can ask for."""
     layers = sorted({int(name.split("/")[1]) for name in plan.arrays if "/" in name})
     word = _layers_word(layers, manifest.facts["backbone"]["num_layers"]) or "-1"
-    return extract_command(manifest, layers=word, frames=frames, store=store, qk=bool(plan.maps))
+    return extract_command(
+        manifest, layers=word, frames=frames, store=store, cross_frame=plan.maps_from if plan.maps else "none"
+    )
 
 
 def _describe(names: Iterable[str]) -> str:
@@ -174,17 +190,20 @@ def _layers_word(layers: list[int], num_layers: int) -> str:
     return ",".join(map(str, layers))
 
 
-def _bytes_per_clip(names: Iterable[str], manifest: Manifest) -> int:
+def _bytes_per_clip(names: Collection[str], manifest: Manifest) -> int:
     """Bytes that one clip's rows of these arrays take."""
     backbone, frames = manifest.facts["backbone"], manifest.facts["request"]["frames"]
     item = {"float16": 2, "float32": 4}[manifest.facts["request"]["dtype"]]
     width, tokens = backbone["width"], backbone["num_tokens"]
     sizes = {"cls": width, "tokens": tokens * width, "q": tokens * width, "k": tokens * width}
-    sizes["embed"] = backbone["embed_dim"]
-    return sum(frames * item * sizes[name.split("/")[0]] for name in names)
+    sizes |= {"embed": backbone["embed_dim"], "maps": 2 * (tokens - 1) ** 2}
+    counts = (frames - 1 if name.startswith("maps/") else frames for name in names)
+    return sum(count * item * sizes[name.split("/")[0]] for count, name in zip(counts, names, strict=True))
 
 
-def extract_command(manifest: Manifest, *, layers: str, frames: int | None, store: Path | None, qk: bool) -> str:
+def extract_command(
+    manifest: Manifest, *, layers: str, frames: int | None, store: Path | None, cross_frame: str
+) -> str:
     """The `vcache extract` line that makes or extends a store like this one; only what differs from the defaults is said."""
     request = manifest.facts["request"]
     words = ["vcache", "extract", request["dataset"], "--layers", layers]
@@ -195,7 +214,7 @@ def extract_command(manifest: Manifest, *, layers: str, frames: int | None, stor
         if asked[name] not in (default, None):
             flag = f"--{name.replace('_', '-')}"
             words += [flag] if asked[name] is True else [flag, str(asked[name])]
-    words += [] if qk else ["--cross-frame", "none"]
+    words += [] if cross_frame == "qk" else ["--cross-frame", cross_frame]
     if request["split"] and store:  # without the word, it would take in splits that were left out on purpose
         words += ["--split", ",".join(manifest.splits)]
     elif request["split"]:

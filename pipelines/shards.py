@@ -15,6 +15,7 @@ from vcache.extract.datasets.base import Video, VideoDataset
 from vcache.extract.decode import VideoError, decode_clip
 from vcache.extract.preprocess import Preprocessing
 from vcache.extract.sampling import Sampling
+from vcache.heads.cross_frame import cross_frame_maps
 from vcache.store.layout import ArraySpec
 from vcache.store.reader import FeatureStore
 from vcache.store.writer import RowFailure, ShardWriter
@@ -150,10 +151,12 @@ class ShardExtractor:
 
     def _forward(self, clips: list[PreparedClip], arrays: tuple[ArraySpec, ...]) -> list[dict[str, np.ndarray]]:
         """The arrays of each clip, by name, in the dtypes of the store."""
-        layers = {kind: _layers(arrays, kind) for kind in ("tokens", "cls", "q")}
+        layers = {kind: _layers(arrays, kind) for kind in ("tokens", "cls", "q", "maps")}
         images = torch.cat([clip.images for clip in clips]).to(self.backbone.device)  # (B*T, 3, S, S)
-        taps = self.backbone(images, tokens=sorted({*layers["tokens"], *layers["cls"]}), qk=layers["q"])
-        computed = _by_array_name(taps)
+        taps = self.backbone(
+            images, tokens=sorted({*layers["tokens"], *layers["cls"]}), qk=sorted({*layers["q"], *layers["maps"]})
+        )
+        computed = _by_array_name(taps) | _maps(taps, layers["maps"], len(clips))
         wanted = [spec for spec in arrays if spec.name in computed]
         split = {
             spec.name: computed[spec.name].cpu().numpy().astype(spec.dtype).reshape(len(clips), *spec.shape)
@@ -178,6 +181,15 @@ def _by_array_name(taps: Taps) -> dict[str, torch.Tensor]:
     named |= {f"cls/{layer}": tokens[:, 0] for layer, tokens in taps.tokens.items()}
     named |= {f"q/{layer}": q for layer, q in taps.q.items()}
     return named | {f"k/{layer}": k for layer, k in taps.k.items()}
+
+
+def _maps(taps: Taps, layers: Iterable[int], num_clips: int) -> dict[str, torch.Tensor]:
+    """The cross-frame maps of whole clips, where the backbone saw only frames."""
+
+    def clips(x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(0, (num_clips, -1))  # (B, T, H, N, d)
+
+    return {f"maps/{layer}": cross_frame_maps(clips(taps.q[layer]), clips(taps.k[layer])) for layer in layers}
 
 
 def _view_arrays(clip: PreparedClip, wanted: set[str]) -> dict[str, np.ndarray]:

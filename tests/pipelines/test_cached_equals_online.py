@@ -49,14 +49,20 @@ def logits_and_gradients(head: torch.nn.Module, features: ClipFeatures, labels: 
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-6), ("float16", 2e-3)])
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(("name", "cross_frame"), [("linear", "none"), ("evl", "qk"), ("evl", "maps")])
 def test_logits_and_every_gradient_from_the_cache_equal_those_online(
-    config: Callable[..., ExtractionConfig], video_folder: Path, tmp_path: Path, name: str, dtype: str, bound: float
+    config: Callable[..., ExtractionConfig],
+    video_folder: Path,
+    tmp_path: Path,
+    name: str,
+    cross_frame: str,
+    dtype: str,
+    bound: float,
 ) -> None:
     """float32: to 1e-6 of the largest value of each tensor; float16: to 2e-3 (11 bits of mantissa in, two layers of them)."""
     videos = tmp_path / "videos"
     shutil.copytree(video_folder, videos)
-    made = config(dataset=str(videos), dtype=dtype)
+    made = config(dataset=str(videos), dtype=dtype, cross_frame=cross_frame)
     run_extraction(made)
     with FeatureStore.open(made.store) as store:
         online = online_features(made, [videos / path for path in store.videos("train").paths])

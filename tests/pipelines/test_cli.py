@@ -118,6 +118,24 @@ def test_the_printed_command_mends_what_was_missing(
     assert status == 0, err
 
 
+def test_a_store_of_maps_is_completed_with_maps(
+    vcache: Callable[[str], tuple[int, str, str]], video_folder: Path, tiny_clip: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "maps.zarr"
+    made = f"--frames 4 --stride 2 --model local-dir:{tiny_clip} --cross-frame maps --store {store}"
+    assert vcache(f"extract {video_folder} --layers -1 {made}")[0] == 0
+    train = f"train-head evl --epochs 1 --store {store} --out"
+    assert vcache(f"{train} {tmp_path / 'one'} --set layers=-1:")[0] == 0
+    status, _, err = vcache(f"{train} {tmp_path / 'two'} --set layers=-2:")
+    assert status == 1
+    assert "reads tokens of layers 1-2, maps of layers 1-2; split 'train' of maps.zarr holds tokens of layers 2" in err
+    command = next(line for line in err.splitlines() if "vcache extract" in line).split("with:  vcache ")[1]
+    assert "--cross-frame maps" in command
+    assert vcache(command)[0] == 0
+    assert vcache(f"{train} {tmp_path / 'two'} --set layers=-2:")[0] == 0
+    assert json.loads(vcache(f"ls {tmp_path} --json")[1])[0]["cross_frame"] == "maps"
+
+
 def test_another_number_of_frames_is_mended_by_the_printed_command(
     vcache: Callable[[str], tuple[int, str, str]], video_folder: Path, tiny_clip: Path, tmp_path: Path
 ) -> None:

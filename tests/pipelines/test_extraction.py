@@ -162,7 +162,14 @@ def test_the_number_of_decode_threads_does_not_change_a_byte(config: MakeConfig,
 
 @pytest.mark.parametrize(
     "fields",
-    [{"cross_frame": "maps"}, {"frames": 0}, {"workers": 0}, {"max_failures": 5.0}, {"tsn": True, "stride": 3}],
+    [
+        {"cross_frame": "qkv"},
+        {"cross_frame": "maps", "frames": 1},
+        {"frames": 0},
+        {"workers": 0},
+        {"max_failures": 5.0},
+        {"tsn": True, "stride": 3},
+    ],
 )
 def test_impossible_requests_are_refused(config: MakeConfig, fields: dict[str, object]) -> None:
     with pytest.raises(ExtractionError, match="--"):
