@@ -29,7 +29,7 @@ from vcache.store.key import cache_key
 from vcache.store.layout import ArraySpec
 from vcache.store.manifest import Manifest, VideoTable, check_split_name
 from vcache.store.reader import FeatureStore
-from vcache.store.writer import RowFailure, add_split, clean_temporary, create_store, declare_arrays
+from vcache.store.writer import RowFailure, add_split, clean_temporary, create_store, declare_arrays, sole_writer
 
 # A shard is what a killed run loses. Larger files than 128 MB are no faster to write or read, and where rows are small the
 # bound on the rows is what keeps the loss small.
@@ -151,7 +151,10 @@ def run_extraction(
     spec = extraction_spec(config, backbone, preprocessing)
     key = cache_key(spec.to_dict())
     path = config.store or default_store_path(dataset.name, config.model, config.frames, key)
-    with _open_or_create(path, config, dataset, backbone.facts, spec, arrays) as store:
+    if not path.exists():
+        create_store(path, _manifest(config, dataset, backbone.facts, spec, arrays), _video_tables(dataset))
+    with FeatureStore.open(path) as store, sole_writer(path):
+        _extend(store, config, dataset, spec, arrays)
         tasks = missing_shards(store, dataset.splits, arrays)
         progress = _initial_progress(store, dataset, tasks)
         on_progress(progress)
@@ -231,19 +234,15 @@ def array_specs(facts: BackboneFacts, layers: Iterable[int], config: ExtractionC
     return tuple(specs)
 
 
-def _open_or_create(
-    path: Path,
+def _extend(
+    store: FeatureStore,
     config: ExtractionConfig,
     dataset: VideoDataset,
-    facts: BackboneFacts,
     spec: ExtractionSpec,
     arrays: tuple[ArraySpec, ...],
-) -> FeatureStore:
-    """The store at `path`, of this key, with these splits and arrays declared and no leftovers of a killed run."""
-    tables = {split: _video_table(dataset, split) for split in dataset.splits}
-    if not path.exists():
-        create_store(path, _manifest(config, dataset, facts, spec, arrays), tables)
-    store = FeatureStore.open(path)
+) -> None:
+    """Check that the store is of this key and dataset; declare the splits and arrays; remove what a killed run left."""
+    tables = _video_tables(dataset)
     store.check_key(cache_key(spec.to_dict()), spec.to_dict())
     if config.store is None:
         _check_same_folder(store, dataset)
@@ -256,7 +255,6 @@ def _open_or_create(
         declare_arrays(store, split, arrays)
     store.refresh()
     clean_temporary(store)
-    return store
 
 
 def _manifest(
@@ -335,6 +333,10 @@ def _check_same_folder(store: FeatureStore, dataset: VideoDataset) -> None:
             f"{store.path} was made from the videos in {made_from}, these are in {root}. If they are the same videos, "
             f"say so with  --store {shlex.quote(str(store.path))}  ; if not, give these a store of their own with --store PATH."
         )
+
+
+def _video_tables(dataset: VideoDataset) -> dict[str, VideoTable]:
+    return {split: _video_table(dataset, split) for split in dataset.splits}
 
 
 def _video_table(dataset: VideoDataset, split: str) -> VideoTable:

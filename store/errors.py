@@ -59,6 +59,10 @@ class ArrayNotFound(_ReadableKeyError):
     """The split and view have no array of that name."""
 
 
+class StoreBusy(StoreError, BlockingIOError):
+    """Another process holds the store for writing; two would do the same shards twice."""
+
+
 class NotFinite(StoreError, ValueError):
     """A feature to be stored holds NaN or infinity; nothing of its shard is committed."""
 

@@ -8,9 +8,11 @@ with ShardWriter(store, "train", 0, specs) as writer:
         writer.write(row, {"tokens/8": ..., "cls/8": ...})   # or writer.fail(RowFailure(row, ...))
 """
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +21,7 @@ import numpy as np
 
 from vcache.store.commits import COMMITS, CommitRecord, read_shard_commits
 from vcache.store.commits import RowFailure as RowFailure
-from vcache.store.errors import ArrayNotFound, NotFinite, StoreExists
+from vcache.store.errors import ArrayNotFound, NotFinite, StoreBusy, StoreExists
 from vcache.store.files import (
     published_folder,
     remove_stale_temporaries,
@@ -93,6 +95,30 @@ def declare_arrays(store: FeatureStore, split: str, specs: Iterable[ArraySpec], 
             write_durably(folder / spec.name / METADATA, encode_metadata(metadata))
             sync_folder((folder / spec.name).parent)
     store.refresh()
+
+
+@contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """Hold the store at `path` for writing; ends with the block, or with the process however it dies. Readers are not affected.
+
+    Shards are safe without it (the last rename wins, and it brings the same bytes); it saves two processes from doing the
+    same work. What is locked is an empty file, as network file systems do not lock folders.
+
+    Raises:
+        StoreBusy: another process, or another block of this one, holds it.
+    """
+    lock = os.open(path / COMMITS / "writer.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreBusy(
+                f"another process is extracting into {path}. Wait for it and run the command again, which then does what is "
+                "left, or stop it first."
+            ) from error
+        yield
+    finally:
+        os.close(lock)
 
 
 def clean_temporary(store: FeatureStore) -> int:

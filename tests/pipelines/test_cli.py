@@ -166,6 +166,7 @@ def test_another_number_of_frames_is_mended_by_the_printed_command(
         ("eval nowhere", "not a run folder"),
         ("info nowhere.zarr", "nowhere.zarr"),
         ("info {folder}", "not a vcache store"),
+        ("extract {folder} --layers -1 --model local-dir:{clip} --store {folder}", "not a vcache store"),
         ("extract {folder} --device cuda:99 --model local-dir:{clip}", "--device"),
     ],
 )

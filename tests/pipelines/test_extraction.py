@@ -15,8 +15,9 @@ from vcache.extract.decode import decode_clip
 from vcache.extract.preprocess import from_open_clip_config
 from vcache.pipelines import shards
 from vcache.pipelines.extraction import ExtractionConfig, ExtractionError, run_extraction
-from vcache.store.errors import StoreKeyMismatch
+from vcache.store.errors import StoreBusy, StoreKeyMismatch
 from vcache.store.reader import FeatureStore
+from vcache.store.writer import sole_writer
 
 MakeConfig = Callable[..., ExtractionConfig]
 
@@ -236,3 +237,13 @@ def test_the_request_is_recorded_so_that_it_holds_from_any_folder(
         request = store.manifest.facts["request"]
     assert (request["dataset"], request["root"]) == ("k400", str(k400))
     assert request["model"] == f"local-dir:{tiny_clip}"
+
+
+def test_a_second_extraction_into_the_same_store_says_so_and_readers_go_on(config: MakeConfig) -> None:
+    run_extraction(config(layers="-1"))
+    with sole_writer(config().store):
+        with pytest.raises(StoreBusy, match="another process is extracting into"):
+            run_extraction(config(layers="all"))
+        with FeatureStore.open(config().store) as store:
+            assert store.read("train", "tokens/2", np.array([3])).shape == (1, 5, 17, 48)
+    assert run_extraction(config(layers="all")).progress.videos_done == 18
