@@ -296,6 +296,21 @@ def info(store: Annotated[Path, typer.Argument(help="A store.")], as_json: Json 
     _print_json(description) if as_json else print_store(description)
 
 
+@app.command()
+def verify(store: Annotated[Path, typer.Argument(help="A store.")], as_json: Json = False) -> None:
+    """Read every committed byte of a store and check it; exit status 1 if anything is damaged or missing.
+
+    [bold]Example:[/bold]  vcache verify STORE.zarr
+    """
+    from vcache.pipelines.verification import print_verification
+    from vcache.pipelines.verification import verify as run
+
+    result = run(store)
+    _print_json(result) if as_json else print_verification(result)
+    if not result["ok"]:
+        raise typer.Exit(1)
+
+
 @app.command("ls")
 def list_stores(
     folder: Annotated[Path | None, typer.Argument(help="Default: $VCACHE_HOME.")] = None, as_json: Json = False

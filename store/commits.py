@@ -115,10 +115,11 @@ def read_commit(path: Path) -> CommitRecord:
     data = path.read_bytes()
     try:
         record = _decode(json.loads(data))
+        encoded = record.encode()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path) from error
     # Encoding again covers the checksum and every byte that JSON would forgive.
-    if record.encode() != data or record.relative_path != path.relative_to(path.parents[2]):
+    if encoded != data or record.relative_path != path.relative_to(path.parents[2]):
         raise _damaged(path)
     return record
 

@@ -120,7 +120,12 @@ def sync_tree(top: Path) -> None:
 
 def remove_stale_temporaries(paths: Iterator[Path]) -> int:
     """Remove those of the paths that are temporary and that no living process writes; returns how many there were."""
-    return sum(_remove_if_stale(path) for path in paths if _TEMPORARY.fullmatch(path.name))
+    return sum(_remove_if_stale(path) for path in paths if is_temporary(path.name))
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder of that name is one that a writer has not published."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def _temporary_name(name: str) -> str:

@@ -149,13 +149,14 @@ def _read_run(fd: int, offset: int, out: memoryview, chunk_bytes: int) -> None:
     buffers: list[memoryview] = []
     for position, chunk in enumerate(chunks):
         buffers += (chunk, checksums[CRC_BYTES * position : CRC_BYTES * (position + 1)])
-    _read_fully(fd, buffers, offset, len(out) + len(checksums))
+    read_fully(fd, buffers, offset, len(out) + len(checksums))
     for chunk, expected in zip(chunks, struct.unpack(f"<{len(chunks)}I", checksums), strict=True):
         if crc32c(chunk) != expected:
             raise ShardDamage("has bytes that do not match their checksum")
 
 
-def _read_fully(fd: int, buffers: list[memoryview], offset: int, size: int) -> None:
+def read_fully(fd: int, buffers: list[memoryview], offset: int, size: int) -> None:
+    """Fill the buffers with the `size` bytes at `offset`; raises ShardDamage if the file ends before."""
     done = os.preadv(fd, buffers, offset)
     while done < size:
         buffers = drop_done(buffers, done)

@@ -307,3 +307,26 @@ def test_numbers_out_of_range_are_a_usage_error(
     status, _, err = vcache(line.format(folder=video_folder))
     assert status == 2
     assert "greater than or equal" in err or "not in the range" in err
+
+
+def test_verify_finds_damage_and_what_it_says_mends_it(
+    vcache: Callable[[str], tuple[int, str, str]], video_folder: Path, tiny_clip: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "s.zarr"
+    extract = f"extract {video_folder} --layers -1 --model local-dir:{tiny_clip} --store {store}"
+    assert vcache(extract)[0] == 0
+    status, out, _ = vcache(f"verify {store}")
+    assert status == 0
+    assert "is whole: 18 rows (0 failed) in 2 shards" in out
+    shard = next((store / "train/view-0/tokens/2/c").rglob("0/0/0/0"))
+    before = shard.read_bytes()
+    shard.write_bytes(before[:999] + bytes([before[999] ^ 1]) + before[1000:])
+    status, out, _ = vcache(f"verify {store} --json")
+    assert status == 1
+    (finding,) = json.loads(out)["findings"]
+    assert (finding["kind"], finding["split"], finding["array"], finding["rows"]) == ("chunk", "train", "tokens/2", [0])
+    record = Path(finding["message"].split("Delete ")[1].split(" and run")[0])
+    record.unlink()
+    assert vcache(extract)[0] == 0
+    assert shard.read_bytes() == before
+    assert vcache(f"verify {store}")[0] == 0

@@ -1,0 +1,317 @@
+"""Read every committed byte of a store and say what is wrong with it: all of it, not only the first thing.
+
+with FeatureStore.open("k400.zarr") as store:
+    verification = verify_store(store)
+for finding in verification.findings:
+    print(finding.message)
+"""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vcache.store.commits import COMMITS, CommitRecord, read_commit
+from vcache.store.errors import StoreError
+from vcache.store.files import is_temporary
+from vcache.store.findings import Finding, Verification, redo
+from vcache.store.layout import CRC_BYTES, METADATA, ArraySpec, array_metadata, group_metadata
+from vcache.store.manifest import Manifest, VideoTable, read_manifest
+from vcache.store.reader import FeatureStore
+from vcache.store.tables import read_table, write_table
+from vcache.store.verify_files import ShardFile, check_files
+from vcache.store.view import read_spec, view_folder
+
+_TABLE = ("video_id", "path", "label")
+_RECORD_NAME = re.compile(r"(?P<split>.+)-view-(?P<view>\d+)-(?P<shard>\d+)\.json")
+_SHARD_FILE = re.compile(r"(?P<split>[^/]+)/view-(?P<view>\d+)/(?P<array>.+?)/c/(?P<shard>\d+)(/0)*")
+
+
+@dataclass
+class _Scan:
+    """What is known of the store while it is verified."""
+
+    store: Path
+    manifest: Manifest
+    findings: list[Finding] = field(default_factory=list)
+    tables: dict[str, VideoTable] = field(default_factory=dict)
+    records: dict[Path, CommitRecord] = field(default_factory=dict)
+    damaged_shards: set[tuple[str, int, int]] = field(default_factory=set)
+    checked_metadata: set[Path] = field(default_factory=set)
+
+
+def verify_store(store: FeatureStore, *, on_progress: Callable[[int, int], None] | None = None) -> Verification:
+    """Check all that is on disk now, also what was committed after `store` was opened.
+
+    Args:
+        on_progress: called in this thread after each shard file with (bytes done, bytes in all).
+
+    Returns:
+        All damage, in the order manifest, tables, records, metadata, shard files; shards that are not extracted yet
+        are no damage.
+    """
+    scan = _Scan(store.path, store.manifest)
+    _check_manifest(scan)
+    for split in scan.manifest.splits:
+        _check_table(scan, split)
+    _read_records(scan)
+    _check_metadata(scan)
+    jobs = _shard_files(scan)
+    scan.findings += check_files(jobs, on_progress)
+    shards = {(record.split, record.view, record.shard): record.num_rows for record in scan.records.values()}
+    failed = {(r.split, r.view, failure.row) for r in scan.records.values() for failure in r.failures}
+    return Verification(
+        findings=tuple(scan.findings),
+        notes=tuple(_notes(scan)),
+        num_shards=len(shards),
+        num_files=len(jobs),
+        num_bytes=sum(job.stored.size_bytes for job in jobs),
+        num_rows=sum(shards.values()),
+        num_failures=len(failed),
+    )
+
+
+def _check_manifest(scan: _Scan) -> None:
+    path = scan.store / METADATA
+    try:
+        scan.manifest = read_manifest(scan.store)
+    # A number too large for a float has no checksum, which is a ValueError.
+    except (StoreError, OSError, ValueError) as error:
+        scan.findings.append(Finding(kind="manifest", message=str(error), path=path))
+        return
+    if what := _group_damage(path):
+        message = f"{path} {what}. Restore it from a copy; the arrays are not affected."
+        scan.findings.append(Finding(kind="manifest", message=message, path=path))
+
+
+def _check_table(scan: _Scan, split: str) -> None:
+    folder, num_rows = scan.store / split, scan.manifest.splits[split]
+    scan.checked_metadata |= {folder / name / METADATA for name in _TABLE}
+    try:
+        scan.tables[split] = table = read_table(folder, num_rows)
+    except (StoreError, OSError, ValueError) as error:
+        scan.findings.append(Finding(kind="table", message=str(error), path=folder, split=split))
+        return
+    with tempfile.TemporaryDirectory() as reference:
+        write_table(Path(reference), table)
+        for name in _TABLE:
+            if not _same_array_metadata(folder / name, Path(reference, name)):
+                path = folder / name / METADATA
+                message = f"{path} does not describe a video table of {num_rows} rows. Restore it from a copy."
+                scan.findings.append(Finding(kind="table", message=message, path=path, split=split, array=name))
+
+
+def _same_array_metadata(folder: Path, reference: Path) -> bool:
+    """Whether two arrays are described alike, but for remarks and for a field that versions of Zarr may leave out."""
+    defaults: dict[str, Any] = {"storage_transformers": []}
+    one, other = (_without_remarks(_read_json(path / METADATA)) for path in (folder, reference))
+    return isinstance(one, dict) and defaults | one == defaults | other
+
+
+def _without_remarks(document: Any) -> Any:
+    """Metadata with empty attributes: anyone may leave a remark there."""
+    if isinstance(document, dict) and isinstance(document.get("attributes"), dict):
+        return document | {"attributes": {}}
+    return document
+
+
+def _read_records(scan: _Scan) -> None:
+    owners: dict[tuple[str, int, int, str], Path] = {}
+    for path in sorted((scan.store / COMMITS).glob("*/*.json")):
+        if (match := _RECORD_NAME.fullmatch(path.name)) is None or is_temporary(path.name):
+            continue
+        place = match["split"], int(match["view"]), int(match["shard"])
+        try:
+            record = read_commit(path)
+            what = _contradiction(scan, record)
+        except OSError as error:  # CorruptStore is one, too
+            record, what = None, str(error)
+        for name in sorted(record.arrays) if record and not what else ():
+            first = owners.setdefault((*place, name), path)
+            what = what or (f"names {name}, as does {first}" if first != path else None)
+        if record and not what:
+            scan.records[path] = record
+            continue
+        scan.damaged_shards.add(place)
+        message = what if record is None else f"commit record {path} {what}. {redo(path)}"
+        split, view, shard = place
+        scan.findings.append(
+            Finding(kind="record", message=str(message), path=path, split=split, view=view, shard=shard)
+        )
+
+
+def _contradiction(scan: _Scan, record: CommitRecord) -> str | None:
+    """What of a sound record cannot be true in this store."""
+    num_rows, rows_per_shard = scan.manifest.splits.get(record.split), scan.manifest.rows_per_shard
+    if num_rows is None:
+        return f"is of split {record.split!r}, which the manifest does not name"
+    first = record.shard * rows_per_shard
+    rows = range(first, min(first + rows_per_shard, num_rows))
+    if not rows or (record.first_row, record.num_rows) != (first, len(rows)):
+        return f"has {record.num_rows} rows from {record.first_row}, but the manifest puts {rows} in its shard"
+    failed = [failure.row for failure in record.failures]
+    if failed != sorted(set(failed)) or not set(failed) <= set(rows):
+        return f"says that rows {failed} failed, but its shard has {rows}"
+    table = scan.tables.get(record.split)
+    for failure in record.failures if table else ():
+        if table and (failure.video_id, failure.path) != (table.ids[failure.row], table.paths[failure.row]):
+            return f"calls row {failure.row} {failure.video_id!r}, but the video table {table.ids[failure.row]!r}"
+    for file in record.files:
+        size = _data_bytes(file.spec, len(rows) - len(failed)) + file.spec.index_bytes(rows_per_shard)
+        if file.size_bytes != size:
+            return f"says that {file.spec.name} has {file.size_bytes} bytes, but its rows take {size}"
+    return None
+
+
+def _data_bytes(spec: ArraySpec, num_rows: int) -> int:
+    return num_rows * spec.chunks_per_row * (spec.chunk_bytes + CRC_BYTES)
+
+
+def _check_metadata(scan: _Scan) -> None:
+    """The zarr.json of every committed array and of every group, then of whatever else is declared."""
+    arrays: dict[tuple[str, int, str], dict[Path, ArraySpec]] = {}
+    for path, record in scan.records.items():
+        for file in record.files:
+            arrays.setdefault((record.split, record.view, file.spec.name), {})[path] = file.spec
+    groups = {scan.store / COMMITS} | {scan.store / split for split in scan.manifest.splits}
+    for (split, view, name), specs in sorted(arrays.items()):
+        _check_array(scan, split, view, name, specs)
+        folder = view_folder(scan.store, split, view)
+        groups |= {folder, *(folder / parent for parent in Path(name).parents)}
+    for group in sorted(groups):
+        _check_group(scan, group / METADATA)
+    for split in scan.manifest.splits:
+        for folder in sorted((scan.store / split).glob("view-*/")):
+            for path in sorted(
+                {*folder.glob(METADATA), *folder.glob(f"*/{METADATA}"), *folder.glob(f"*/*/{METADATA}")}
+            ):
+                if path not in scan.checked_metadata:
+                    _check_declared(scan, split, folder, path)
+
+
+def _check_array(scan: _Scan, split: str, view: int, name: str, specs: dict[Path, ArraySpec]) -> None:
+    path = view_folder(scan.store, split, view) / name / METADATA
+    scan.checked_metadata.add(path)
+    document = _without_remarks(_read_json(path))
+    size = scan.manifest.splits[split], scan.manifest.rows_per_shard
+    others = [record for record, spec in specs.items() if document != array_metadata(spec, *size)]
+    if len(others) == len(specs):
+        message = (
+            f"{path} is missing, damaged, or describes another array than the committed {next(iter(specs.values()))}. "
+            "Delete it, if it is there, and run `vcache extract` again: it writes it anew."
+        )
+        scan.findings.append(Finding(kind="metadata", message=message, path=path, split=split, view=view, array=name))
+        return
+    for record_path in others:
+        shard = scan.records[record_path].shard
+        message = f"commit record {record_path} is of another {name} than {path} describes. {redo(record_path)}"
+        scan.findings.append(
+            Finding(kind="record", message=message, path=record_path, split=split, view=view, shard=shard, array=name)
+        )
+
+
+def _check_group(scan: _Scan, path: Path) -> None:
+    scan.checked_metadata.add(path)
+    if what := _group_damage(path):
+        message = f"{path} {what}. Restore it from a copy, or write {json.dumps(group_metadata())} into it."
+        scan.findings.append(Finding(kind="metadata", message=message, path=path))
+
+
+def _check_declared(scan: _Scan, split: str, folder: Path, path: Path) -> None:
+    """The zarr.json of a group, or of an array that no shard of is committed."""
+    scan.checked_metadata.add(path)
+    name = path.parent.relative_to(folder).as_posix()
+    try:
+        spec = read_spec(folder, name, scan.manifest.splits[split], scan.manifest.rows_per_shard)
+    except (StoreError, OSError) as error:
+        scan.findings.append(Finding(kind="metadata", message=str(error), path=path, split=split, array=name))
+        return
+    if spec is None:
+        _check_group(scan, path)
+
+
+def _group_damage(path: Path) -> str | None:
+    document = _read_json(path)
+    if not isinstance(document, dict):
+        return "is missing or damaged"
+    # Zarr libraries may add "consolidated_metadata" to a group.
+    known = {**group_metadata(), "attributes": document.get("attributes")}
+    there = {name: value for name, value in document.items() if name != "consolidated_metadata"}
+    return None if there == known and isinstance(there["attributes"], dict) else "does not describe a Zarr group"
+
+
+def _read_json(path: Path) -> Any:
+    """None for a file that is missing or holds no JSON: the caller reports both."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _shard_files(scan: _Scan) -> list[ShardFile]:
+    return [
+        ShardFile(
+            record,
+            stored,
+            path,
+            view_folder(scan.store, record.split, record.view) / stored.spec.shard_path(record.shard),
+            scan.manifest.rows_per_shard,
+            scan.tables.get(record.split),
+        )
+        for path, record in scan.records.items()
+        for stored in record.files
+    ]
+
+
+def _notes(scan: _Scan) -> Iterator[Finding]:
+    """Files that nothing names."""
+    known = (
+        {job.path for job in _shard_files(scan)} | set(scan.records) | scan.checked_metadata | {scan.store / METADATA}
+    )
+    known.add(scan.store / COMMITS / "writer.lock")
+    known |= {finding.path for finding in scan.findings}
+    known |= {scan.store / split / name / "c" / "0" for split in scan.manifest.splits for name in _TABLE}
+    for path in sorted(scan.store.parent.glob(f".{scan.store.name}.*")):
+        if is_temporary(path.name):
+            yield _temporary(path)
+    for top, folders, names in os.walk(scan.store):
+        yield from (_temporary(Path(top, name)) for name in sorted(folders) if is_temporary(name))
+        folders[:] = sorted(name for name in folders if not is_temporary(name))
+        for path in sorted(Path(top, name) for name in names):
+            if is_temporary(path.name):
+                yield _temporary(path)
+            elif path not in known and not _of_damaged_record(scan, path):
+                yield _stray(scan, path)
+
+
+def _of_damaged_record(scan: _Scan, path: Path) -> bool:
+    """Whether the record that names this shard file may be a damaged one."""
+    match = _SHARD_FILE.fullmatch(path.relative_to(scan.store).as_posix())
+    return match is not None and (match["split"], int(match["view"]), int(match["shard"])) in scan.damaged_shards
+
+
+def _stray(scan: _Scan, path: Path) -> Finding:
+    match = _SHARD_FILE.fullmatch(path.relative_to(scan.store).as_posix())
+    if match is None:
+        return Finding(kind="unknown", message=f"{path} is not part of the store; nothing reads it.", path=path)
+    return Finding(
+        kind="orphan",
+        message=(
+            f"{path} has no commit record: a killed extraction left it, its record was deleted, or an extraction is "
+            "running. `vcache extract` writes that shard again; else remove the file."
+        ),
+        path=path,
+        split=match["split"],
+        view=int(match["view"]),
+        shard=int(match["shard"]),
+        array=match["array"],
+    )
+
+
+def _temporary(path: Path) -> Finding:
+    message = f"{path} is temporary: an extraction is writing it, or was killed. The next `vcache extract` removes it."
+    return Finding(kind="temporary", message=message, path=path)
