@@ -89,7 +89,7 @@ class ExtractionConfig:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ExtractionError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)!r}: there are {' and '.join(allowed)}."
+                    f"--{name.replace('_', '-')} {getattr(self, name)!r}: there are {', '.join(allowed)}."
                 )
         for name in ("frames", "stride", "workers", "batch_size"):
             if getattr(self, name) < 1:

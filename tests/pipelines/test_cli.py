@@ -44,6 +44,11 @@ def python(code: str) -> str:
     ).stdout
 
 
+def printed_command(err: str) -> str:
+    """What follows `vcache` in the command that an error message ends in."""
+    return next(line for line in err.splitlines() if "with:  vcache extract" in line).split("with:  vcache ")[1]
+
+
 def test_help_loads_neither_torch_nor_zarr() -> None:
     loaded = python(
         "import sys; sys.argv = ['vcache', '--help']\n"
@@ -112,7 +117,7 @@ def test_the_printed_command_mends_what_was_missing(
     assert (
         "reads tokens of layers 1-2, Q/K of layers 1-2; split 'train' of a store.zarr holds tokens of layers 2" in err
     )
-    command = next(line for line in err.splitlines() if "Extract the rest with:" in line).split("with:  vcache ")[1]
+    command = printed_command(err)
     assert vcache(command)[0] == 0
     status, _, err = vcache(train)
     assert status == 0, err
@@ -129,7 +134,7 @@ def test_a_store_of_maps_is_completed_with_maps(
     status, _, err = vcache(f"{train} {tmp_path / 'two'} --set layers=-2:")
     assert status == 1
     assert "reads tokens of layers 1-2, maps of layers 1-2; split 'train' of maps.zarr holds tokens of layers 2" in err
-    command = next(line for line in err.splitlines() if "vcache extract" in line).split("with:  vcache ")[1]
+    command = printed_command(err)
     assert "--cross-frame maps" in command
     assert vcache(command)[0] == 0
     assert vcache(f"{train} {tmp_path / 'two'} --set layers=-2:")[0] == 0
@@ -144,7 +149,7 @@ def test_another_number_of_frames_is_mended_by_the_printed_command(
     status, _, err = vcache(train)
     assert status == 1
     assert "reads clips of 3 frames" in err
-    command = next(line for line in err.splitlines() if "vcache extract" in line).split("with:  vcache ")[1]
+    command = printed_command(err)
     assert vcache(command)[0] == 0
     assert vcache(train)[0] == 0
 
@@ -281,7 +286,7 @@ def test_the_printed_command_keeps_out_splits_that_were_left_out(
     status, _, err = vcache(train)
     assert status == 1
     assert "split 'val' of s.zarr holds tokens of layers 2, cls of layers 2, Q/K of layers 2, the embedding" in err
-    command = next(line for line in err.splitlines() if "vcache extract" in line).split("with:  vcache ")[1]
+    command = printed_command(err)
     assert "--split train,val" in command
     assert vcache(command)[0] == 0
     assert vcache(train)[0] == 0
