@@ -11,6 +11,7 @@ class Finding:
     Kinds of damage:
         manifest    the zarr.json of the store
         table       the table of videos of a split
+        constant    an array of the whole store is missing, damaged or not the one that the manifest names
         record      a commit record is damaged, or contradicts the manifest, the video table or another record
         metadata    the zarr.json of an array or group is missing, damaged, or not what was committed
         missing     a committed shard file is not there

@@ -34,6 +34,8 @@ class Manifest:
     """Rows in one shard file of any array; the last shard of a split may hold fewer."""
     splits: dict[str, int]
     """Name -> number of videos, in the order the splits were added."""
+    constants: dict[str, int] = field(default_factory=dict)
+    """Arrays of the whole store by name (constants.py), each with the checksum of its values."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Free-form JSON for whoever reads the features."""
     versions: dict[str, str] = field(default_factory=dict)

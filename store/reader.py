@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from vcache.store.commits import CommitRecord, RowFailure
+from vcache.store.constants import read_constant
 from vcache.store.errors import (
+    ArrayNotFound,
     CorruptStore,
     RowNotCommitted,
     SplitNotFound,
@@ -103,6 +105,21 @@ class FeatureStore:
             if split not in self._tables:
                 self._tables[split] = read_table(self.path / split, self._num_rows(split))
             return self._tables[split]
+
+    def constant(self, name: str) -> np.ndarray:
+        """An array of the whole store, as "tokens_mean/8"; not to be written to.
+
+        Raises:
+            ArrayNotFound, CorruptStore: there is none of that name, or it is damaged.
+        """
+        if name not in self.manifest.constants:
+            there = ", ".join(self.manifest.constants) or "none"
+            raise ArrayNotFound(f"no constant {name!r} in {self.path}; there are: {there}")
+        with self._lock:
+            if name not in self._constants:
+                self._constants[name] = read_constant(self.path, name, self.manifest.constants[name])
+                self._constants[name].flags.writeable = False
+            return self._constants[name]
 
     def arrays(self, split: str, view: int = 0) -> dict[str, ArraySpec]:
         """The declared arrays by name; which rows of them hold data, `committed_rows` knows."""
@@ -270,6 +287,7 @@ class FeatureStore:
     def _forget(self) -> None:
         with self._lock:
             self._tables: dict[str, VideoTable] = {}
+            self._constants: dict[str, np.ndarray] = {}
             self._views: dict[tuple[str, int], StoredView] = {}
             # (split, view, array, shard) -> path and offsets of the inner chunks
             self._shards: dict[tuple[str, int, str, int], tuple[str, np.ndarray]] = {}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vcache.store.commits import COMMITS, CommitRecord, read_commit
+from vcache.store.constants import CONSTANTS, read_constant
 from vcache.store.errors import StoreError
 from vcache.store.files import is_temporary
 from vcache.store.findings import Finding, Verification, redo
@@ -51,13 +52,14 @@ def verify_store(store: FeatureStore, *, on_progress: Callable[[int, int], None]
         on_progress: called in this thread after each shard file with (bytes done, bytes in all).
 
     Returns:
-        All damage, in the order manifest, tables, records, metadata, shard files; shards that are not extracted yet
+        All damage, in the order manifest, tables, constants, records, metadata, shard files; shards that are not extracted yet
         are no damage.
     """
     scan = _Scan(store.path, store.manifest)
     _check_manifest(scan)
     for split in scan.manifest.splits:
         _check_table(scan, split)
+    _check_constants(scan)
     _read_records(scan)
     _check_metadata(scan)
     jobs = _shard_files(scan)
@@ -103,6 +105,15 @@ def _check_table(scan: _Scan, split: str) -> None:
                 path = folder / name / METADATA
                 message = f"{path} does not describe a video table of {num_rows} rows. Restore it from a copy."
                 scan.findings.append(Finding(kind="table", message=message, path=path, split=split, array=name))
+
+
+def _check_constants(scan: _Scan) -> None:
+    for name, expected in scan.manifest.constants.items():
+        folder = scan.store / CONSTANTS / name
+        try:
+            read_constant(scan.store, name, expected)
+        except (StoreError, OSError) as error:
+            scan.findings.append(Finding(kind="constant", message=str(error), path=folder, array=name))
 
 
 def _same_array_metadata(folder: Path, reference: Path) -> bool:
@@ -182,6 +193,8 @@ def _check_metadata(scan: _Scan) -> None:
         _check_array(scan, split, view, name, specs)
         folder = view_folder(scan.store, split, view)
         groups |= {folder, *(folder / parent for parent in Path(name).parents)}
+    for name in scan.manifest.constants:
+        groups |= {scan.store / CONSTANTS / parent for parent in Path(name).parents}
     for group in sorted(groups):
         _check_group(scan, group / METADATA)
     for split in scan.manifest.splits:
@@ -275,6 +288,8 @@ def _notes(scan: _Scan) -> Iterator[Finding]:
     known.add(scan.store / COMMITS / "writer.lock")
     known |= {finding.path for finding in scan.findings}
     known |= {scan.store / split / name / "c" / "0" for split in scan.manifest.splits for name in _TABLE}
+    for name in scan.manifest.constants:
+        known |= {path for path in (scan.store / CONSTANTS / name).rglob("*") if not is_temporary(path.name)}
     for path in sorted(scan.store.parent.glob(f".{scan.store.name}.*")):
         if is_temporary(path.name):
             yield _temporary(path)

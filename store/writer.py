@@ -29,8 +29,9 @@ from vcache.store.files import (
     sync_folders_up,
     write_durably,
 )
+from vcache.store.groups import encode_manifest, make_groups, write_manifest
 from vcache.store.layout import METADATA, ArraySpec, array_metadata, encode_metadata, group_metadata
-from vcache.store.manifest import ATTRIBUTE, Manifest, VideoTable
+from vcache.store.manifest import Manifest, VideoTable
 from vcache.store.reader import FeatureStore
 from vcache.store.shard_file import ShardFileWriter
 from vcache.store.tables import write_table
@@ -55,7 +56,7 @@ def create_store(path: str | Path, manifest: Manifest, videos: Mapping[str, Vide
         (folder / COMMITS).mkdir()
         # As a group of its own it does not make Zarr libraries warn about an unknown folder.
         (folder / COMMITS / METADATA).write_bytes(encode_metadata(group_metadata()))
-        (folder / METADATA).write_bytes(_encode_manifest(manifest))
+        (folder / METADATA).write_bytes(encode_manifest(manifest))
 
 
 def add_split(store: FeatureStore, split: str, table: VideoTable) -> None:
@@ -72,7 +73,7 @@ def add_split(store: FeatureStore, split: str, table: VideoTable) -> None:
     shutil.rmtree(store.path / split, ignore_errors=True)
     with published_folder(store.path / split) as folder:
         write_table(folder, table)
-    write_durably(store.path / METADATA, _encode_manifest(manifest))
+    write_manifest(store.path, manifest)
     store.refresh()
 
 
@@ -89,7 +90,7 @@ def declare_arrays(store: FeatureStore, split: str, specs: Iterable[ArraySpec], 
         if declared is not None and declared != spec:
             raise ValueError(f"{spec.name} of {split}/view-{view} is declared as {declared}, not {spec}")
         if declared is None:
-            _make_groups((folder / spec.name).parent, store.path / split)
+            make_groups((folder / spec.name).parent, store.path / split)
             (folder / spec.name).mkdir(exist_ok=True)
             metadata = array_metadata(spec, num_rows, rows_per_shard)
             write_durably(folder / spec.name / METADATA, encode_metadata(metadata))
@@ -273,18 +274,3 @@ def _check_array(spec: ArraySpec, row: int, array: np.ndarray) -> None:
             f"first is {array[first]} at {first}; a head trained on it would learn nothing. Float16 overflows above "
             "65504: if this one did, store float32 (--dtype float32)."
         )
-
-
-def _encode_manifest(manifest: Manifest) -> bytes:
-    return encode_metadata(group_metadata({ATTRIBUTE: manifest.to_json()}))
-
-
-def _make_groups(folder: Path, top: Path) -> None:
-    """Make `folder` and the folders between it and `top` Zarr groups; `top` is one already."""
-    if folder == top:
-        return
-    _make_groups(folder.parent, top)
-    folder.mkdir(exist_ok=True)
-    if not (folder / METADATA).exists():
-        write_durably(folder / METADATA, encode_metadata(group_metadata()))
-        sync_folder(folder.parent)

@@ -163,7 +163,7 @@ def test_a_store_is_created_whole_or_not_at_all(world, tmp_path, monkeypatch):
 def test_a_split_is_not_there_until_the_manifest_names_it(world, tmp_path, monkeypatch):
     store = world.create(tmp_path / "s.zarr")
     with monkeypatch.context() as patch:
-        patch.setattr("vcache.store.writer.write_durably", lambda *args: 1 / 0)  # killed before the manifest
+        patch.setattr("vcache.store.writer.write_manifest", lambda *args: 1 / 0)  # killed before the manifest
         with pytest.raises(ZeroDivisionError):
             add_split(store, "val", world.videos(5))
     assert FeatureStore.open(store.path).manifest.splits == {"train": 7}

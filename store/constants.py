@@ -1,0 +1,110 @@
+"""Arrays of the whole store, without an axis of videos: `constants/<name>`.
+
+They are what rows of every split are read with: channel statistics, frozen weights. Each is a Zarr array of one chunk; the
+manifest names it with the CRC32C of its values, so one that was lost, damaged or exchanged is noticed. What the manifest does
+not name is what a killed writer left.
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from crc32c import crc32c
+from zarr.codecs import Crc32cCodec
+
+from vcache.store.errors import CorruptStore, StoreExists
+from vcache.store.files import published_folder
+from vcache.store.groups import make_groups, write_manifest
+
+if TYPE_CHECKING:  # the reader imports this module
+    from vcache.store.reader import FeatureStore
+
+CONSTANTS = "constants"
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """Values with a name for each axis, as ("channel",)."""
+
+    dims: tuple[str, ...]
+    values: np.ndarray
+
+    def __post_init__(self) -> None:
+        if len(self.dims) != self.values.ndim or not self.values.size:
+            raise ValueError(f"a constant of shape {self.values.shape} cannot have the axes {self.dims}")
+        if self.values.dtype.kind == "f" and not np.isfinite(self.values).all():
+            raise ValueError("a constant must be finite")
+
+
+def write_constants(store: "FeatureStore", constants: Mapping[str, Constant]) -> None:
+    """Add constants to a store, all or none, and refresh `store`. The same values again are no change, but
+    bring back a constant whose folder was deleted.
+
+    Raises:
+        StoreExists: a constant of that name is there with other values.
+    """
+    store.refresh()
+    known = store.manifest.constants
+    checksums = {name: checksum(constant.values) for name, constant in constants.items()}
+    if other := sorted(name for name in checksums.keys() & known.keys() if checksums[name] != known[name]):
+        raise StoreExists(f"{store.path} has other values of {', '.join(other)}; what is stored is never changed")
+    for name in sorted(checksums):
+        if name not in known or not (store.path / CONSTANTS / name).exists():
+            _write(store.path, name, constants[name])
+    if not checksums.keys() <= known.keys():
+        write_manifest(store.path, replace(store.manifest, constants=dict(sorted({**known, **checksums}.items()))))
+        store.refresh()
+
+
+def read_constant(store: Path, name: str, expected: int) -> np.ndarray:
+    """The values of a constant, checked against the manifest's CRC32C.
+
+    Raises:
+        CorruptStore: it is missing, damaged, or not the one that the manifest names.
+    """
+    folder = store / CONSTANTS / name
+    try:
+        array: Any = zarr.open_array(store=str(folder), mode="r", zarr_format=3)
+        values = np.asarray(array[...])
+    # Damaged metadata or data surface as many kinds of exception inside zarr-python.
+    except Exception as error:
+        raise _corrupt(folder, str(error)) from error
+    if checksum(values) != expected:
+        raise _corrupt(folder, "its values are not those that the manifest names")
+    return values
+
+
+def checksum(values: np.ndarray) -> int:
+    """CRC32C of the values as little-endian bytes, continued over dtype and shape."""
+    little = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+    return int(crc32c(f"{values.dtype.name}{values.shape}".encode(), crc32c(little.tobytes())))
+
+
+def _write(store: Path, name: str, constant: Constant) -> None:
+    folder = store / CONSTANTS / name
+    make_groups(folder.parent, store)
+    shutil.rmtree(folder, ignore_errors=True)
+    with published_folder(folder) as temporary:
+        array = zarr.create_array(
+            store=str(temporary),
+            shape=constant.values.shape,
+            dtype=constant.values.dtype,
+            chunks=constant.values.shape,
+            compressors=[Crc32cCodec()],
+            dimension_names=list(constant.dims),
+            zarr_format=3,
+            config={"write_empty_chunks": True},
+            overwrite=True,
+        )
+        array[...] = constant.values
+
+
+def _corrupt(folder: Path, what: str) -> CorruptStore:
+    return CorruptStore(
+        f"constant {folder} is damaged: {what}. Restore the folder from a copy, or delete it and run `vcache extract` again: "
+        "it makes the same one anew."
+    )
