@@ -1,9 +1,9 @@
-"""What do stored maps save against stored queries and keys? Bytes of a video and seconds of an epoch of EVL, in one run.
+"""What do stored maps, and Q/K derived on the device, save against stored Q/K? Bytes of a video and seconds of an epoch of EVL.
 
     python benchmarks/cross_frame.py [--videos 160] [--rounds 3]
 
-Extracts the demo's world twice with the packaged tiny CLIP, with `--cross-frame qk` and `--cross-frame maps`, and trains EVL with
-all its modules on each, round by round in turn. The limit of an epoch is the one without cross-frame attention at all.
+Extracts the demo's world with the packaged tiny CLIP, with `--cross-frame qk`, `maps` and `derive`, and trains EVL with all its
+modules on each, round by round in turn. The limit of an epoch is the one without cross-frame attention at all.
 """
 
 import argparse
@@ -31,11 +31,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         csv = render_world(folder / "world", train=args.videos, val=10)
-        stores = {kind: extract(csv, folder / f"{kind}.zarr", kind) for kind in ("qk", "maps")}
+        stores = {kind: extract(csv, folder / f"{kind}.zarr", kind) for kind in ("qk", "maps", "derive")}
         variants: dict[str, tuple[Path, dict[str, Any]]] = {
             "no T-CA: the limit": (stores["qk"], {"temporal_cross_attention": False}),
             "T-CA from Q/K": (stores["qk"], {}),
             "T-CA from maps": (stores["maps"], {}),
+            "T-CA, Q/K derived": (stores["derive"], {}),
         }
         epochs: dict[str, list[EpochReport]] = {label: [] for label in variants}
         for i in range(args.rounds):

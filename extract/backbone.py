@@ -11,7 +11,7 @@ anyway, where open_clip's fused attention never shows them. Checked against open
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import open_clip
@@ -71,6 +71,7 @@ class BackboneFacts:
     num_tokens: int
     """Per frame, CLS first."""
     embed_dim: int
+    layer_norm_eps: float
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ class Taps:
     """Biased query projections of ln_1(input of the block), before 1/sqrt(d)."""
     k: dict[int, Float[Tensor, "B H N d"]]
     embed: Float[Tensor, "B E"]
+    inputs: dict[int, Float[Tensor, "B N D"]] = field(default_factory=dict)
+    """What enters the block, before ln_1: of block i > 0 the output of block i-1."""
 
 
 class FrozenBackbone(nn.Module):
@@ -112,26 +115,44 @@ class FrozenBackbone(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, images: Float[Tensor, "B 3 S S"], *, tokens: Sequence[int] = (), qk: Sequence[int] = ()) -> Taps:
+    def forward(
+        self,
+        images: Float[Tensor, "B 3 S S"],
+        *,
+        tokens: Sequence[int] = (),
+        qk: Sequence[int] = (),
+        inputs: Sequence[int] = (),
+    ) -> Taps:
         """Run normalised images through all blocks and keep the absolute layers asked for.
 
         Raises:
             LayerError: a layer is negative or not there; `resolve_layers` makes them absolute.
             ValueError: the images are not of the backbone's size.
         """
-        self._check(images, (*tokens, *qk))
+        self._check(images, (*tokens, *qk, *inputs))
+        entering: dict[int, Tensor] = {}
         kept: dict[int, Tensor] = {}
         queries: dict[int, Tensor] = {}
         keys: dict[int, Tensor] = {}
         x = _embed_patches(self.visual, images)
         for layer, block in enumerate(self.visual.transformer.resblocks):
+            if layer in inputs:
+                entering[layer] = x
             x, q, k = _run_block(block, x)
             if layer in tokens:
                 kept[layer] = x
             if layer in qk:
                 queries[layer], keys[layer] = q, k
         embed = self.visual.ln_post(x[:, 0]) @ self.visual.proj
-        return Taps(kept, queries, keys, embed)
+        return Taps(kept, queries, keys, embed, entering)
+
+    def query_key_weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What makes q and k of a block's input: ln_1's weight and bias (D,), the projection (2*D, D) and its bias (2*D,)."""
+        block: Any = self.visual.transformer.resblocks[layer]
+        weight, bias = (
+            tensor[: 2 * self.facts.width] for tensor in (block.attn.in_proj_weight, block.attn.in_proj_bias)
+        )
+        return block.ln_1.weight, block.ln_1.bias, weight, bias
 
     def _check(self, images: Tensor, layers: Iterable[int]) -> None:
         size, last = self.facts.image_size, self.facts.num_layers - 1
@@ -249,6 +270,7 @@ def _facts(visual: VisionTransformer, architecture: Architecture) -> BackboneFac
         grid=(height, width),
         num_tokens=height * width + 1,
         embed_dim=visual.proj.shape[1],
+        layer_norm_eps=visual.transformer.resblocks[0].ln_1.eps,
     )
 
 

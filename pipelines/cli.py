@@ -84,7 +84,8 @@ def extract(
         typer.Option(
             rich_help_panel=CONTENT,
             help="For attention between frames. qk: store queries and keys of the layers; maps: the softmax maps, 4.5 times "
-            "smaller than both for ViT-B/16; none.",
+            "smaller than both for ViT-B/16; derive: what enters the layers, from which training makes Q/K again, 2.4 times "
+            "smaller than tokens with Q/K; none.",
         ),
     ] = "qk",
     dtype: Annotated[str, typer.Option(rich_help_panel=VALUES, help="float16 or float32.")] = "float16",

@@ -22,9 +22,11 @@ from vcache.extract.layers import resolve_layers
 from vcache.extract.preprocess import Preprocessing, from_open_clip_config
 from vcache.extract.sampling import Sampling, StridedSampling, TSNSampling
 from vcache.extract.spec import ExtractionSpec
+from vcache.pipelines.derivation import input_array, projection_constants
 from vcache.pipelines.device import select_device
 from vcache.pipelines.shards import ExtractionProgress, ShardExtractor, ShardTask, missing_shards
 from vcache.pipelines.stores import default_store_path
+from vcache.store.constants import write_constants
 from vcache.store.key import cache_key
 from vcache.store.layout import ArraySpec
 from vcache.store.manifest import Manifest, VideoTable, check_split_name
@@ -62,7 +64,8 @@ class ExtractionConfig:
     tsn: bool = False
     """Segment centres over the whole video in place of a strided window in its middle."""
     cross_frame: str = "qk"
-    """"qk": the queries and keys of the same layers; "maps": the head-mean softmax maps made of them; "none": neither."""
+    """"qk": the queries and keys of the same layers; "maps": the head-mean softmax maps made of them; "derive": what enters
+    these blocks, and their frozen weights, from which training makes Q/K again; "none": nothing."""
     dtype: str = "float16"
     model: str = "ViT-B-16-quickgelu"
     pretrained: str | None = "openai"
@@ -82,7 +85,7 @@ class ExtractionConfig:
 
     def __post_init__(self) -> None:
         choices = {
-            "cross_frame": ("qk", "maps", "none"),
+            "cross_frame": ("qk", "maps", "derive", "none"),
             "dtype": ("float16", "float32"),
             "preprocess": ("fast", "exact"),
         }
@@ -155,6 +158,8 @@ def run_extraction(
         create_store(path, _manifest(config, dataset, backbone.facts, spec, arrays), _video_tables(dataset))
     with FeatureStore.open(path) as store, sole_writer(path):
         _extend(store, config, dataset, spec, arrays)
+        if config.cross_frame == "derive":
+            write_constants(store, projection_constants(backbone, layers))
         tasks = missing_shards(store, dataset.splits, arrays)
         progress = _initial_progress(store, dataset, tasks)
         on_progress(progress)
@@ -231,7 +236,9 @@ def array_specs(facts: BackboneFacts, layers: Iterable[int], config: ExtractionC
                 chunk=(1, 2, P, P),
             )
             specs.append(maps)
-    return tuple(specs)
+        if config.cross_frame == "derive":
+            specs.append(replace(tokens, name=input_array(layer)))
+    return tuple({spec.name: spec for spec in specs}.values())  # what enters a block may be another one's tokens
 
 
 def _extend(

@@ -117,7 +117,7 @@ def _describe_row(path: Path, store: FeatureStore) -> dict[str, Any]:
         "model": store.manifest.facts["backbone"]["model"],
         "splits": dict(store.manifest.splits),
         "layers": tokens,
-        "cross_frame": _cross_frame(store.arrays(first)),
+        "cross_frame": _cross_frame([*store.arrays(first), *store.manifest.constants]),
         "size_bytes": store.size_bytes(),
         "key": store.manifest.key,
     }
@@ -125,7 +125,7 @@ def _describe_row(path: Path, store: FeatureStore) -> dict[str, Any]:
 
 def _cross_frame(arrays: Iterable[str]) -> str:
     kinds = {name.split("/")[0] for name in arrays}
-    return "qk" if "q" in kinds else "maps" if "maps" in kinds else "none"
+    return next((word for kind, word in (("q", "qk"), ("maps", "maps"), ("blocks", "derive")) if kind in kinds), "none")
 
 
 def print_folder(folder: Path, rows: list[dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vcache.heads.cross_frame import cross_frame_maps
 from vcache.heads.requirements import ClipFeatures
+from vcache.pipelines.derivation import input_array, load_projection
 from vcache.pipelines.matching import ReadPlan, completing_command
 from vcache.store.reader import FeatureStore
 
@@ -46,6 +47,8 @@ class ClipLoader:
         self.batch_size, self.device, self.seed = batch_size, device, seed
         self.rows = self._readable_rows(allow_incomplete)
         self.labels = torch.from_numpy(store.videos(split).labels)
+        derived = plan.maps.values() if plan.maps_from == "derive" else ()
+        self._projections = {layer: load_projection(store, layer, device) for layer in derived}
 
     def __len__(self) -> int:
         """Batches in an epoch; the last may be smaller, and no row is dropped."""
@@ -85,6 +88,8 @@ class ClipLoader:
     def _maps(self, arrays: dict[str, Tensor], layer: int) -> Tensor:
         if self.plan.maps_from == "maps":
             return arrays[f"maps/{layer}"]
+        if self.plan.maps_from == "derive":
+            return self._projections[layer].maps(arrays[input_array(layer)])
         return cross_frame_maps(arrays[f"q/{layer}"], arrays[f"k/{layer}"])
 
     def _readable_rows(self, allow_incomplete: bool) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from vcache.extract.layers import LayerError, absolute_layer, resolve_layers
 from vcache.heads.registry import get_head
 from vcache.heads.requirements import HeadRequirements
+from vcache.pipelines.derivation import constant_names, input_array
 from vcache.pipelines.settings import SettingError, build
 from vcache.pipelines.stores import open_stores, vcache_home
 from vcache.store.errors import StoreError
@@ -34,6 +35,9 @@ _REQUEST_DEFAULTS: dict[str, Any] = {
 }
 
 
+MapsSource = Literal["qk", "maps", "derive"]
+
+
 class HeadStoreMismatch(ValueError):
     """The head reads something that the store does not hold; ends in the command that adds it."""
 
@@ -50,18 +54,33 @@ class ReadPlan:
     cls: Mapping[int, int]
     maps: Mapping[int, int]
     embed: bool
-    maps_from: Literal["qk", "maps"] = "qk"
-    """Whether cross-frame maps are made from stored queries and keys or are read as they are."""
+    maps_from: MapsSource = "qk"
+    """Whether cross-frame maps are made of stored queries and keys, read as they are, or derived from what enters the block."""
 
     @property
     def arrays(self) -> tuple[str, ...]:
         """Names of the arrays to read, each once."""
-        sources = ("q", "k") if self.maps_from == "qk" else ("maps",)
         names = [f"tokens/{layer}" for layer in self.tokens.values()]
         names += [f"cls/{layer}" for layer in self.cls.values()]
-        names += [f"{kind}/{layer}" for layer in self.maps.values() for kind in sources]
+        names += [name for layer in self.maps.values() for name in _map_arrays(self.maps_from, layer)]
         names += ["embed"] if self.embed else []
         return tuple(dict.fromkeys(names))
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        """Names of the store's constants that are read."""
+        layers = self.maps.values() if self.maps_from == "derive" else ()
+        return tuple(name for layer in layers for name in constant_names(layer))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that are read, ascending; not those whose tokens are only what enters another block."""
+        return tuple(sorted({*self.tokens.values(), *self.cls.values(), *self.maps.values()}))
+
+
+def _map_arrays(source: MapsSource, layer: int) -> tuple[str, ...]:
+    """The arrays that a layer's maps are made of."""
+    return {"qk": (f"q/{layer}", f"k/{layer}"), "maps": (f"maps/{layer}",), "derive": (input_array(layer),)}[source]
 
 
 def build_head_config(head: str, settings: Mapping[str, Any], manifest: Manifest) -> Any:
@@ -111,18 +130,22 @@ def match(head: str, requirements: HeadRequirements, store: FeatureStore, splits
     plan = dataclasses.replace(plan, maps_from=_maps_source(plan, store, splits))
     _check_frames(head, requirements.num_frames, plan, store)
     for split in splits:
-        if missing := set(plan.arrays) - store.arrays(split).keys():
+        missing = set(plan.arrays) - store.arrays(split).keys()
+        if missing or set(plan.constants) - store.manifest.constants.keys():
             raise HeadStoreMismatch(_missing_message(head, plan, store, split, missing))
     return plan
 
 
-def _maps_source(plan: ReadPlan, store: FeatureStore, splits: tuple[str, ...]) -> Literal["qk", "maps"]:
-    """Maps where all that are asked for are stored; else Q/K, unless the store is one of maps that lacks some."""
-    stored = [{name for name in store.arrays(split) if name.startswith("maps/")} for split in splits]
-    if all({f"maps/{layer}" for layer in plan.maps.values()} <= names for names in stored):
-        return "maps"
-    has_queries = any(name.startswith("q/") for split in splits for name in store.arrays(split))
-    return "maps" if any(stored) and not has_queries else "qk"
+def _maps_source(plan: ReadPlan, store: FeatureStore, splits: tuple[str, ...]) -> MapsSource:
+    """The first of maps, Q/K and derivation that the store has for all layers; if none, the one that it has for some."""
+    stored = set.intersection(*({*store.arrays(split), *store.manifest.constants} for split in splits))
+    sources: tuple[MapsSource, ...] = ("maps", "qk", "derive")
+    for source in sources:
+        tried = dataclasses.replace(plan, maps_from=source)
+        if {*tried.constants, *(name for layer in plan.maps.values() for name in _map_arrays(source, layer))} <= stored:
+            return source
+    kinds = {name.split("/")[0] for name in stored}
+    return "qk" if "q" in kinds else "maps" if "maps" in kinds else "derive" if "blocks" in kinds else "qk"
 
 
 def _check_frames(head: str, wanted: int | None, plan: ReadPlan, store: FeatureStore) -> None:
@@ -152,8 +175,7 @@ def completing_command(store: FeatureStore, plan: ReadPlan) -> str:
 
 def _command_for(plan: ReadPlan, manifest: Manifest, *, frames: int | None = None, store: Path | None = None) -> str:
     """The line that extracts the layers of a plan; where it reads none, the last layer, which is the least one can ask for."""
-    layers = sorted({int(name.split("/")[1]) for name in plan.arrays if "/" in name})
-    word = _layers_word(layers, manifest.facts["backbone"]["num_layers"]) or "-1"
+    word = _layers_word(list(plan.layers), manifest.facts["backbone"]["num_layers"]) or "-1"
     return extract_command(
         manifest, layers=word, frames=frames, store=store, cross_frame=plan.maps_from if plan.maps else "none"
     )
@@ -195,7 +217,7 @@ def _bytes_per_clip(names: Collection[str], manifest: Manifest) -> int:
     backbone, frames = manifest.facts["backbone"], manifest.facts["request"]["frames"]
     item = {"float16": 2, "float32": 4}[manifest.facts["request"]["dtype"]]
     width, tokens = backbone["width"], backbone["num_tokens"]
-    sizes = {"cls": width, "tokens": tokens * width, "q": tokens * width, "k": tokens * width}
+    sizes = {"cls": width} | dict.fromkeys(("tokens", "block_input", "q", "k"), tokens * width)
     sizes |= {"embed": backbone["embed_dim"], "maps": 2 * (tokens - 1) ** 2}
     counts = (frames - 1 if name.startswith("maps/") else frames for name in names)
     return sum(count * item * sizes[name.split("/")[0]] for count, name in zip(counts, names, strict=True))

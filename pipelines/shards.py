@@ -151,10 +151,13 @@ class ShardExtractor:
 
     def _forward(self, clips: list[PreparedClip], arrays: tuple[ArraySpec, ...]) -> list[dict[str, np.ndarray]]:
         """The arrays of each clip, by name, in the dtypes of the store."""
-        layers = {kind: _layers(arrays, kind) for kind in ("tokens", "cls", "q", "maps")}
+        layers = {kind: _layers(arrays, kind) for kind in ("tokens", "cls", "q", "maps", "block_input")}
         images = torch.cat([clip.images for clip in clips]).to(self.backbone.device)  # (B*T, 3, S, S)
         taps = self.backbone(
-            images, tokens=sorted({*layers["tokens"], *layers["cls"]}), qk=sorted({*layers["q"], *layers["maps"]})
+            images,
+            tokens=sorted({*layers["tokens"], *layers["cls"]}),
+            qk=sorted({*layers["q"], *layers["maps"]}),
+            inputs=layers["block_input"],
         )
         computed = _by_array_name(taps) | _maps(taps, layers["maps"], len(clips))
         wanted = [spec for spec in arrays if spec.name in computed]
@@ -179,6 +182,7 @@ def _by_array_name(taps: Taps) -> dict[str, torch.Tensor]:
     named = {"embed": taps.embed}
     named |= {f"tokens/{layer}": tokens for layer, tokens in taps.tokens.items()}
     named |= {f"cls/{layer}": tokens[:, 0] for layer, tokens in taps.tokens.items()}
+    named |= {f"block_input/{layer}": tokens for layer, tokens in taps.inputs.items()}
     named |= {f"q/{layer}": q for layer, q in taps.q.items()}
     return named | {f"k/{layer}": k for layer, k in taps.k.items()}
 

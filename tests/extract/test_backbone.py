@@ -65,6 +65,20 @@ def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_what_enters_a_block_and_its_weights_give_its_queries_and_keys(
+    backbone: FrozenBackbone, images: Tensor
+) -> None:
+    taps = backbone(images, tokens=[0, 1], qk=ALL, inputs=ALL)
+    for layer in ALL:
+        if layer:
+            assert torch.equal(taps.inputs[layer], taps.tokens[layer - 1])
+        ln_weight, ln_bias, weight, bias = backbone.query_key_weights(layer)
+        h = nn.functional.layer_norm(taps.inputs[layer], (D,), ln_weight, ln_bias, backbone.facts.layer_norm_eps)
+        projected = (h @ weight.T + bias).view(B, N, 2, H, D_HEAD)
+        close(projected[:, :, 0].transpose(1, 2), taps.q[layer])
+        close(projected[:, :, 1].transpose(1, 2), taps.k[layer])
+
+
 def test_official_evl_backbone_gives_the_same_tokens_queries_keys_and_embedding(golden_clip: GoldenClip) -> None:
     folder, golden = golden_clip("evl_backbone_taps")
     backbone = load_backbone(f"local-dir:{folder}", None)
@@ -239,6 +253,7 @@ def test_facts_are_those_of_the_configuration(backbone: FrozenBackbone) -> None:
         grid=(4, 4),
         num_tokens=N,
         embed_dim=E,
+        layer_norm_eps=1e-5,
     )
     assert backbone.device == torch.device("cpu")
 

@@ -49,7 +49,9 @@ def logits_and_gradients(head: torch.nn.Module, features: ClipFeatures, labels: 
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-6), ("float16", 2e-3)])
-@pytest.mark.parametrize(("name", "cross_frame"), [("linear", "none"), ("evl", "qk"), ("evl", "maps")])
+@pytest.mark.parametrize(
+    ("name", "cross_frame"), [("linear", "none"), ("evl", "qk"), ("evl", "maps"), ("evl", "derive")]
+)
 def test_logits_and_every_gradient_from_the_cache_equal_those_online(
     config: Callable[..., ExtractionConfig],
     video_folder: Path,
