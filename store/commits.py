@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from crc32c import crc32c
-
+from vcache.store.checksum import crc32c
 from vcache.store.errors import CorruptStore
 from vcache.store.key import canonical_json
 from vcache.store.layout import ArraySpec

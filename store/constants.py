@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
-from crc32c import crc32c
 from zarr.codecs import Crc32cCodec
 
+from vcache.store.checksum import crc32c
 from vcache.store.errors import CorruptStore, StoreExists
 from vcache.store.files import published_folder
 from vcache.store.groups import make_groups, write_manifest

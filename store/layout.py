@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from crc32c import crc32c
 
+from vcache.store.checksum import crc32c
 from vcache.store.errors import UnsupportedFormat
 
 CRC_BYTES = 4

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from crc32c import crc32c
 
+from vcache.store.checksum import crc32c
 from vcache.store.errors import CorruptStore, StoreNotFound, UnsupportedFormat
 from vcache.store.key import canonical_json
 from vcache.store.layout import METADATA

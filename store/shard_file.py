@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from crc32c import crc32c
 
+from vcache.store.checksum import crc32c
 from vcache.store.commits import StoredFile
 from vcache.store.files import MAX_BUFFERS, TemporaryFile, drop_done
 from vcache.store.layout import CRC_BYTES, MISSING, ArraySpec, decode_index, encode_index

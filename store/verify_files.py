@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from crc32c import crc32c
 
+from vcache.store.checksum import crc32c
 from vcache.store.commits import CommitRecord, StoredFile
 from vcache.store.findings import Finding, redo
 from vcache.store.layout import CRC_BYTES, ArraySpec
