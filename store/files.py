@@ -40,15 +40,14 @@ class TemporaryFile:
     def publish(self, path: Path) -> None:
         """Give the file its final name; the caller has synced it, and syncs the folder next."""
         self.path.replace(path)
-        os.close(self.fd)
-        self.fd = -1
+        fd, self.fd = self.fd, -1
+        os.close(fd)
 
     def discard(self) -> None:
         """Remove the file if it was not published; else nothing."""
         if self.fd >= 0:
-            self.path.unlink(missing_ok=True)
-            os.close(self.fd)
-            self.fd = -1
+            fd, self.fd = self.fd, -1
+            _remove_and_close(self.path, fd)
 
 
 def drop_done(buffers: list[memoryview], num_bytes: int) -> list[memoryview]:
@@ -136,10 +135,21 @@ def _create_locked(folder: Path, name: str) -> tuple[Path, int]:
     while True:
         path = folder / _temporary_name(name)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        if os.fstat(fd).st_nlink:
-            return path, fd
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.fstat(fd).st_nlink:
+                return path, fd
+        except BaseException:
+            _remove_and_close(path, fd)
+            raise
         os.close(fd)  # a cleaner took it for a leftover, between the creation and the lock
+
+
+def _remove_and_close(path: Path, fd: int) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    finally:
+        os.close(fd)
 
 
 def _remove_if_stale(path: Path) -> bool:

@@ -12,7 +12,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -256,9 +256,10 @@ class ShardWriter:
             )
 
     def _discard(self) -> None:
-        for file in self._files.values():
-            file.discard()
-        self._files = {}
+        files, self._files = self._files, {}
+        with ExitStack() as discarded:  # all of them, also when one cannot be removed
+            for file in files.values():
+                discarded.callback(file.discard)
 
 
 def _check_array(spec: ArraySpec, row: int, array: np.ndarray) -> None:
