@@ -25,9 +25,12 @@ CRC_BYTES = 4
 ENTRY_BYTES = 16
 MISSING = 2**64 - 1
 METADATA = "zarr.json"
-_DTYPES = tuple(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)) + tuple(
-    f"float{bits}" for bits in (16, 32, 64)
-)
+# Zarr v3 has no bfloat16: its bits are stored as uint16, which any reader opens, and an attribute says what they are.
+BFLOAT16 = "bfloat16"
+DTYPE_ATTRIBUTE = "vcache_dtype"
+# The bits of the exponent: all of them are set in NaN and infinity, and in no other number.
+_EXPONENTS = {"float16": 0x7C00, BFLOAT16: 0x7F80, "float32": 0x7F80_0000, "float64": 0x7FF0_0000_0000_0000}
+_DTYPES = (*(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)), *_EXPONENTS)
 # A component "c" would look like the folder in which Zarr keeps the shards.
 _NAME = re.compile(r"(?!c(/|$))[A-Za-z0-9_]+(/(?!c(/|$))[A-Za-z0-9_]+)*")
 
@@ -46,6 +49,7 @@ class ArraySpec:
     chunk: tuple[int, ...]
     """The piece that has a checksum and can be read alone; divides the shape, and is one contiguous run of the row."""
     dtype: str
+    """A NumPy name, or "bfloat16", which is read and written as the uint16 of its bits."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -69,7 +73,22 @@ class ArraySpec:
 
     @property
     def numpy_dtype(self) -> np.dtype:
-        return np.dtype(self.dtype).newbyteorder("<")
+        return np.dtype(self.stored_dtype).newbyteorder("<")
+
+    @property
+    def stored_dtype(self) -> str:
+        """What Zarr calls it."""
+        return "uint16" if self.dtype == BFLOAT16 else self.dtype
+
+    @property
+    def exponent_bits(self) -> int | None:
+        """A number in the array is NaN or infinite if all these bits are set; None where there is no such number."""
+        return _EXPONENTS.get(self.dtype)
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """What the array's zarr.json says beyond Zarr's own fields."""
+        return {DTYPE_ATTRIBUTE: self.dtype} if self.dtype != self.stored_dtype else {}
 
     @property
     def row_bytes(self) -> int:
@@ -90,7 +109,8 @@ class ArraySpec:
 
     @property
     def fill_value(self) -> float | int:
-        """What other Zarr readers show for a row without data: NaN, the lowest signed, the highest unsigned integer."""
+        """What other Zarr readers show for a row without data: NaN, the lowest signed, the highest unsigned integer (which is a
+        NaN of bfloat16)."""
         if self.numpy_dtype.kind == "f":
             return math.nan
         limits = np.iinfo(self.numpy_dtype)
@@ -132,14 +152,22 @@ def array_metadata(spec: ArraySpec, num_rows: int, rows_per_shard: int) -> dict[
         "zarr_format": 3,
         "node_type": "array",
         "shape": [num_rows, *spec.shape],
-        "data_type": spec.dtype,
+        "data_type": spec.stored_dtype,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [rows_per_shard, *spec.shape]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": "NaN" if math.isnan(spec.fill_value) else spec.fill_value,
         "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
         "dimension_names": ["video", *spec.dims],
-        "attributes": {},
+        "attributes": spec.attributes,
     }
+
+
+def without_remarks(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata with no attributes but those that `array_metadata` writes: anyone may leave a remark there."""
+    attributes = metadata.get("attributes")
+    if not isinstance(attributes, Mapping):
+        return dict(metadata)
+    return {**metadata, "attributes": {name: attributes[name] for name in attributes if name == DTYPE_ATTRIBUTE}}
 
 
 def spec_of_metadata(name: str, metadata: Mapping[str, Any], num_rows: int, rows_per_shard: int) -> ArraySpec:
@@ -154,18 +182,28 @@ def spec_of_metadata(name: str, metadata: Mapping[str, Any], num_rows: int, rows
             dims=tuple(metadata["dimension_names"][1:]),
             shape=tuple(metadata["shape"][1:]),
             chunk=tuple(metadata["codecs"][0]["configuration"]["chunk_shape"][1:]),
-            dtype=metadata["data_type"],
+            dtype=_dtype(metadata),
         )
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise UnsupportedFormat(f"array {name} is not laid out as vcache does it: {error!r}") from error
-    expected = array_metadata(spec, num_rows, rows_per_shard)
-    for field in expected.keys() - {"attributes"}:
-        if metadata.get(field) != expected[field]:
+    expected, found = array_metadata(spec, num_rows, rows_per_shard), without_remarks(metadata)
+    for field in expected:
+        if found.get(field) != expected[field]:
             raise UnsupportedFormat(
-                f"array {name} is not laid out as vcache does it: {field} is {metadata.get(field)}, "
-                f"not {expected[field]}"
+                f"array {name} is not laid out as vcache does it: {field} is {found.get(field)}, not {expected[field]}"
             )
     return spec
+
+
+def _dtype(metadata: Mapping[str, Any]) -> str:
+    """What an attribute of ours says, else Zarr's data type."""
+    attributes = metadata.get("attributes")
+    return (attributes if isinstance(attributes, Mapping) else {}).get(DTYPE_ATTRIBUTE, metadata["data_type"])
+
+
+def widened_bfloat16(bits: np.ndarray) -> np.ndarray:
+    """The uint16 bits of bfloat16 numbers as float32, exactly."""
+    return (np.asarray(bits).astype(np.uint32) << 16).view(np.float32)
 
 
 def group_metadata(attributes: Mapping[str, Any] | None = None) -> dict[str, Any]:

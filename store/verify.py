@@ -20,7 +20,7 @@ from vcache.store.constants import CONSTANTS, read_constant
 from vcache.store.errors import StoreError
 from vcache.store.files import is_temporary
 from vcache.store.findings import Finding, Verification, redo
-from vcache.store.layout import CRC_BYTES, METADATA, ArraySpec, array_metadata, group_metadata
+from vcache.store.layout import CRC_BYTES, METADATA, ArraySpec, array_metadata, group_metadata, without_remarks
 from vcache.store.manifest import Manifest, VideoTable, read_manifest
 from vcache.store.reader import FeatureStore
 from vcache.store.tables import read_table, write_table
@@ -119,15 +119,8 @@ def _check_constants(scan: _Scan) -> None:
 def _same_array_metadata(folder: Path, reference: Path) -> bool:
     """Whether two arrays are described alike, but for remarks and for a field that versions of Zarr may leave out."""
     defaults: dict[str, Any] = {"storage_transformers": []}
-    one, other = (_without_remarks(_read_json(path / METADATA)) for path in (folder, reference))
-    return isinstance(one, dict) and defaults | one == defaults | other
-
-
-def _without_remarks(document: Any) -> Any:
-    """Metadata with empty attributes: anyone may leave a remark there."""
-    if isinstance(document, dict) and isinstance(document.get("attributes"), dict):
-        return document | {"attributes": {}}
-    return document
+    one, other = (_read_json(path / METADATA) for path in (folder, reference))
+    return isinstance(one, dict) and defaults | without_remarks(one) == defaults | without_remarks(other)
 
 
 def _read_records(scan: _Scan) -> None:
@@ -209,7 +202,8 @@ def _check_metadata(scan: _Scan) -> None:
 def _check_array(scan: _Scan, split: str, view: int, name: str, specs: dict[Path, ArraySpec]) -> None:
     path = view_folder(scan.store, split, view) / name / METADATA
     scan.checked_metadata.add(path)
-    document = _without_remarks(_read_json(path))
+    document = _read_json(path)
+    document = without_remarks(document) if isinstance(document, dict) else None
     size = scan.manifest.splits[split], scan.manifest.rows_per_shard
     others = [record for record, spec in specs.items() if document != array_metadata(spec, *size)]
     if len(others) == len(specs):

@@ -30,7 +30,15 @@ from vcache.store.files import (
     write_durably,
 )
 from vcache.store.groups import encode_manifest, make_groups, write_manifest
-from vcache.store.layout import METADATA, ArraySpec, array_metadata, encode_metadata, group_metadata
+from vcache.store.layout import (
+    BFLOAT16,
+    METADATA,
+    ArraySpec,
+    array_metadata,
+    encode_metadata,
+    group_metadata,
+    widened_bfloat16,
+)
 from vcache.store.manifest import Manifest, VideoTable
 from vcache.store.reader import FeatureStore
 from vcache.store.shard_file import ShardFileWriter
@@ -265,13 +273,22 @@ class ShardWriter:
 def _check_array(spec: ArraySpec, row: int, array: np.ndarray) -> None:
     if array.shape != spec.shape or array.dtype != spec.numpy_dtype:
         raise ValueError(
-            f"{spec.name} of row {row} must be {spec.dtype} of shape {spec.shape}, got {array.dtype} of shape "
+            f"{spec.name} of row {row} must be {spec.numpy_dtype} of shape {spec.shape}, got {array.dtype} of shape "
             f"{array.shape}"
         )
-    if spec.numpy_dtype.kind == "f" and not (finite := np.isfinite(array)).all():
+    if not (finite := _finite(spec, array)).all():
         first = tuple(int(axis) for axis in np.argwhere(~finite)[0])
+        value = widened_bfloat16(array[first]) if spec.dtype == BFLOAT16 else array[first]
         raise NotFinite(
             f"{spec.name} of row {row} holds {np.size(finite) - np.count_nonzero(finite)} values that are not finite, the "
-            f"first is {array[first]} at {first}; a head trained on it would learn nothing. Float16 overflows above "
-            "65504: if this one did, store float32 (--dtype float32)."
+            f"first is {value} at {first}; a head trained on it would learn nothing. Float16 overflows above "
+            "65504: if this one did, store bfloat16 or float32 (--dtype float32)."
         )
+
+
+def _finite(spec: ArraySpec, array: np.ndarray) -> np.ndarray:
+    """Which numbers are; all integers are."""
+    if spec.exponent_bits is None:
+        return np.ones((), dtype=np.bool_)
+    bits = array.view(f"<u{spec.numpy_dtype.itemsize}")
+    return (bits & bits.dtype.type(spec.exponent_bits)) != spec.exponent_bits

@@ -124,7 +124,7 @@ def test_declaring_again_changes_nothing_and_declaring_otherwise_is_refused(worl
     [
         ({"name": "../cls"}, "array name"),
         ({"name": "cls/c"}, "not 'c'"),
-        ({"dtype": "bfloat16"}, "dtype 'bfloat16' is not one of int8"),
+        ({"dtype": "complex64"}, "dtype .complex64. is not one of int8"),
         ({"chunk": (3, 6)}, "must divide shape"),
         ({"chunk": (2, 3)}, "not one contiguous run"),
         ({"chunk": (4,)}, "differ in length"),
