@@ -74,6 +74,8 @@ def print_extraction_summary(summary: ExtractionSummary) -> None:
         f"  {splits} videos; {done} extracted now, {skipped} already there; {size(summary.progress.bytes_written)} written",
         soft_wrap=True,
     )
+    for split, count in summary.added.items():
+        out.print(f"  {count} new video{'s' * (count > 1)} added to {split}", soft_wrap=True)
     if summary.failures:
         print_failures(summary)
 

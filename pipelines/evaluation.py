@@ -103,9 +103,9 @@ def evaluate_run(
     head = run.load_head().to(on)
     with open_run_store(run, store) as opened:
         trained_on = run.config["train_split"]
-        chosen = split or validation_split(name for name in opened.manifest.splits if name != trained_on)
-        if chosen not in opened.manifest.splits:
-            there = ", ".join(opened.manifest.splits)
+        chosen = split or validation_split(name for name in opened.splits if name != trained_on)
+        if chosen not in opened.splits:
+            there = ", ".join(opened.splits)
             asked = (
                 f"split {split!r}"
                 if split

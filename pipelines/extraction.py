@@ -2,7 +2,8 @@
 
 One shard is the unit of work and of loss: decode threads run ahead of the backbone, rows go to the shard in order, and a
 shard counts once its commit record is there. The same command again finds the committed shards and does the rest; a command
-that asks for more layers writes only the arrays that a shard lacks.
+that asks for more layers writes only the arrays that a shard lacks. Videos that the dataset lists and the store does not know
+are added as a new part of their split.
 """
 
 import datetime
@@ -11,8 +12,6 @@ import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-
-import numpy as np
 
 from vcache.extract.backbone import BackboneFacts, FrozenBackbone, load_backbone
 from vcache.extract.datasets.base import VideoDataset
@@ -24,14 +23,24 @@ from vcache.extract.sampling import Sampling, StridedSampling, TSNSampling
 from vcache.extract.spec import ExtractionSpec
 from vcache.pipelines.derivation import input_array, projection_constants
 from vcache.pipelines.device import select_device
+from vcache.pipelines.growth import check_classes, new_videos, video_table
 from vcache.pipelines.shards import ExtractionProgress, ShardExtractor, ShardTask, missing_shards
 from vcache.pipelines.stores import default_store_path
 from vcache.store.constants import write_constants
 from vcache.store.key import cache_key
 from vcache.store.layout import ArraySpec
-from vcache.store.manifest import Manifest, VideoTable, check_split_name
+from vcache.store.manifest import Manifest
+from vcache.store.parts import check_split_name, part_name
 from vcache.store.reader import FeatureStore
-from vcache.store.writer import RowFailure, add_split, clean_temporary, create_store, declare_arrays, sole_writer
+from vcache.store.writer import (
+    RowFailure,
+    add_split,
+    add_videos,
+    clean_temporary,
+    create_store,
+    declare_arrays,
+    sole_writer,
+)
 
 # A shard is what a killed run loses. Larger files than 128 MB are no faster to write or read, and where rows are small the
 # bound on the rows is what keeps the loss small.
@@ -120,6 +129,8 @@ class ExtractionSummary:
     layers: tuple[int, ...]
     splits: dict[str, int]
     progress: ExtractionProgress
+    added: dict[str, int] = field(default_factory=dict)
+    """Videos that this run added to splits that were there already."""
     failures: tuple[RowFailure, ...] = field(default=())
     """All recorded failures of these splits, those of earlier runs too."""
 
@@ -141,7 +152,8 @@ def run_extraction(
     Raises:
         DatasetError, LayerError, RandomWeightsRefused: the request itself cannot be met.
         StoreKeyMismatch: `config.store` holds features made in another way; the message spells the difference out.
-        ExtractionError: the dataset no longer lists the videos that the store was made with, or none of them is there.
+        ExtractionError: none of the videos is there, or the store was made from another folder.
+        DatasetChanged: the dataset has other classes than the store, or lists its videos no longer or with other labels.
     """
     dataset = load_dataset(config.dataset, root=config.root, splits=config.split, val_fraction=config.val_fraction)
     _check_dataset(dataset)
@@ -155,9 +167,10 @@ def run_extraction(
     key = cache_key(spec.to_dict())
     path = config.store or default_store_path(dataset.name, config.model, config.frames, key)
     if not path.exists():
-        create_store(path, _manifest(config, dataset, backbone.facts, spec, arrays), _video_tables(dataset))
+        tables = {split: video_table(dataset.split(split)) for split in dataset.splits}
+        create_store(path, _manifest(config, dataset, backbone.facts, spec, arrays), tables)
     with FeatureStore.open(path) as store, sole_writer(path):
-        _extend(store, config, dataset, spec, arrays)
+        added = _extend(store, config, dataset, spec, arrays)
         if config.cross_frame == "derive":
             write_constants(store, projection_constants(backbone, layers))
         tasks = missing_shards(store, dataset.splits, arrays)
@@ -172,8 +185,9 @@ def run_extraction(
             store=str(path),
             key=key,
             layers=layers,
-            splits={split: store.manifest.splits[split] for split in dataset.splits},
+            splits={split: store.splits[split] for split in dataset.splits},
             progress=progress,
+            added=added,
             failures=tuple(failure for split in dataset.splits for failure in store.failures(split)),
         )
 
@@ -247,21 +261,27 @@ def _extend(
     dataset: VideoDataset,
     spec: ExtractionSpec,
     arrays: tuple[ArraySpec, ...],
-) -> None:
-    """Check that the store is of this key and dataset; declare the splits and arrays; remove what a killed run left."""
-    tables = _video_tables(dataset)
+) -> dict[str, int]:
+    """Check that the store is of this key and dataset; add what it lacks of splits, videos and arrays; remove what a killed
+    run left. Returns how many videos were added to splits that were there already.
+    """
     store.check_key(cache_key(spec.to_dict()), spec.to_dict())
     if config.store is None:
         _check_same_folder(store, dataset)
     # All checks come before the first change: a split added to other classes could not be taken back.
-    for split, table in tables.items():
-        _check_same_videos(store, dataset, split, table)
-    for split, table in tables.items():
-        if split not in store.manifest.splits:
-            add_split(store, split, table)
-        declare_arrays(store, split, arrays)
+    check_classes(store, dataset)
+    new = {split: new_videos(store, dataset, split) for split in dataset.splits if split in store.splits}
+    added = {split: videos for split, videos in new.items() if videos}
+    for split in dataset.splits:
+        if split not in store.splits:
+            add_split(store, split, video_table(dataset.split(split)))
+        elif split in added:
+            add_videos(store, split, video_table(added[split]))
+        for part in store.parts(split):
+            declare_arrays(store, part, arrays)
     store.refresh()
     clean_temporary(store)
+    return {split: len(videos) for split, videos in added.items()}
 
 
 def _manifest(
@@ -278,7 +298,7 @@ def _manifest(
         dataset=dataset.name,
         class_names=dataset.class_names,
         rows_per_shard=max(1, min(MAX_ROWS_PER_SHARD, SHARD_BYTES // largest)),
-        splits={split: len(dataset.split(split)) for split in dataset.splits},
+        splits={part_name(split, 0): len(dataset.split(split)) for split in dataset.splits},
         facts={"backbone": asdict(facts), "request": _request(config), "root": str(dataset.root.resolve())},
         versions=_versions("vcache", "zarr", "numpy"),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -342,37 +362,9 @@ def _check_same_folder(store: FeatureStore, dataset: VideoDataset) -> None:
         )
 
 
-def _video_tables(dataset: VideoDataset) -> dict[str, VideoTable]:
-    return {split: _video_table(dataset, split) for split in dataset.splits}
-
-
-def _video_table(dataset: VideoDataset, split: str) -> VideoTable:
-    videos = dataset.split(split)
-    return VideoTable(
-        ids=tuple(video.video_id for video in videos),
-        paths=tuple(video.path for video in videos),
-        labels=np.array([video.label for video in videos], dtype=np.int64),
-    )
-
-
-def _check_same_videos(store: FeatureStore, dataset: VideoDataset, split: str, table: VideoTable) -> None:
-    """Rows are positions in this list, so a store may only be extended with the list it was made with."""
-    is_new = split not in store.manifest.splits
-    stored = table if is_new else store.videos(split)
-    same = stored.ids == table.ids and np.array_equal(stored.labels, table.labels)
-    if same and store.manifest.class_names == dataset.class_names:
-        return
-    added, gone = len(set(table.ids) - set(stored.ids)), len(set(stored.ids) - set(table.ids))
-    raise ExtractionError(
-        f"{dataset.name}/{split} now lists {len(table.ids)} videos in {len(dataset.class_names)} classes, {store.path.name} "
-        f"was made with {len(stored.ids)} in {len(store.manifest.class_names)} ({added} new, {gone} gone, or other labels or "
-        "another order). Restore the list, or extract into a new store with --store PATH."
-    )
-
-
 def _initial_progress(store: FeatureStore, dataset: VideoDataset, tasks: list[ShardTask]) -> ExtractionProgress:
     total = sum(len(task.rows) for task in tasks)
-    rows = sum(store.manifest.splits[split] for split in dataset.splits)
+    rows = sum(store.splits[split] for split in dataset.splits)
     return ExtractionProgress(videos_total=total, videos_skipped=rows - total)
 
 

@@ -15,6 +15,7 @@ from vcache.pipelines.console import out, size
 from vcache.pipelines.matching import STORE_FACTS
 from vcache.pipelines.stores import open_stores
 from vcache.store.errors import StoreError
+from vcache.store.layout import ArraySpec
 from vcache.store.reader import FeatureStore
 
 
@@ -31,16 +32,17 @@ def describe_store(path: Path) -> dict[str, Any]:
             "size_bytes": store.size_bytes(),
             "format_version": manifest.format_version,
             "created": manifest.created,
-            "splits": {split: _describe_split(store, split) for split in manifest.splits},
+            "splits": {split: _describe_split(store, split) for split in store.splits},
             "backbone": manifest.facts["backbone"],
             "spec": manifest.spec,
         }
 
 
 def _describe_split(store: FeatureStore, split: str) -> dict[str, Any]:
-    arrays, failures = store.arrays(split), store.failures(split)
+    parts, failures = store.parts(split), store.failures(split)
     return {
-        "videos": store.manifest.splits[split],
+        "videos": store.splits[split],
+        "parts": {part: store.manifest.splits[part] for part in parts},
         "failed": len(failures),
         "failures": [dataclasses.asdict(failure) for failure in failures],
         "arrays": {
@@ -49,11 +51,16 @@ def _describe_split(store: FeatureStore, split: str) -> dict[str, Any]:
                 "dims": list(spec.dims),
                 "dtype": spec.dtype,
                 "stored": int(store.committed_rows(split, [name]).sum()),
-                "failed": len(store.view(split).failures(name)),
+                "failed": sum(len(store.view(part).failures(name)) for part in parts),
             }
-            for name, spec in sorted(arrays.items(), key=_in_layer_order)
+            for name, spec in sorted(_declared(store, split).items(), key=_in_layer_order)
         },
     }
+
+
+def _declared(store: FeatureStore, split: str) -> dict[str, ArraySpec]:
+    """The arrays that any part of the split declares: one that is on its way into a new part is not gone from the others."""
+    return {name: spec for part in store.parts(split) for name, spec in store.view(part).specs.items()}
 
 
 def _in_layer_order(item: tuple[str, Any]) -> tuple[str, int]:
@@ -74,7 +81,12 @@ def print_store(store: dict[str, Any]) -> None:
         "  sampling " + ", ".join(f"{k} {v}" for k, v in spec["sampling"].items()), soft_wrap=True, highlight=False
     )
     splits = store["splits"]
-    table = Table("array", "of one clip", "dtype", *(f"{name} ({split['videos']})" for name, split in splits.items()))
+    table = Table(
+        "array",
+        "of one clip",
+        "dtype",
+        *(_title(name, split["videos"], len(split["parts"])) for name, split in splits.items()),
+    )
     for array, facts in {name: facts for split in splits.values() for name, facts in split["arrays"].items()}.items():
         shape = " x ".join(map(str, facts["shape"]))
         stored = (_stored(split["arrays"].get(array), split["videos"]) for split in splits.values())
@@ -83,6 +95,10 @@ def print_store(store: dict[str, Any]) -> None:
     for name, split in splits.items():
         for kind, count in Counter(failure["kind"] for failure in split["failures"]).most_common():
             out.print(f"  {name}: {count} failed, {kind}", highlight=False)
+
+
+def _title(split: str, num_videos: int, num_parts: int) -> str:
+    return f"{split} ({num_videos}{f', {num_parts} parts' if num_parts > 1 else ''})"
 
 
 def _stored(array: dict[str, Any] | None, num_videos: int) -> str:
@@ -109,15 +125,16 @@ def describe_folder(folder: Path) -> list[dict[str, Any]]:
 
 
 def _describe_row(path: Path, store: FeatureStore) -> dict[str, Any]:
-    first = next(iter(store.manifest.splits))
-    tokens = sorted(int(name.split("/")[1]) for name in store.arrays(first) if name.startswith("tokens/"))
+    arrays = _declared(store, next(iter(store.splits)))
+    tokens = sorted(int(name.split("/")[1]) for name in arrays if name.startswith("tokens/"))
     return {
         "path": str(path),
         "dataset": store.manifest.dataset,
         "model": store.manifest.facts["backbone"]["model"],
-        "splits": dict(store.manifest.splits),
+        "splits": store.splits,
+        "parts": {split: len(store.parts(split)) for split in store.splits},
         "layers": tokens,
-        "cross_frame": _cross_frame([*store.arrays(first), *store.manifest.constants]),
+        "cross_frame": _cross_frame([*arrays, *store.manifest.constants]),
         "size_bytes": store.size_bytes(),
         "key": store.manifest.key,
     }
@@ -140,10 +157,14 @@ def print_folder(folder: Path, rows: list[dict[str, Any]]) -> None:
         if "error" in row:
             table.add_row(name, f"[red]{escape(row['error'])}[/red]", "", "", "")
             continue
-        splits = ", ".join(f"{split} {count}" for split, count in row["splits"].items())
+        splits = ", ".join(_sized(split, count, row["parts"][split]) for split, count in row["splits"].items())
         layers = ",".join(map(str, row["layers"]))
         table.add_row(name, splits, layers, row["cross_frame"], size(row["size_bytes"]))
     out.print(table)
+
+
+def _sized(split: str, num_videos: int, num_parts: int) -> str:
+    return f"{split} {num_videos}" + (f" in {num_parts} parts" if num_parts > 1 else "")
 
 
 def describe_heads() -> list[dict[str, Any]]:

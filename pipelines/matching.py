@@ -15,6 +15,7 @@ from vcache.pipelines.settings import SettingError, build
 from vcache.pipelines.stores import open_stores, vcache_home
 from vcache.store.errors import StoreError
 from vcache.store.manifest import Manifest
+from vcache.store.parts import group_parts
 from vcache.store.reader import FeatureStore
 
 STORE_FACTS = ("num_classes", "num_frames", "width", "num_heads", "grid", "embed_dim")
@@ -238,7 +239,7 @@ def extract_command(
             words += [flag] if asked[name] is True else [flag, str(asked[name])]
     words += [] if cross_frame == "qk" else ["--cross-frame", cross_frame]
     if request["split"] and store:  # without the word, it would take in splits that were left out on purpose
-        words += ["--split", ",".join(manifest.splits)]
+        words += ["--split", ",".join(group_parts(manifest.splits))]
     elif request["split"]:
         words += ["--split", request["split"]]
     return shlex.join(words + (["--store", str(store)] if store else []))
@@ -257,10 +258,10 @@ def find_store(head: str, settings: Mapping[str, Any], train_split: str) -> Feat
             reasons.append(f"{path.name}: {store}")
             continue
         try:
-            if train_split not in store.manifest.splits:
+            if train_split not in store.splits:
                 raise HeadStoreMismatch(f"{path.name} has no split {train_split!r}.")
             requirements = get_head(head).requires(build_head_config(head, settings, store.manifest))
-            match(head, requirements, store, store.manifest.splits)
+            match(head, requirements, store, store.splits)
             fitting.append(store)
         except HeadStoreMismatch as error:
             reasons.append(str(error))

@@ -1,4 +1,4 @@
-"""One shard of one split, from video files to a committed shard: the unit of work of every kind of extraction."""
+"""One shard of one part of a split, from video files to a committed shard: the unit of work of every kind of extraction."""
 
 import itertools
 from collections import deque
@@ -17,6 +17,7 @@ from vcache.extract.preprocess import Preprocessing
 from vcache.extract.sampling import Sampling
 from vcache.heads.cross_frame import cross_frame_maps
 from vcache.store.layout import ArraySpec
+from vcache.store.parts import PartName, split_of
 from vcache.store.reader import FeatureStore
 from vcache.store.writer import RowFailure, ShardWriter
 
@@ -27,9 +28,10 @@ _Item = TypeVar("_Item")
 class ShardTask:
     """The rows of one shard and the arrays that it still lacks."""
 
-    split: str
+    part: PartName
     shard: int
     rows: range
+    """Rows of the part."""
     arrays: tuple[ArraySpec, ...]
 
 
@@ -67,11 +69,11 @@ class _Row:
 def missing_shards(store: FeatureStore, splits: Iterable[str], arrays: Iterable[ArraySpec]) -> list[ShardTask]:
     """The shards of these splits that lack some of the arrays, with the arrays each of them lacks."""
     wanted, tasks = tuple(arrays), []
-    for split in splits:
-        for shard in range(store.num_shards(split)):
-            stored = store.committed_arrays(split, shard)
+    for part in itertools.chain.from_iterable(store.parts(split) for split in splits):
+        for shard in range(store.num_shards(part)):
+            stored = store.committed_arrays(part, shard)
             if missing := tuple(spec for spec in wanted if spec.name not in stored):
-                tasks.append(ShardTask(split, shard, store.shard_rows(split, shard), missing))
+                tasks.append(ShardTask(part, shard, store.shard_rows(part, shard), missing))
     return tasks
 
 
@@ -99,14 +101,21 @@ class ShardExtractor:
         A video that cannot be used is recorded as failed and the run goes on; any other error stops it, with the shards
         before it committed and nothing of the shard at hand.
         """
-        videos = {split: self.dataset.split(split) for split in self.dataset.splits}
-        jobs = ((task, row, videos[task.split][row]) for task in tasks for row in task.rows)
+        jobs = self._jobs(store, tasks)
         for task, rows in itertools.groupby(self._decode_ahead(jobs), key=lambda row: row.task):
-            with ShardWriter(store, task.split, task.shard, task.arrays) as writer:
+            with ShardWriter(store, task.part, task.shard, task.arrays) as writer:
                 # Batches end with the shard, so that a row has the same neighbours in its batch after any resume.
                 for batch in _batched(rows, self.batch_size):
                     self._write_batch(writer, batch, progress)
                     report()
+
+    def _jobs(self, store: FeatureStore, tasks: Iterable[ShardTask]) -> Iterator[tuple[ShardTask, int, Video]]:
+        """Every row with its video, found by its id: the dataset may list more videos now, or in another order."""
+        videos = {(video.split, video.video_id): video for video in self.dataset.videos}
+        for task in tasks:
+            ids = store.part_videos(task.part).ids
+            for row in task.rows:
+                yield task, row, videos[split_of(task.part), ids[row]]
 
     def _decode_ahead(self, jobs: Iterable[tuple[ShardTask, int, Video]]) -> Iterator[_Row]:
         """Rows in the order of the jobs, with two batches decoded or being decoded ahead."""
@@ -138,9 +147,11 @@ class ShardExtractor:
     def _write_batch(self, writer: ShardWriter, batch: tuple[_Row, ...], progress: ExtractionProgress) -> None:
         clips = [row.clip for row in batch if isinstance(row.clip, PreparedClip)]
         features = iter(self._forward(clips, batch[0].task.arrays)) if clips else iter(())
+        table = writer.store.part_videos(writer.part)
         for row in batch:
             if isinstance(row.clip, VideoError):
-                writer.fail(RowFailure(row.row, row.video.video_id, row.video.path, row.clip.kind, row.clip.reason))
+                path = table.paths[row.row]  # as listed when the row was made; the file may lie elsewhere now
+                writer.fail(RowFailure(row.row, row.video.video_id, path, row.clip.kind, row.clip.reason))
                 progress.failures += 1
             else:
                 arrays = next(features)

@@ -227,12 +227,12 @@ def _loaders(
     config: TrainingConfig, head: nn.Module, store: FeatureStore, recipe: Recipe, device: torch.device
 ) -> tuple[ClipLoader, ClipLoader | None]:
     """Loaders of the train and the validation split; a store without a validation split trains without validating."""
-    if config.train_split not in store.manifest.splits:
+    if config.train_split not in store.splits:
         raise SettingError(
-            f"{store.path.name} has no split {config.train_split!r}; it has {', '.join(store.manifest.splits)}. "
+            f"{store.path.name} has no split {config.train_split!r}; it has {', '.join(store.splits)}. "
             "Choose one with --train-split."
         )
-    val_split = validation_split(split for split in store.manifest.splits if split != config.train_split)
+    val_split = validation_split(split for split in store.splits if split != config.train_split)
     splits = [config.train_split] + ([val_split] if val_split else [])
     plan = match(config.head, get_head(config.head).requires(head.config), store, splits)
     loaders = [

@@ -18,13 +18,17 @@ from vcache.store.checksum import crc32c
 from vcache.store.errors import CorruptStore
 from vcache.store.key import canonical_json
 from vcache.store.layout import ArraySpec
+from vcache.store.parts import PartName
 
 COMMITS = "_commit"
 
 
 @dataclass(frozen=True)
 class RowFailure:
-    """A video that could not be extracted: its row of the split, why in a word (`kind`) and in a line (`reason`)."""
+    """A video that could not be extracted: its row, why in a word (`kind`) and in a line (`reason`).
+
+    The row is one of the part in a commit record, and one of the split from `FeatureStore.failures`.
+    """
 
     row: int
     video_id: str
@@ -52,7 +56,8 @@ class StoredFile:
 class CommitRecord:
     """Which arrays of a shard are complete, and which of its rows failed."""
 
-    split: str
+    split: PartName
+    """The part; records say "split" as there were no parts when their form was settled."""
     view: int
     shard: int
     first_row: int

@@ -10,7 +10,7 @@ class Finding:
 
     Kinds of damage:
         manifest    the zarr.json of the store
-        table       the table of videos of a split
+        table       the table of videos of a part, or two parts of a split that share a video
         constant    an array of the whole store is missing, damaged or not the one that the manifest names
         record      a commit record is damaged, or contradicts the manifest, the video table or another record
         metadata    the zarr.json of an array or group is missing, damaged, or not what was committed
@@ -34,11 +34,12 @@ class Finding:
     """What is wrong and what to do."""
     path: Path
     split: str | None = None
+    """The part: "train", or "train+1" if the split has grown. Shards and rows are those of the part."""
     view: int | None = None
     shard: int | None = None
     array: str | None = None
     rows: tuple[int, ...] = ()
-    """Rows of the split; empty if the finding is not about single rows."""
+    """Empty if the finding is not about single rows."""
     video_ids: tuple[str, ...] = ()
     """Of `rows`; empty also if the video table is damaged."""
 
@@ -52,7 +53,7 @@ class Verification:
     notes: tuple[Finding, ...]
     """Harmless leftovers."""
     num_shards: int
-    """Committed shards of all splits and views; a shard of many arrays counts once."""
+    """Committed shards of all parts and views; a shard of many arrays counts once."""
     num_files: int
     num_bytes: int
     """Size of the committed shard files."""

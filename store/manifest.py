@@ -1,7 +1,6 @@
 """What is in a store: its manifest, kept in the attributes of the Zarr group, and the table of videos of a split."""
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -14,10 +13,10 @@ from vcache.store.checksum import crc32c
 from vcache.store.errors import CorruptStore, StoreNotFound, UnsupportedFormat
 from vcache.store.key import canonical_json
 from vcache.store.layout import METADATA
+from vcache.store.parts import PartName, group_parts
 
 FORMAT_VERSION = 1
 ATTRIBUTE = "vcache"
-_SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +31,8 @@ class Manifest:
     class_names: tuple[str, ...]
     rows_per_shard: int
     """Rows in one shard file of any array; the last shard of a split may hold fewer."""
-    splits: dict[str, int]
-    """Name -> number of videos, in the order the splits were added."""
+    splits: dict[PartName, int]
+    """Part -> number of videos, in the order the parts were added; `FeatureStore.splits` has whole splits."""
     constants: dict[str, int] = field(default_factory=dict)
     """Arrays of the whole store by name (constants.py), each with the checksum of its values."""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -46,10 +45,7 @@ class Manifest:
     def __post_init__(self) -> None:
         if self.rows_per_shard < 1:
             raise ValueError(f"rows_per_shard ({self.rows_per_shard}) must be at least 1")
-        for split, num_rows in self.splits.items():
-            check_split_name(split)
-            if num_rows < 1:
-                raise ValueError(f"split {split!r} has {num_rows} videos; a split must have at least 1")
+        group_parts(self.splits)
 
     def to_json(self) -> dict[str, Any]:
         """The attribute as stored: the fields and a checksum of them, so that a damaged manifest is noticed."""
@@ -129,14 +125,6 @@ def read_manifest(path: Path) -> Manifest:
         raise CorruptStore(f"{path / METADATA} is damaged: {error}. Restore it from a copy.") from error
     attributes = metadata.get("attributes") if isinstance(metadata, dict) else None
     return Manifest.from_json(attributes.get(ATTRIBUTE) if isinstance(attributes, dict) else None, source=str(path))
-
-
-def check_split_name(split: str) -> None:
-    """Splits are folders beside `_commit`, so their names are restricted."""
-    if not _SPLIT_NAME.fullmatch(split):
-        raise ValueError(
-            f"split name {split!r} must start with a letter or digit and hold only those and '_', '.', '-'"
-        )
 
 
 def _checksum(document: Mapping[str, Any]) -> int:

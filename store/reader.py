@@ -4,7 +4,7 @@ import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -24,8 +24,9 @@ from vcache.store.errors import (
 from vcache.store.key import spec_difference
 from vcache.store.layout import ArraySpec
 from vcache.store.manifest import Manifest, VideoTable, read_manifest
+from vcache.store.parts import PartName, SplitParts, gather_rows, group_parts, row_numbers, split_of
 from vcache.store.shard_file import OpenFiles, ShardDamage, byte_view, read_chunks, read_offsets
-from vcache.store.tables import read_table
+from vcache.store.tables import join_tables, read_table
 from vcache.store.view import FAILED, READABLE, StoredView
 
 MAX_OPEN_FILES = 256  # a quarter of the usual limit of a process
@@ -50,6 +51,9 @@ class FeatureStore:
     """A store opened for reading. Safe to share among threads; several calls may read at the same time.
 
     It is a snapshot: what other processes commit afterwards shows up after `refresh()`.
+
+    Methods that take a `split` see all its videos, as one list. Those that take a `part` (parts.py) are for writing and
+    checking; rows and shards are then those of the part. A split that was never grown is one part of the same name.
 
         with FeatureStore.open("k400.zarr") as store:
             tokens = store.read("train", "tokens/11", [5, 2, 9])  # (3, 8, 197, 768)
@@ -91,7 +95,7 @@ class FeatureStore:
         self.close()
 
     def __repr__(self) -> str:
-        return f"FeatureStore({str(self.path)!r}, key={self.manifest.key}, splits={self.manifest.splits})"
+        return f"FeatureStore({str(self.path)!r}, key={self.manifest.key}, splits={self.splits})"
 
     def check_key(self, expected_key: str, expected_spec: Mapping[str, Any]) -> None:
         """Raise StoreKeyMismatch, with the fields that differ, unless the features were made in the expected way."""
@@ -99,12 +103,21 @@ class FeatureStore:
             differences = spec_difference(self.manifest.spec, expected_spec)
             raise StoreKeyMismatch(self.path, self.manifest.key, expected_key, differences)
 
+    @property
+    def splits(self) -> dict[str, int]:
+        """Split -> number of its videos, in the order the splits were added."""
+        return {name: split.num_rows for name, split in self._splits.items()}
+
+    def parts(self, split: str) -> tuple[PartName, ...]:
+        """The parts of the split in the order of its rows: (split,) if it was never grown."""
+        return self._split(split).names
+
     def videos(self, split: str) -> VideoTable:
         """Ids, paths and labels of the split, by row."""
-        with self._lock:
-            if split not in self._tables:
-                self._tables[split] = read_table(self.path / split, self._num_rows(split))
-            return self._tables[split]
+        parts = self.parts(split)
+        if len(parts) > 1 and split not in self._joined_tables:
+            self._joined_tables[split] = join_tables(self.path, split, [self.part_videos(part) for part in parts])
+        return self._joined_tables[split] if len(parts) > 1 else self.part_videos(parts[0])
 
     def constant(self, name: str) -> np.ndarray:
         """An array of the whole store, as "tokens_mean/8"; not to be written to.
@@ -122,53 +135,76 @@ class FeatureStore:
             return self._constants[name]
 
     def arrays(self, split: str, view: int = 0) -> dict[str, ArraySpec]:
-        """The declared arrays by name; which rows of them hold data, `committed_rows` knows."""
-        return dict(self.view(split, view).specs)
+        """The arrays by name that all parts of the split declare; which rows of them hold data, `committed_rows` knows.
 
-    def committed_arrays(self, split: str, shard: int, view: int = 0) -> frozenset[str]:
-        """The arrays that are complete in this shard."""
-        self.shard_rows(split, shard)
-        records = self.view(split, view).records.get(shard, [])
-        return frozenset[str]().union(*(record.arrays for record in records))
+        An array that only some parts declare can be read where it is: the rows of the other parts are not committed.
+        """
+        first, *others = (self.view(part, view).specs for part in self.parts(split))
+        return {name: spec for name, spec in first.items() if all(name in specs for specs in others)}
 
     def committed_rows(self, split: str, names: Iterable[str], view: int = 0) -> np.ndarray:
         """bool (rows,): True where all the named arrays hold data, so extracted and not failed."""
-        committed = np.ones(self._num_rows(split), dtype=np.bool_)
+        names, parts = tuple(names), self.parts(split)
         for name in names:
-            committed &= self.view(split, view).row_states(name) == READABLE
-        return committed
+            self._spec(split, name, view)
+        return np.concatenate([self._committed_rows(part, names, view) for part in parts])
 
     def failures(self, split: str, view: int = 0) -> tuple[RowFailure, ...]:
         """The recorded failures of the split, in the order of its rows."""
-        return tuple(self.view(split, view).failures())
+        parts = self._split(split)
+        return tuple(
+            replace(failure, row=start + failure.row)
+            for part, start in zip(parts.names, parts.starts, strict=True)
+            for failure in self.view(part, view).failures()
+        )
 
-    def num_shards(self, split: str) -> int:
-        return -(-self._num_rows(split) // self.manifest.rows_per_shard)
-
-    def shard_rows(self, split: str, shard: int) -> range:
-        """The rows of the split that lie in this shard."""
-        if not 0 <= shard < self.num_shards(split):
-            raise IndexError(f"shard {shard} of {split!r}: there are shards 0 to {self.num_shards(split) - 1}")
-        first = shard * self.manifest.rows_per_shard
-        return range(first, min(first + self.manifest.rows_per_shard, self._num_rows(split)))
+    def views(self, split: str) -> tuple[int, ...]:
+        """The views that have arrays in all parts of the split."""
+        first, *others = (self.part_views(part) for part in self.parts(split))
+        return tuple(view for view in first if all(view in views for views in others))
 
     def size_bytes(self) -> int:
         """Bytes of all committed shard files."""
-        return sum(self.view(split, view).size_bytes() for split in self.manifest.splits for view in self.views(split))
+        return sum(
+            self.view(part, view).size_bytes() for part in self.manifest.splits for view in self.part_views(part)
+        )
 
-    def views(self, split: str) -> tuple[int, ...]:
-        """The views that have arrays."""
-        self._num_rows(split)
-        numbers = (folder.name.removeprefix("view-") for folder in (self.path / split).glob("view-*/"))
+    def part_videos(self, part: PartName) -> VideoTable:
+        """Ids, paths and labels of the part, by row."""
+        with self._lock:
+            if part not in self._tables:
+                self._tables[part] = read_table(self.path / part, self._part_rows(part))
+            return self._tables[part]
+
+    def part_views(self, part: PartName) -> tuple[int, ...]:
+        """The views of the part that have arrays."""
+        self._part_rows(part)
+        numbers = (folder.name.removeprefix("view-") for folder in (self.path / part).glob("view-*/"))
         return tuple(sorted(int(number) for number in numbers if number.isdecimal()))
 
-    def view(self, split: str, view: int = 0) -> StoredView:
-        """The snapshot of one view, which the methods above look into."""
-        num_rows = self._num_rows(split)
+    def committed_arrays(self, part: PartName, shard: int, view: int = 0) -> frozenset[str]:
+        """The arrays that are complete in this shard."""
+        self.shard_rows(part, shard)
+        records = self.view(part, view).records.get(shard, [])
+        return frozenset[str]().union(*(record.arrays for record in records))
+
+    def num_shards(self, part: PartName) -> int:
+        return -(-self._part_rows(part) // self.manifest.rows_per_shard)
+
+    def shard_rows(self, part: PartName, shard: int) -> range:
+        """The rows of the part that lie in this shard."""
+        if not 0 <= shard < self.num_shards(part):
+            raise IndexError(f"shard {shard} of {part!r}: there are shards 0 to {self.num_shards(part) - 1}")
+        first = shard * self.manifest.rows_per_shard
+        return range(first, min(first + self.manifest.rows_per_shard, self._part_rows(part)))
+
+    def view(self, part: PartName, view: int = 0) -> StoredView:
+        """The snapshot of one view of a part, which the methods above look into."""
+        num_rows = self._part_rows(part)
         with self._lock:
-            if (split, view) not in self._views:
-                self._views[split, view] = StoredView(self.path, split, view, num_rows, self.manifest.rows_per_shard)
-            return self._views[split, view]
+            if (part, view) not in self._views:
+                self._views[part, view] = StoredView(self.path, part, view, num_rows, self.manifest.rows_per_shard)
+            return self._views[part, view]
 
     def include(self, record: CommitRecord) -> None:
         """Take in a shard that this process has just committed, without reading the other records again."""
@@ -200,14 +236,37 @@ class FeatureStore:
             CorruptStore: bytes are missing or damaged; names file, row and video. `out` then holds rubbish.
             ArrayNotFound, SplitNotFound, IndexError, ValueError: the request cannot be met by any store like this.
         """
-        stored = self.view(split, view)
+        parts = self._split(split)
+        if len(parts.names) == 1:
+            return self._read_part(parts.names[0], name, rows, view, frames, out)
+        spec = self._spec(split, name, view)
+        wanted = row_numbers(rows, split, parts.num_rows)
+        _chunk_positions(spec, frames)  # refuses frames that are not there, also where there are no rows
+        result = _destination(out, _result_shape(spec, wanted, frames), spec)
+        for part, _, part_rows in parts.by_part(wanted):  # nothing is read if something cannot be
+            self._check_readable(self.view(part, view), name, part_rows)
+        return gather_rows(
+            parts, wanted, result, lambda part, rows, out: self._read_part(part, name, rows, view, frames, out)
+        )
+
+    def _read_part(
+        self,
+        part: PartName,
+        name: str,
+        rows: Sequence[int] | np.ndarray,
+        view: int,
+        frames: Sequence[int] | None,
+        out: np.ndarray | None,
+    ) -> np.ndarray:
+        """`read` of rows of one part."""
+        stored = self.view(part, view)
         spec = stored.spec(name)
-        wanted = self._checked_rows(stored, name, rows)
+        wanted = row_numbers(rows, part, stored.num_rows)
+        self._check_readable(stored, name, wanted)
         chunks = _chunk_positions(spec, frames)
-        shape = (len(wanted), *spec.shape) if frames is None else (len(wanted), len(frames), *spec.shape[1:])
-        result = _destination(out, shape, spec)
+        result = _destination(out, _result_shape(spec, wanted, frames), spec)
         if result.size:
-            self._read_rows(_Request(stored, spec, chunks, spec.chunk_bytes), wanted, byte_view(result))
+            self._read_rows(_Request(stored, spec, chunks, spec.chunk_bytes), wanted.tolist(), byte_view(result))
         return result
 
     def _read_rows(self, request: "_Request", rows: list[int], out: memoryview) -> None:
@@ -232,7 +291,7 @@ class FeatureStore:
     def _read_row(self, request: "_Request", row: int, out: memoryview) -> None:
         # A row takes some 200 microseconds of copying, so path arithmetic, at 20, is done once per shard.
         shard, local_row = divmod(row, self.manifest.rows_per_shard)
-        key = (request.stored.split, request.stored.view, request.spec.name, shard)
+        key = (request.stored.part, request.stored.view, request.spec.name, shard)
         path, offsets = self._shards.get(key) or (request.shard_path(shard), None)
         try:
             file = self._files.get(path)
@@ -246,27 +305,21 @@ class FeatureStore:
             raise self._corrupt(request, row, f"{path} {what}") from error
 
     def _corrupt(self, request: "_Request", row: int, what: str) -> CorruptStore:
-        split, name = request.stored.split, request.spec.name
+        part, name = request.stored.part, request.spec.name
         _, record = request.stored.stored_file(name, row // self.manifest.rows_per_shard)
         return CorruptStore(
-            f"{what}: row {row} of {split}/{name} (video {self.videos(split).ids[row]!r}) cannot be read. Delete "
+            f"{what}: row {row} of {part}/{name} (video {self.part_videos(part).ids[row]!r}) cannot be read. Delete "
             f"{self.path / record.relative_path} and run the extraction again: it redoes that shard only."
         )
 
-    def _checked_rows(self, stored: StoredView, name: str, rows: Sequence[int] | np.ndarray) -> list[int]:
-        """The rows as Python integers, all of them in range and readable."""
-        wanted = np.asarray(rows)
-        if wanted.ndim != 1 or (wanted.dtype.kind not in "iu" and wanted.size):
-            raise ValueError(f"rows must be a list of integers, got {wanted.dtype} of shape {wanted.shape}")
-        wanted = wanted.astype(np.int64)
-        outside = wanted[(wanted < 0) | (wanted >= stored.num_rows)]
-        if outside.size:
-            raise IndexError(f"row {outside[0]} of {stored.split!r}: there are rows 0 to {stored.num_rows - 1}")
+    def _check_readable(self, stored: StoredView, name: str, wanted: np.ndarray) -> None:
+        """Raise RowNotCommitted for the first of these rows of a part that holds no data."""
+        if name not in stored.specs:  # another part of the split has it
+            raise self._not_committed(stored, name, int(wanted[0]), failed=False)
         states = stored.row_states(name)[wanted]
         if (states != READABLE).any():
             first = int(np.argmax(states != READABLE))
             raise self._not_committed(stored, name, int(wanted[first]), states[first] == FAILED)
-        return wanted.tolist()
 
     def _not_committed(self, stored: StoredView, name: str, row: int, failed: bool) -> RowNotCommitted:
         reason = "it is not extracted yet"
@@ -274,24 +327,53 @@ class FeatureStore:
             failure = next(failure for failure in stored.failures(name) if failure.row == row)
             reason = f"its extraction failed ({failure.kind}: {failure.reason})"
         return RowNotCommitted(
-            f"{self.path} holds no {name} for video {self.videos(stored.split).ids[row]!r} (row {row} of "
-            f"{stored.split}/view-{stored.view}): {reason}"
+            f"{self.path} holds no {name} for video {self.part_videos(stored.part).ids[row]!r} (row {row} of "
+            f"{stored.part}/view-{stored.view}): {reason}"
         )
 
-    def _num_rows(self, split: str) -> int:
-        if split not in self.manifest.splits:
-            there = ", ".join(self.manifest.splits) or "none"
-            raise SplitNotFound(f"no split {split!r} in {self.path}; there are: {there}")
-        return self.manifest.splits[split]
+    def _spec(self, split: str, name: str, view: int) -> ArraySpec:
+        """The array as a part of the split declares it; raises ArrayNotFound if none does."""
+        views = [self.view(part, view) for part in self.parts(split)]
+        return next((stored for stored in views if name in stored.specs), views[0]).spec(name)
+
+    def _committed_rows(self, part: PartName, names: Iterable[str], view: int) -> np.ndarray:
+        stored = self.view(part, view)
+        committed = np.ones(stored.num_rows, dtype=np.bool_)
+        for name in names:
+            committed &= stored.row_states(name) == READABLE if name in stored.specs else False
+        return committed
+
+    def _split(self, split: str) -> SplitParts:
+        if split not in self._splits:
+            raise SplitNotFound(_no_split(self.path, split, self._splits))
+        return self._splits[split]
+
+    def _part_rows(self, part: PartName) -> int:
+        if part not in self.manifest.splits:
+            raise SplitNotFound(_no_split(self.path, part, self.manifest.splits))
+        return self.manifest.splits[part]
 
     def _forget(self) -> None:
         with self._lock:
-            self._tables: dict[str, VideoTable] = {}
+            self._splits = group_parts(self.manifest.splits)
+            self._tables: dict[PartName, VideoTable] = {}
             self._constants: dict[str, np.ndarray] = {}
-            self._views: dict[tuple[str, int], StoredView] = {}
-            # (split, view, array, shard) -> path and offsets of the inner chunks
-            self._shards: dict[tuple[str, int, str, int], tuple[str, np.ndarray]] = {}
+            self._joined_tables: dict[str, VideoTable] = {}
+            self._views: dict[tuple[PartName, int], StoredView] = {}
+            # (part, view, array, shard) -> path and offsets of the inner chunks
+            self._shards: dict[tuple[PartName, int, str, int], tuple[str, np.ndarray]] = {}
         self._files.clear()
+
+
+def _no_split(path: Path, asked: str, there: Iterable[str]) -> str:
+    names = tuple(there)
+    if split_of(asked) in names and asked not in names:
+        return f"{asked!r} in {path} is no split but one of the parts of {split_of(asked)!r}; name the split"
+    return f"no split {asked!r} in {path}; there are: {', '.join(names) or 'none'}"
+
+
+def _result_shape(spec: ArraySpec, rows: np.ndarray, frames: Sequence[int] | None) -> tuple[int, ...]:
+    return (len(rows), *spec.shape) if frames is None else (len(rows), len(frames), *spec.shape[1:])
 
 
 def _chunk_positions(spec: ArraySpec, frames: Sequence[int] | None) -> np.ndarray | slice:

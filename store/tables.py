@@ -1,8 +1,10 @@
-"""The table of videos of a split: string arrays `video_id` and `path`, int64 `label`, through zarr-python.
+"""The table of videos of a part: string arrays `video_id` and `path`, int64 `label`, through zarr-python.
 
 Read once per store, so the speed of zarr-python does not matter here. Each array is one chunk with a CRC32C.
 """
 
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,21 @@ def read_table(folder: Path, num_rows: int) -> VideoTable:
     ids, paths, labels = (_read(folder, name, num_rows) for name in ("video_id", "path", "label"))
     labels = np.ascontiguousarray(labels, dtype=np.int64)
     return VideoTable(tuple(str(item) for item in ids), tuple(str(item) for item in paths), labels)
+
+
+def join_tables(store: Path, split: str, tables: Sequence[VideoTable]) -> VideoTable:
+    """The tables of the parts of a split as one.
+
+    Raises:
+        CorruptStore: two parts have a video of the same id.
+    """
+    ids, paths, labels = zip(*((table.ids, table.paths, table.labels) for table in tables), strict=True)
+    try:
+        return VideoTable(tuple(chain(*ids)), tuple(chain(*paths)), np.concatenate(labels))
+    except ValueError as error:
+        raise CorruptStore(
+            f"the video tables of the parts of split {split!r} of {store} clash: {error}. Restore them from a copy."
+        ) from error
 
 
 def _write(group: zarr.Group, name: str, values: np.ndarray, dtype: str) -> None:

@@ -22,8 +22,9 @@ from vcache.store.files import is_temporary
 from vcache.store.findings import Finding, Verification, redo
 from vcache.store.layout import CRC_BYTES, METADATA, ArraySpec, array_metadata, group_metadata, without_remarks
 from vcache.store.manifest import Manifest, VideoTable, read_manifest
+from vcache.store.parts import PartName, group_parts
 from vcache.store.reader import FeatureStore
-from vcache.store.tables import read_table, write_table
+from vcache.store.tables import join_tables, read_table, write_table
 from vcache.store.verify_files import ShardFile, check_files
 from vcache.store.view import read_spec, view_folder
 
@@ -59,6 +60,7 @@ def verify_store(store: FeatureStore, *, on_progress: Callable[[int, int], None]
     _check_manifest(scan)
     for split in scan.manifest.splits:
         _check_table(scan, split)
+    _check_parts(scan)
     _check_constants(scan)
     _read_records(scan)
     _check_metadata(scan)
@@ -90,7 +92,7 @@ def _check_manifest(scan: _Scan) -> None:
         scan.findings.append(Finding(kind="manifest", message=message, path=path))
 
 
-def _check_table(scan: _Scan, split: str) -> None:
+def _check_table(scan: _Scan, split: PartName) -> None:
     folder, num_rows = scan.store / split, scan.manifest.splits[split]
     scan.checked_metadata |= {folder / name / METADATA for name in _TABLE}
     try:
@@ -105,6 +107,18 @@ def _check_table(scan: _Scan, split: str) -> None:
                 path = folder / name / METADATA
                 message = f"{path} does not describe a video table of {num_rows} rows. Restore it from a copy."
                 scan.findings.append(Finding(kind="table", message=message, path=path, split=split, array=name))
+
+
+def _check_parts(scan: _Scan) -> None:
+    """No video may be in two parts of a split."""
+    for split, parts in group_parts(scan.manifest.splits).items():
+        tables = [scan.tables[part] for part in parts.names if part in scan.tables]
+        try:
+            if len(tables) > 1:
+                join_tables(scan.store, split, tables)
+        except StoreError as error:
+            path = scan.store / parts.names[-1]
+            scan.findings.append(Finding(kind="table", message=str(error), path=path, split=parts.names[-1]))
 
 
 def _check_constants(scan: _Scan) -> None:
@@ -177,7 +191,7 @@ def _data_bytes(spec: ArraySpec, num_rows: int) -> int:
 
 def _check_metadata(scan: _Scan) -> None:
     """The zarr.json of every committed array and of every group, then of whatever else is declared."""
-    arrays: dict[tuple[str, int, str], dict[Path, ArraySpec]] = {}
+    arrays: dict[tuple[PartName, int, str], dict[Path, ArraySpec]] = {}
     for path, record in scan.records.items():
         for file in record.files:
             arrays.setdefault((record.split, record.view, file.spec.name), {})[path] = file.spec
@@ -199,7 +213,7 @@ def _check_metadata(scan: _Scan) -> None:
                     _check_declared(scan, split, folder, path)
 
 
-def _check_array(scan: _Scan, split: str, view: int, name: str, specs: dict[Path, ArraySpec]) -> None:
+def _check_array(scan: _Scan, split: PartName, view: int, name: str, specs: dict[Path, ArraySpec]) -> None:
     path = view_folder(scan.store, split, view) / name / METADATA
     scan.checked_metadata.add(path)
     document = _read_json(path)
@@ -228,7 +242,7 @@ def _check_group(scan: _Scan, path: Path) -> None:
         scan.findings.append(Finding(kind="metadata", message=message, path=path))
 
 
-def _check_declared(scan: _Scan, split: str, folder: Path, path: Path) -> None:
+def _check_declared(scan: _Scan, split: PartName, folder: Path, path: Path) -> None:
     """The zarr.json of a group, or of an array that no shard of is committed."""
     scan.checked_metadata.add(path)
     name = path.parent.relative_to(folder).as_posix()

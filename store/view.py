@@ -1,4 +1,4 @@
-"""What one view of a split holds: its arrays, its commit records, and the state of every row. Filled from disk once."""
+"""What one view of a part holds: its arrays, its commit records, and the state of every row. Filled from disk once."""
 
 import json
 from collections.abc import Iterable
@@ -10,17 +10,18 @@ import numpy as np
 from vcache.store.commits import CommitRecord, RowFailure, StoredFile, read_commits
 from vcache.store.errors import ArrayNotFound, CorruptStore
 from vcache.store.layout import METADATA, ArraySpec, spec_of_metadata
+from vcache.store.parts import PartName
 
 ABSENT, READABLE, FAILED = 0, 1, 2
 
 
 class StoredView:
-    """A snapshot of `<split>/view-<v>`; what other processes commit later is not in it."""
+    """A snapshot of `<part>/view-<v>`; what other processes commit later is not in it. Rows are rows of the part."""
 
-    def __init__(self, store: Path, split: str, view: int, num_rows: int, rows_per_shard: int) -> None:
-        self.store, self.split, self.view = store, split, view
+    def __init__(self, store: Path, part: PartName, view: int, num_rows: int, rows_per_shard: int) -> None:
+        self.store, self.part, self.view = store, part, view
         self.num_rows, self.rows_per_shard = num_rows, rows_per_shard
-        self.folder = view_folder(store, split, view)
+        self.folder = view_folder(store, part, view)
         self._row_states: dict[str, np.ndarray] = {}
 
     @cached_property
@@ -35,7 +36,7 @@ class StoredView:
     def records(self) -> dict[int, list[CommitRecord]]:
         """Commit records by shard."""
         records: dict[int, list[CommitRecord]] = {}
-        for record in read_commits(self.store, self.split, self.view):
+        for record in read_commits(self.store, self.part, self.view):
             records.setdefault(record.shard, []).append(record)
         return records
 
@@ -51,7 +52,7 @@ class StoredView:
         if name not in self.specs:
             there = ", ".join(sorted(self.specs)) or "none"
             raise ArrayNotFound(
-                f"no array {name!r} in {self.split}/view-{self.view} of {self.store}; there are: {there}"
+                f"no array {name!r} in {self.part}/view-{self.view} of {self.store}; there are: {there}"
             )
         return self.specs[name]
 
@@ -100,8 +101,8 @@ class StoredView:
             )
 
 
-def view_folder(store: Path, split: str, view: int) -> Path:
-    return store / split / f"view-{view}"
+def view_folder(store: Path, part: str, view: int) -> Path:
+    return store / part / f"view-{view}"
 
 
 def read_spec(view: Path, name: str, num_rows: int, rows_per_shard: int) -> ArraySpec | None:

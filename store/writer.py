@@ -2,10 +2,12 @@
 
 create_store(path, manifest, {"train": table})
 store = FeatureStore.open(path)
-declare_arrays(store, "train", specs)
-with ShardWriter(store, "train", 0, specs) as writer:
-    for row in store.shard_rows("train", 0):
+(part,) = store.parts("train")
+declare_arrays(store, part, specs)
+with ShardWriter(store, part, 0, specs) as writer:
+    for row in store.shard_rows(part, 0):
         writer.write(row, {"tokens/8": ..., "cls/8": ...})   # or writer.fail(RowFailure(row, ...))
+part = add_videos(store, "train", table)                     # later: again arrays and shards, of that part
 """
 
 import fcntl
@@ -40,6 +42,7 @@ from vcache.store.layout import (
     widened_bfloat16,
 )
 from vcache.store.manifest import Manifest, VideoTable
+from vcache.store.parts import PartName, check_split_name, part_name, split_of
 from vcache.store.reader import FeatureStore
 from vcache.store.shard_file import ShardFileWriter
 from vcache.store.tables import write_table
@@ -72,33 +75,58 @@ def add_split(store: FeatureStore, split: str, table: VideoTable) -> None:
 
     Raises:
         StoreExists: the store has a split of that name.
+        ValueError: a split cannot have that name.
     """
     store.refresh()
-    if split in store.manifest.splits:
-        raise StoreExists(f"{store.path} already has a split {split!r} of {store.manifest.splits[split]} videos")
-    manifest = replace(store.manifest, splits=store.manifest.splits | {split: len(table)})
-    # A split that the manifest does not name is what a killed add_split left: no array can be in it.
-    shutil.rmtree(store.path / split, ignore_errors=True)
-    with published_folder(store.path / split) as folder:
+    check_split_name(split)
+    if split in store.splits:
+        raise StoreExists(f"{store.path} already has a split {split!r} of {store.splits[split]} videos")
+    _add_part(store, part_name(split, 0), table)
+
+
+def add_videos(store: FeatureStore, split: str, table: VideoTable) -> PartName:
+    """Add videos behind those of a split, as a new part without arrays; refresh `store`, and return the part.
+
+    Of the files there are only the manifest changes.
+
+    Raises:
+        SplitNotFound: there is no such split to add to.
+        StoreExists: the split has one of the videos.
+    """
+    store.refresh()
+    if known := frozenset(store.videos(split).ids).intersection(table.ids):
+        raise StoreExists(f"split {split!r} of {store.path} already has video {min(known)!r}")
+    part = part_name(split, len(store.parts(split)))
+    _add_part(store, part, table)
+    return part
+
+
+def _add_part(store: FeatureStore, part: PartName, table: VideoTable) -> None:
+    """The folder first, then the manifest: a part is there once the manifest names it."""
+    manifest = replace(store.manifest, splits=store.manifest.splits | {part: len(table)})
+    # A part that the manifest does not name is what a killed call left: no array can be in it.
+    shutil.rmtree(store.path / part, ignore_errors=True)
+    with published_folder(store.path / part) as folder:
         write_table(folder, table)
     write_manifest(store.path, manifest)
     store.refresh()
 
 
-def declare_arrays(store: FeatureStore, split: str, specs: Iterable[ArraySpec], view: int = 0) -> None:
+def declare_arrays(store: FeatureStore, part: PartName, specs: Iterable[ArraySpec], view: int = 0) -> None:
     """Write the metadata of arrays, so that shards of them can be written, and refresh `store`. Again is no change.
 
     Raises:
-        ValueError: an array of that name is declared with another shape, chunk, dtype or dims.
+        ValueError: this or another part of the split declares an array of that name with another shape, chunk, dtype or dims.
     """
-    num_rows, rows_per_shard = store.manifest.splits[split], store.manifest.rows_per_shard
-    folder = view_folder(store.path, split, view)
+    folder = view_folder(store.path, part, view)
+    num_rows, rows_per_shard = store.manifest.splits[part], store.manifest.rows_per_shard
     for spec in specs:
-        declared = read_spec(folder, spec.name, num_rows, rows_per_shard)
-        if declared is not None and declared != spec:
-            raise ValueError(f"{spec.name} of {split}/view-{view} is declared as {declared}, not {spec}")
-        if declared is None:
-            make_groups((folder / spec.name).parent, store.path / split)
+        declared = {sibling: _declared(store, sibling, spec.name, view) for sibling in store.parts(split_of(part))}
+        for sibling, there in declared.items():
+            if there not in (None, spec):
+                raise ValueError(f"{spec.name} of {sibling}/view-{view} is declared as {there}, not {spec}")
+        if declared[part] is None:
+            make_groups((folder / spec.name).parent, store.path / part)
             (folder / spec.name).mkdir(exist_ok=True)
             metadata = array_metadata(spec, num_rows, rows_per_shard)
             write_durably(folder / spec.name / METADATA, encode_metadata(metadata))
@@ -152,26 +180,28 @@ class ShardWriter:
     committed and the temporary files are removed; a killed process leaves them to `clean_temporary`.
     """
 
-    def __init__(self, store: FeatureStore, split: str, shard: int, specs: Iterable[ArraySpec], view: int = 0) -> None:
+    def __init__(
+        self, store: FeatureStore, part: PartName, shard: int, specs: Iterable[ArraySpec], view: int = 0
+    ) -> None:
         """
         Raises:
             ArrayNotFound: an array is not declared like this.
             StoreExists: the shard holds one of the arrays already.
         """
-        self.store, self.split, self.shard, self.view = store, split, shard, view
-        self.rows = store.shard_rows(split, shard)
+        self.store, self.part, self.shard, self.view = store, part, shard, view
+        self.rows = store.shard_rows(part, shard)
         self.specs = {spec.name: spec for spec in specs}
-        self._folder = view_folder(store.path, split, view)
+        self._folder = view_folder(store.path, part, view)
         self._check_declared()
         self._files: dict[str, ShardFileWriter] = {}
         self._failures: list[RowFailure] = []
         self._next_row = self.rows.start
 
     def __enter__(self) -> "ShardWriter":
-        done = [record.arrays for record in read_shard_commits(self.store.path, self.split, self.view, self.shard)]
+        done = [record.arrays for record in read_shard_commits(self.store.path, self.part, self.view, self.shard)]
         if stored := self.specs.keys() & frozenset[str]().union(*done):
             raise StoreExists(
-                f"shard {self.shard} of {self.split}/view-{self.view} of {self.store.path} already holds "
+                f"shard {self.shard} of {self.part}/view-{self.view} of {self.store.path} already holds "
                 f"{', '.join(sorted(stored))}; stored features are never written again"
             )
         try:
@@ -220,7 +250,7 @@ class ShardWriter:
         """Files first, then the folders that name them, then the record that says they are there."""
         if self._next_row != self.rows.stop:
             raise ValueError(
-                f"shard {self.shard} of {self.split!r} has rows {self.rows.start} to {self.rows.stop - 1}, but row "
+                f"shard {self.shard} of {self.part!r} has rows {self.rows.start} to {self.rows.stop - 1}, but row "
                 f"{self._next_row} was neither written nor failed; nothing of the shard is committed"
             )
         stored = [self._files[name].finish() for name in sorted(self._files)]
@@ -229,7 +259,7 @@ class ShardWriter:
         for file in self._files.values():
             sync_folders_up(file.path.parent, file.folder)
         record = CommitRecord(
-            split=self.split,
+            split=self.part,
             view=self.view,
             shard=self.shard,
             first_row=self.rows.start,
@@ -246,11 +276,10 @@ class ShardWriter:
     def _check_declared(self) -> None:
         if not self.specs:
             raise ValueError("a shard needs at least one array")
-        rows = self.store.manifest.splits[self.split], self.store.manifest.rows_per_shard
         for name, spec in self.specs.items():
-            if (declared := read_spec(self._folder, name, *rows)) != spec:
+            if (declared := _declared(self.store, self.part, name, self.view)) != spec:
                 raise ArrayNotFound(
-                    f"{spec} is not declared in {self.split}/view-{self.view} of {self.store.path} "
+                    f"{spec} is not declared in {self.part}/view-{self.view} of {self.store.path} "
                     f"(there is {declared}); call declare_arrays first"
                 )
 
@@ -292,3 +321,9 @@ def _finite(spec: ArraySpec, array: np.ndarray) -> np.ndarray:
         return np.ones((), dtype=np.bool_)
     bits = array.view(f"<u{spec.numpy_dtype.itemsize}")
     return (bits & bits.dtype.type(spec.exponent_bits)) != spec.exponent_bits
+
+
+def _declared(store: FeatureStore, part: PartName, name: str, view: int) -> ArraySpec | None:
+    """The array as it is declared on disk now."""
+    folder = view_folder(store.path, part, view)
+    return read_spec(folder, name, store.manifest.splits[part], store.manifest.rows_per_shard)

@@ -101,7 +101,7 @@ class World:
 
 
 def store_id(writer: ShardWriter, row: int) -> str:
-    return writer.store.videos(writer.split).ids[row]
+    return writer.store.part_videos(writer.part).ids[row]
 
 
 @pytest.fixture
