@@ -1,10 +1,13 @@
 """Stores that several tests of the pipelines read."""
 
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from vcache.pipelines.cli import main
 from vcache.pipelines.extraction import ExtractionConfig, run_extraction
 
 
@@ -48,3 +51,23 @@ def float32_store(video_folder: Path, tiny_clip: Path, tmp_path_factory: pytest.
         )
     )
     return path
+
+
+@pytest.fixture
+def vcache(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], tuple[int, str, str]]:
+    """vcache("ls --json") -> (exit status, standard output, standard error), through the real entry point."""
+
+    def run(line: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["vcache", *shlex.split(line)])
+        monkeypatch.setenv("COLUMNS", "200")
+        status: object = 0
+        try:
+            main()
+        except SystemExit as exit:
+            status = exit.code or 0
+        captured = capsys.readouterr()
+        return int(str(status)), captured.out, captured.err
+
+    return run

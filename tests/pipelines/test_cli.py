@@ -12,29 +12,9 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from vcache.pipelines.cli import app, main
+from vcache.pipelines.cli import app
 
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
-
-
-@pytest.fixture
-def vcache(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[[str], tuple[int, str, str]]:
-    """vcache("ls --json") -> (exit status, standard output, standard error), through the real entry point."""
-
-    def run(line: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vcache", *shlex.split(line)])
-        monkeypatch.setenv("COLUMNS", "200")
-        status: object = 0
-        try:
-            main()
-        except SystemExit as exit:
-            status = exit.code or 0
-        captured = capsys.readouterr()
-        return int(str(status)), captured.out, captured.err
-
-    return run
 
 
 def python(code: str) -> str:

@@ -15,6 +15,7 @@ from vcache.extract.decode import decode_clip
 from vcache.extract.preprocess import from_open_clip_config
 from vcache.pipelines import shards
 from vcache.pipelines.extraction import ExtractionConfig, ExtractionError, run_extraction
+from vcache.pipelines.growth import DatasetChanged
 from vcache.store.errors import StoreBusy, StoreKeyMismatch
 from vcache.store.reader import FeatureStore
 from vcache.store.writer import sole_writer
@@ -127,7 +128,9 @@ def test_a_changed_list_of_videos_is_refused(config: MakeConfig, video_folder: P
     shutil.copytree(video_folder, copy)
     run_extraction(config(dataset=str(copy)))
     (copy / "val" / "wave" / "w1.mp4").unlink()
-    with pytest.raises(ExtractionError, match="now lists 5 videos in 3 classes, .* was made with 6"):
+    with pytest.raises(
+        DatasetChanged, match="no longer lists 1 of the 6 videos .* 'val/wave/w1.mp4'. Restore the list"
+    ):
         run_extraction(config(dataset=str(copy)))
 
 
@@ -194,7 +197,7 @@ def test_a_split_is_not_added_to_a_store_with_other_classes(
     run_extraction(config(dataset=str(copy), split=("train",)))
     before = tree(config().store)
     shutil.copytree(copy / "val" / "jump", copy / "val" / "crawl")
-    with pytest.raises(ExtractionError, match="in 4 classes, .* in 3"):
+    with pytest.raises(DatasetChanged, match="has 4 classes, .* made with 3: crawl is new. .* a new store"):
         run_extraction(config(dataset=str(copy), split=("val",)))
     assert tree(config().store) == before
     shutil.rmtree(copy / "val" / "crawl")
