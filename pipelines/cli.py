@@ -143,7 +143,7 @@ def extract(
 ) -> None:
     """Run the frozen CLIP once over sampled frames and store multi-layer features.
 
-    The same command again resumes; with more --layers it adds them and keeps what is stored.
+    The same command again resumes; with more --layers, or more videos in the dataset, it adds them and keeps what is stored.
 
     A video that cannot be decoded is recorded with its reason and skipped.
 

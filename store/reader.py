@@ -64,7 +64,7 @@ class FeatureStore:
         self._num_threads = num_threads
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="store-read")
         self._files = OpenFiles(MAX_OPEN_FILES)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._forget()
 
     @classmethod
@@ -114,10 +114,13 @@ class FeatureStore:
 
     def videos(self, split: str) -> VideoTable:
         """Ids, paths and labels of the split, by row."""
-        parts = self.parts(split)
-        if len(parts) > 1 and split not in self._joined_tables:
-            self._joined_tables[split] = join_tables(self.path, split, [self.part_videos(part) for part in parts])
-        return self._joined_tables[split] if len(parts) > 1 else self.part_videos(parts[0])
+        with self._lock:
+            parts = self.parts(split)
+            if len(parts) == 1:
+                return self.part_videos(parts[0])
+            if split not in self._joined_tables:
+                self._joined_tables[split] = join_tables(self.path, split, [self.part_videos(part) for part in parts])
+            return self._joined_tables[split]
 
     def constant(self, name: str) -> np.ndarray:
         """An array of the whole store, as "tokens_mean/8"; not to be written to.

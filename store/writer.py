@@ -87,7 +87,8 @@ def add_split(store: FeatureStore, split: str, table: VideoTable) -> None:
 def add_videos(store: FeatureStore, split: str, table: VideoTable) -> PartName:
     """Add videos behind those of a split, as a new part without arrays; refresh `store`, and return the part.
 
-    Of the files there are only the manifest changes.
+    Of the files that are there, only the manifest changes. Of two processes that add at the same time one would be lost:
+    hold `sole_writer`.
 
     Raises:
         SplitNotFound: there is no such split to add to.

@@ -351,3 +351,21 @@ def test_a_part_on_its_way_hides_nothing_of_the_others(vcache: RunCommand, confi
     assert (shown["videos"], shown["arrays"]["tokens/2"]["stored"]) == (12, 6)
     assert "6 of 12" in vcache(f"info {made.store}")[1]
     assert json.loads(vcache(f"ls {made.store.parent} --json")[1])[0]["layers"] == [2]
+
+
+def test_a_failure_has_the_path_of_the_table_although_the_file_was_moved(
+    config: MakeConfig, video_folder: Path, tmp_path: Path
+) -> None:
+    k400 = tmp_path / "k400"
+    for name in ("abc_000001_000002.mp4", "def_000001_000002.mp4"):
+        (k400 / "val").mkdir(parents=True, exist_ok=True)
+        shutil.copy(video_folder / "val" / "jump" / "j1.mp4", k400 / "val" / name)
+    (k400 / "val.csv").write_text("label,youtube_id,time_start,time_end,split\njump,abc,1,2,val\nwave,def,1,2,val\n")
+    run_extraction(config(dataset="k400", root=k400, layers="-1"))
+    (k400 / "val" / "abc_000001_000002.mp4").unlink()
+    (k400 / "videos").mkdir()
+    (k400 / "videos" / "abc_000001_000002.mp4").write_bytes(b"")
+    (failure,) = run_extraction(config(dataset="k400", root=k400)).failures
+    assert (failure.kind, failure.path) == ("empty", "val/abc_000001_000002.mp4")
+    with FeatureStore.open(config().store) as store:
+        assert verify_store(store).ok
