@@ -135,7 +135,7 @@ def test_a_killed_growth_resumes(
     run_extraction(made)
     before = state(made.store)
     grow(half, video_folder, "train/*/*2.mp4")
-    for victim in ("vcache.store.writer.write_durably", "vcache.pipelines.extraction.declare_arrays"):
+    for victim in ("vcache.store.writer.write_manifest", "vcache.pipelines.extraction.declare_arrays"):
         with monkeypatch.context() as kill:
             kill.setattr(victim, lambda *args: 1 / 0)
             with pytest.raises(ZeroDivisionError):
