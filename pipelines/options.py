@@ -128,6 +128,14 @@ def extraction_config(
             rich_help_panel=RUNNING, help="Share of videos that may fail (at least one) before the exit status is 1."
         ),
     ] = 0.01,
+    ignore_free_space: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-free-space",
+            rich_help_panel=RUNNING,
+            help="Begin although the disk has less room than the features take.",
+        ),
+    ] = False,
     device: Device = "auto",
 ) -> "ExtractionConfig":
     """The request that the options stand for."""
@@ -153,6 +161,7 @@ def extraction_config(
         workers=workers or os.cpu_count() or 1,
         batch_size=batch_size,
         max_failures=max_failures,
+        ignore_free_space=ignore_free_space,
     )
 
 
