@@ -85,6 +85,30 @@ def extract(config: "ExtractionConfig", as_json: Json = False) -> None:
         )
 
 
+@app.command()
+@takes(extraction_config)
+def plan(
+    config: "ExtractionConfig",
+    seconds: Annotated[float, typer.Option(min=1, help="Time to spend on measuring this machine.")] = 20,
+    quick: Annotated[bool, typer.Option("--quick", help="Sizes and free space only: measure nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What `vcache extract` with the same options would write, how long it would take, and whether that pays.
+
+    Decoding, the forward pass and the disk are measured here, on a sample of the videos; nothing is extracted.
+
+    The table has the choices beside it: an epoch is every video once, and a store pays from the epoch at which extracting and
+    reading have taken less time than decoding and running the backbone again and again.
+
+    [bold]Example:[/bold]  vcache plan k400 --layers -4: --cross-frame maps
+    """
+    from vcache.pipelines.plan import describe_plan, plan_extraction, print_plan
+
+    with console.stages() as on_stage:
+        made = plan_extraction(config, seconds=None if quick else seconds, on_stage=on_stage)
+    _print_json(describe_plan(made)) if as_json else print_plan(made)
+
+
 @app.command("train-head")
 def train_head(
     head: Annotated[str, typer.Argument(help="A head, see `vcache heads`.")],
