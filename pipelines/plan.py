@@ -17,13 +17,14 @@ from vcache.pipelines.extraction import (
     ExtractionConfig,
     ExtractionError,
     ExtractionSetup,
+    bytes_left,
     check_extendable,
     prepare_extraction,
     tasks_left,
 )
 from vcache.pipelines.measuring import measure_rates
 from vcache.pipelines.planning import Choice, ExtractionPlan, Forecast, Rates, recommendation
-from vcache.pipelines.room import free_bytes, nearest_folder, tasks_bytes, with_reserve
+from vcache.pipelines.room import free_bytes, nearest_folder, with_reserve
 from vcache.store.errors import StoreError
 from vcache.store.reader import FeatureStore
 
@@ -100,15 +101,13 @@ def _open_if_there(path: Path, stack: ExitStack, *, asked: bool) -> FeatureStore
 def _choice(setup: ExtractionSetup, store: FeatureStore | None, *, asked: bool) -> Choice:
     if store is not None and store.manifest.key != setup.key:
         store = None  # this choice would need a store of its own
-    tasks = tasks_left(setup, store)
-    rows_per_shard = store.manifest.rows_per_shard if store is not None else setup.rows_per_shard
-    missing = tasks_bytes(tasks, rows_per_shard)
+    tasks, missing = tasks_left(setup, store), bytes_left(setup, store)
     return Choice(
         dtype=setup.config.dtype,
         cross_frame=setup.config.cross_frame,
         asked=asked,
         video_bytes=sum(spec.row_bytes for spec in setup.arrays),
-        total_bytes=tasks_bytes(tasks_left(setup, None), setup.rows_per_shard),
+        total_bytes=bytes_left(setup, None),
         missing_bytes=missing,
         missing_files=sum(len(task.arrays) for task in tasks),
         missing_videos=sum(len(task.rows) for task in tasks),
@@ -146,9 +145,9 @@ def print_plan(plan: ExtractionPlan) -> None:
 
 def _rate_lines(plan: ExtractionPlan, rates: Rates) -> list[tuple[str, str, str]]:
     threads = "1 thread" if plan.workers == 1 else f"{plan.workers} threads"
-    failed = f", {rates.num_failed} more failed" if rates.num_failed else ""
+    failed = f", {rates.num_failed} failed" if rates.num_failed else ""
     return [
-        ("decode", _per_second(rates.decode_seconds), f"{threads}; {rates.num_sampled} videos tried{failed}"),
+        ("decode", _per_second(rates.decode_seconds), f"{threads}; {rates.num_sampled} videos decoded{failed}"),
         ("forward", _per_second(rates.forward_seconds), f"{plan.device}, batches of {plan.batch_size}"),
         ("disk write", f"{size(int(rates.write_bytes_per_second))}/s", "and synced"),
         ("disk read", f"{size(int(rates.read_bytes_per_second))}/s", "rows in random order, not from memory"),

@@ -50,10 +50,11 @@ class Choice:
     video_bytes: int
     """All arrays of one video."""
     total_bytes: int
-    """Shard files when it is all there."""
+    """Of a store of its own, to the byte if no video fails."""
     missing_bytes: int
-    """Shard files that are still to be written."""
+    """Of these, what is still to be written."""
     missing_files: int
+    """Shard files."""
     missing_videos: int
     needed_bytes: int
     """Free space that writing them asks for, with the reserve."""

@@ -28,6 +28,7 @@ VIT_B_16 = BackboneFacts(
     grid=(14, 14),
     num_tokens=197,
     embed_dim=512,
+    layer_norm_eps=1e-5,
 )
 MB = 10**6
 
@@ -94,6 +95,7 @@ def feature_megabytes(**fields: object) -> float:
         ({"cross_frame": "qk"}, 29.0),  # 12 arrays of 8 x 197 x 768 halves
         ({"cross_frame": "none"}, 9.7),
         ({"cross_frame": "maps"}, 14.0),  # 4 x 7 x 2 x 196 x 196 halves in place of the 8 of Q/K
+        ({"cross_frame": "derive"}, 12.1),  # 5 arrays of tokens
         ({"cross_frame": "qk", "dtype": "float32"}, 58.1),
     ],
 )
