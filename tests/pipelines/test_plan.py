@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from vcache.extract.decode import VideoError
 from vcache.extract.spec import DTYPES
@@ -183,6 +184,18 @@ def test_the_screen_and_the_json_say_the_same(
     ]
     assert [tuple(row[1:3]) for row in rows if row[0] == ">"] == [("float32", "qk")]
     assert [choice["asked"] for choice in told["choices"]].count(True) == 1
+
+
+def test_the_command_prints_nothing_but_json_where_that_is_asked(
+    config: MakeConfig, video_folder: Path, tmp_path: Path
+) -> None:
+    words = ["plan", str(video_folder), "--model", config().model, "--store", str(tmp_path / "new.zarr"), "--layers=-1"]
+    result = CliRunner().invoke(app, [*words, "--quick", "--json"])
+    told = json.loads(result.stdout)
+    assert (result.exit_code, told["layers"], told["rates"], told["asked"]["fits"]) == (0, [2], None, True)
+    shown = CliRunner().invoke(app, [*words, "--seconds", "1"]).stdout
+    assert "measured here:" in shown
+    assert not (tmp_path / "new.zarr").exists()
 
 
 def test_plan_takes_every_option_of_extract_with_the_same_default() -> None:
