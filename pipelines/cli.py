@@ -8,12 +8,16 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from vcache.pipelines import console
+from vcache.pipelines.options import Device, extraction_config, takes
+
+if TYPE_CHECKING:  # imported late: it loads torch and zarr
+    from vcache.pipelines.extraction import ExtractionConfig
 
 # With OpenMP's default the idle threads of two torch pools spin against each other and against the decode threads:
 # measured twice the CPU time for nothing. Has to be set before torch loads its OpenMP library.
@@ -26,13 +30,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-# Panels of `vcache extract --help`: the first is what the store's key is made of.
-VALUES = "What the features are (another value is another store)"
-CONTENT = "What is stored, and where"
-RUNNING = "How it runs"
-
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for a program to read.")]
-Device = Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu, cuda, cuda:1 ...")]
 
 
 def _print_version(asked: bool) -> bool:
@@ -54,93 +52,8 @@ def _root(
 
 
 @app.command()
-def extract(
-    dataset: Annotated[
-        str, typer.Argument(help="k400, a folder of class folders, or a CSV file path,label\\[,split].")
-    ],
-    layers: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel=CONTENT,
-            help="Blocks whose tokens are kept: -4: (the last four), 0,3,6, all.",
-            metavar="LAYERS",
-        ),
-    ] = "-4:",
-    split: Annotated[
-        str | None, typer.Option(rich_help_panel=CONTENT, help="Splits to extract, as train,val. Default: all.")
-    ] = None,
-    frames: Annotated[int, typer.Option(rich_help_panel=VALUES, help="Frames of a clip.")] = 8,
-    stride: Annotated[
-        int, typer.Option(rich_help_panel=VALUES, help="Frames of the video between two of the clip.")
-    ] = 16,
-    tsn: Annotated[
-        bool,
-        typer.Option(
-            "--tsn", rich_help_panel=VALUES, help="Centres of equal segments of the whole video, not a strided clip."
-        ),
-    ] = False,
-    cross_frame: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel=CONTENT,
-            help="For attention between frames. qk: store queries and keys of the layers; maps: the softmax maps, 4.5 times "
-            "smaller than both for ViT-B/16; derive: what enters the layers, from which training makes Q/K again, 2.4 times "
-            "smaller than tokens with Q/K; none.",
-        ),
-    ] = "qk",
-    dtype: Annotated[str, typer.Option(rich_help_panel=VALUES, help="float16 or float32.")] = "float16",
-    model: Annotated[
-        str, typer.Option(rich_help_panel=VALUES, help="An open_clip model name, or local-dir:FOLDER.")
-    ] = "ViT-B-16-quickgelu",
-    pretrained: Annotated[
-        str | None,
-        typer.Option(
-            rich_help_panel=VALUES,
-            help="A tag of that model in open_clip, or a checkpoint file. \\[default: openai]",
-            show_default=False,
-        ),
-    ] = None,
-    random_weights: Annotated[
-        bool,
-        typer.Option(
-            "--random-weights", rich_help_panel=VALUES, help="Use a backbone that was never trained (tests only)."
-        ),
-    ] = False,
-    preprocess: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel=VALUES,
-            help="fast: uint8 tensors, within 2/255 of open_clip's transform; exact: equal to it, with PIL.",
-        ),
-    ] = "fast",
-    root: Annotated[
-        Path | None, typer.Option(rich_help_panel=CONTENT, help="Folder of the videos. Default: $VCACHE_DATA/DATASET.")
-    ] = None,
-    store: Annotated[
-        Path | None,
-        typer.Option(
-            rich_help_panel=CONTENT,
-            help="Where to write, or the store to extend. Default: a name of its own in $VCACHE_HOME.",
-        ),
-    ] = None,
-    val_fraction: Annotated[
-        float,
-        typer.Option(rich_help_panel=CONTENT, help="Share held out as val where the dataset has no splits of its own."),
-    ] = 0.2,
-    workers: Annotated[
-        int | None,
-        typer.Option(rich_help_panel=RUNNING, help="Decode threads. \\[default: the cores]", show_default=False, min=1),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(rich_help_panel=RUNNING, help="Clips in one forward pass.")] = 4,
-    max_failures: Annotated[
-        float,
-        typer.Option(
-            rich_help_panel=RUNNING, help="Share of videos that may fail (at least one) before the exit status is 1."
-        ),
-    ] = 0.01,
-    device: Device = "auto",
-    as_json: Json = False,
-) -> None:
+@takes(extraction_config)
+def extract(config: "ExtractionConfig", as_json: Json = False) -> None:
     """Run the frozen CLIP once over sampled frames and store multi-layer features.
 
     The same command again resumes; with more --layers, or more videos in the dataset, it adds them and keeps what is stored.
@@ -151,45 +64,49 @@ def extract(
     """
     from dataclasses import asdict
 
-    from vcache.pipelines.extraction import ExtractionConfig, run_extraction
+    from vcache.pipelines.extraction import run_extraction
 
-    config = ExtractionConfig(
-        dataset=dataset,
-        layers=layers,
-        split=tuple(name.strip() for name in split.split(",")) if split else None,
-        frames=frames,
-        stride=stride,
-        tsn=tsn,
-        cross_frame=cross_frame,
-        dtype=dtype,
-        model=model,
-        pretrained=pretrained or _default_pretrained(model, random_weights),
-        random_weights=random_weights,
-        preprocess=preprocess,
-        root=root,
-        store=store,
-        val_fraction=val_fraction,
-        device=device,
-        workers=workers or os.cpu_count() or 1,
-        batch_size=batch_size,
-        max_failures=max_failures,
-    )
     try:
-        with console.extraction_bar(Path(dataset).absolute().name) as on_progress:
+        with console.extraction_bar(Path(config.dataset).absolute().name) as on_progress:
             summary = run_extraction(config, on_progress)
     except KeyboardInterrupt:
         console.err.print("stopped; what is committed is kept, and the same command goes on from there")
         raise typer.Exit(130) from None
-    too_many = summary.too_many_failures(max_failures)
+    too_many = summary.too_many_failures(config.max_failures)
     if as_json:
         _print_json({**asdict(summary), "too_many_failures": too_many})
     else:
         console.print_extraction_summary(summary)
     if too_many:
         _fail(
-            f"{len(summary.failures)} of {summary.num_videos} videos failed, more than --max-failures {max_failures:g} allows. "
-            "The others are stored; mend the files and extract into a new --store, or raise --max-failures."
+            f"{len(summary.failures)} of {summary.num_videos} videos failed, more than --max-failures "
+            f"{config.max_failures:g} allows. The others are stored; "
+            "mend the files and extract into a new --store, or raise --max-failures."
         )
+
+
+@app.command()
+@takes(extraction_config)
+def plan(
+    config: "ExtractionConfig",
+    seconds: Annotated[float, typer.Option(min=1, help="Time to spend on measuring this machine.")] = 20,
+    quick: Annotated[bool, typer.Option("--quick", help="Sizes and free space only: measure nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What `vcache extract` with the same options would write, how long it would take, and whether that pays.
+
+    Decoding, the forward pass and the disk are measured here, on a sample of the videos; nothing is extracted.
+
+    The table has the choices beside it: an epoch is every video once, and a store pays from the epoch at which extracting and
+    reading have taken less time than decoding and running the backbone again and again.
+
+    [bold]Example:[/bold]  vcache plan k400 --layers -4: --cross-frame maps
+    """
+    from vcache.pipelines.plan import describe_plan, plan_extraction, print_plan
+
+    with console.stages() as on_stage:
+        made = plan_extraction(config, seconds=None if quick else seconds, on_stage=on_stage)
+    _print_json(describe_plan(made)) if as_json else print_plan(made)
 
 
 @app.command("train-head")
@@ -404,8 +321,3 @@ def _fail(message: str) -> None:
 def _print_json(value: Any) -> None:
     """Plain JSON on standard output, not wrapped and not coloured."""
     print(json.dumps(value, indent=2, default=str))
-
-
-def _default_pretrained(model: str, random_weights: bool) -> str | None:
-    """A local-dir model brings its weights, random ones have none; any other is OpenAI's unless said."""
-    return None if random_weights or model.startswith("local-dir:") else "openai"

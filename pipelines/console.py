@@ -30,6 +30,17 @@ def size(num_bytes: int) -> str:
     return f"{value:.0f} {' kMGT'[power]}B" if value >= 100 else f"{value:.1f} {' kMGT'[power]}B"
 
 
+def duration(seconds: float) -> str:
+    """A time for people, in the unit that leaves a number of one to three digits: "17 ms", "4.2 h", "3.1 days"."""
+    if seconds < 1:
+        return f"{1000 * seconds:.1f} ms" if seconds < 0.01 else f"{1000 * seconds:.0f} ms"
+    for unit, length, most in (("s", 1, 90), ("min", 60, 90), ("h", 3600, 48)):
+        if seconds < most * length:
+            value = seconds / length
+            return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
+    return f"{seconds / 86400:,.1f} days"
+
+
 @contextmanager
 def extraction_bar(title: str) -> Iterator[Callable[[ExtractionProgress], None]]:
     """A bar with videos/s, frames/s, ETA, bytes written and failures; yields the callback that moves it."""
@@ -64,6 +75,13 @@ def extraction_bar(title: str) -> Iterator[Callable[[ExtractionProgress], None]]
 
     with _stopped_at_the_end(progress):
         yield update
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str], None]]:
+    """A spinner that names what is being done; yields the callback that changes the name."""
+    with err.status("") as status:
+        yield lambda name: status.update(f"{escape(name)} ...")
 
 
 def print_extraction_summary(summary: ExtractionSummary) -> None:

@@ -11,6 +11,7 @@ import importlib.metadata
 import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from vcache.extract.backbone import BackboneFacts, FrozenBackbone, load_backbone
@@ -20,17 +21,18 @@ from vcache.extract.decode import decoder_versions
 from vcache.extract.layers import resolve_layers
 from vcache.extract.preprocess import Preprocessing, from_open_clip_config
 from vcache.extract.sampling import Sampling, StridedSampling, TSNSampling
-from vcache.extract.spec import ExtractionSpec
+from vcache.extract.spec import DTYPES, ExtractionSpec
 from vcache.pipelines.derivation import input_array, projection_constants
 from vcache.pipelines.device import select_device
 from vcache.pipelines.growth import check_classes, new_videos, video_table
+from vcache.pipelines.room import check_room, tasks_bytes
 from vcache.pipelines.shards import ExtractionProgress, ShardExtractor, ShardTask, missing_shards
 from vcache.pipelines.stores import default_store_path
-from vcache.store.constants import write_constants
+from vcache.store.constants import Constant, write_constants
 from vcache.store.key import cache_key
 from vcache.store.layout import ArraySpec
 from vcache.store.manifest import Manifest
-from vcache.store.parts import check_split_name, part_name
+from vcache.store.parts import PartName, check_split_name, part_name
 from vcache.store.reader import FeatureStore
 from vcache.store.writer import (
     RowFailure,
@@ -46,6 +48,9 @@ from vcache.store.writer import (
 # bound on the rows is what keeps the loss small.
 SHARD_BYTES = 128 * 2**20
 MAX_ROWS_PER_SHARD = 64
+
+CROSS_FRAME = ("qk", "maps", "derive", "none")
+PREPROCESS = ("fast", "exact")
 
 _LOCAL_DIR = "local-dir:"  # open_clip's prefix for a model in a folder
 
@@ -91,14 +96,11 @@ class ExtractionConfig:
     """Clips in one forward pass."""
     max_failures: float = 0.01
     """Share of the videos that may fail, at least one, before the exit status says so."""
+    ignore_free_space: bool = False
+    """Begin although the disk has less room than the features take."""
 
     def __post_init__(self) -> None:
-        choices = {
-            "cross_frame": ("qk", "maps", "derive", "none"),
-            "dtype": ("float16", "float32"),
-            "preprocess": ("fast", "exact"),
-        }
-        for name, allowed in choices.items():
+        for name, allowed in {"cross_frame": CROSS_FRAME, "dtype": DTYPES, "preprocess": PREPROCESS}.items():
             if getattr(self, name) not in allowed:
                 raise ExtractionError(
                     f"--{name.replace('_', '-')} {getattr(self, name)!r}: there are {', '.join(allowed)}."
@@ -118,6 +120,57 @@ class ExtractionConfig:
         if self.tsn:
             return TSNSampling(num_frames=self.frames)
         return StridedSampling(num_frames=self.frames, stride_frames=self.stride)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionSetup:
+    """A command with all that its words stand for, loaded and checked; nothing is written yet."""
+
+    config: ExtractionConfig
+    dataset: VideoDataset
+    backbone: FrozenBackbone
+    preprocessing: Preprocessing
+    layers: tuple[int, ...]
+    """Absolute."""
+
+    @cached_property
+    def arrays(self) -> tuple[ArraySpec, ...]:
+        return array_specs(self.backbone.facts, self.layers, self.config)
+
+    @cached_property
+    def constants(self) -> dict[str, Constant]:
+        """What the arrays of all videos are read with."""
+        return projection_constants(self.backbone, self.layers) if self.config.cross_frame == "derive" else {}
+
+    @cached_property
+    def spec(self) -> ExtractionSpec:
+        return extraction_spec(self.config, self.backbone, self.preprocessing)
+
+    @cached_property
+    def key(self) -> str:
+        return cache_key(self.spec.to_dict())
+
+    @cached_property
+    def path(self) -> Path:
+        """The store that the command writes or extends."""
+        config = self.config
+        return config.store or default_store_path(self.dataset.name, config.model, config.frames, self.key)
+
+    @property
+    def rows_per_shard(self) -> int:
+        """Of a store that is made by this command; one that is there has its own."""
+        largest = max(spec.row_bytes for spec in self.arrays)
+        return max(1, min(MAX_ROWS_PER_SHARD, SHARD_BYTES // largest))
+
+    def extractor(self) -> ShardExtractor:
+        return ShardExtractor(
+            self.dataset,
+            self.config.sampling,
+            self.preprocessing,
+            self.backbone,
+            num_threads=self.config.workers,
+            batch_size=self.config.batch_size,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +197,28 @@ class ExtractionSummary:
         return len(self.failures) > allowed or len(self.failures) == self.num_videos
 
 
+def prepare_extraction(config: ExtractionConfig) -> ExtractionSetup:
+    """Find the videos and load the backbone.
+
+    Raises:
+        DatasetError, LayerError, RandomWeightsRefused: the request itself cannot be met.
+        ExtractionError: none of the videos is there.
+    """
+    dataset = load_dataset(config.dataset, root=config.root, splits=config.split, val_fraction=config.val_fraction)
+    _check_dataset(dataset)
+    backbone = load_backbone(
+        config.model, config.pretrained, random_weights=config.random_weights, device=select_device(config.device)
+    )
+    preprocessing = from_open_clip_config(backbone.preprocess_config, mode=config.preprocess)
+    return ExtractionSetup(
+        config=config,
+        dataset=dataset,
+        backbone=backbone,
+        preprocessing=preprocessing,
+        layers=resolve_layers(config.layers, backbone.facts.num_layers),
+    )
+
+
 def run_extraction(
     config: ExtractionConfig, on_progress: Callable[[ExtractionProgress], None] = lambda progress: None
 ) -> ExtractionSummary:
@@ -154,37 +229,28 @@ def run_extraction(
         StoreKeyMismatch: `config.store` holds features made in another way; the message spells the difference out.
         ExtractionError: none of the videos is there, or the store was made from another folder.
         DatasetChanged: the dataset has other classes than the store, or lists its videos no longer or with other labels.
+        NotEnoughSpace: what is missing does not fit on the disk; nothing was written.
     """
-    dataset = load_dataset(config.dataset, root=config.root, splits=config.split, val_fraction=config.val_fraction)
-    _check_dataset(dataset)
-    backbone = load_backbone(
-        config.model, config.pretrained, random_weights=config.random_weights, device=select_device(config.device)
-    )
-    preprocessing = from_open_clip_config(backbone.preprocess_config, mode=config.preprocess)
-    layers = resolve_layers(config.layers, backbone.facts.num_layers)
-    arrays = array_specs(backbone.facts, layers, config)
-    spec = extraction_spec(config, backbone, preprocessing)
-    key = cache_key(spec.to_dict())
-    path = config.store or default_store_path(dataset.name, config.model, config.frames, key)
+    setup = prepare_extraction(config)
+    dataset, path = setup.dataset, setup.path
     if not path.exists():
+        _check_room(setup, None)
         tables = {split: video_table(dataset.split(split)) for split in dataset.splits}
-        create_store(path, _manifest(config, dataset, backbone.facts, spec, arrays), tables)
+        create_store(path, _manifest(setup), tables)
     with FeatureStore.open(path) as store, sole_writer(path):
-        added = _extend(store, config, dataset, spec, arrays)
-        if config.cross_frame == "derive":
-            write_constants(store, projection_constants(backbone, layers))
-        tasks = missing_shards(store, dataset.splits, arrays)
+        check_extendable(store, setup)
+        clean_temporary(store)
+        _check_room(setup, store)
+        added = _extend(store, setup)
+        tasks = missing_shards(store, dataset.splits, setup.arrays)
         progress = _initial_progress(store, dataset, tasks)
         on_progress(progress)
-        worker = ShardExtractor(
-            dataset, config.sampling, preprocessing, backbone, num_threads=config.workers, batch_size=config.batch_size
-        )
-        worker.run(store, tasks, progress, lambda: on_progress(progress))
+        setup.extractor().run(store, tasks, progress, lambda: on_progress(progress))
         store.refresh()
         return ExtractionSummary(
             store=str(path),
-            key=key,
-            layers=layers,
+            key=setup.key,
+            layers=setup.layers,
             splits={split: store.splits[split] for split in dataset.splits},
             progress=progress,
             added=added,
@@ -255,51 +321,93 @@ def array_specs(facts: BackboneFacts, layers: Iterable[int], config: ExtractionC
     return tuple({spec.name: spec for spec in specs}.values())  # what enters a block may be another one's tokens
 
 
-def _extend(
-    store: FeatureStore,
-    config: ExtractionConfig,
-    dataset: VideoDataset,
-    spec: ExtractionSpec,
-    arrays: tuple[ArraySpec, ...],
-) -> dict[str, int]:
-    """Check that the store is of this key and dataset; add what it lacks of splits, videos and arrays; remove what a killed
-    run left. Returns how many videos were added to splits that were there already.
+def tasks_left(setup: ExtractionSetup, store: FeatureStore | None) -> list[ShardTask]:
+    """What the command has to write into `store`; all of it where there is no store yet. Changes nothing."""
+    if store is None:
+        return [
+            task
+            for split in setup.dataset.splits
+            for task in _new_shards(
+                part_name(split, 0), len(setup.dataset.split(split)), setup.rows_per_shard, setup.arrays
+            )
+        ]
+    tasks: list[ShardTask] = []
+    for split in setup.dataset.splits:
+        parts = store.parts(split) if split in store.splits else ()
+        tasks += missing_shards(store, [split], setup.arrays) if parts else []
+        num_new = len(new_videos(store, setup.dataset, split))
+        tasks += _new_shards(part_name(split, len(parts)), num_new, store.manifest.rows_per_shard, setup.arrays)
+    return tasks
+
+
+def _new_shards(part: PartName, num_rows: int, step: int, arrays: tuple[ArraySpec, ...]) -> list[ShardTask]:
+    """The shards of a part that is not there yet."""
+    rows = range(num_rows)
+    return [ShardTask(part, start // step, rows[start : start + step], arrays) for start in rows[::step]]
+
+
+def bytes_left(setup: ExtractionSetup, store: FeatureStore | None) -> int:
+    """What the command has to write: shard files, to the byte if no video fails, and constants."""
+    rows_per_shard = store.manifest.rows_per_shard if store is not None else setup.rows_per_shard
+    stored = store.manifest.constants if store is not None else {}
+    constants = sum(constant.values.nbytes for name, constant in setup.constants.items() if name not in stored)
+    return tasks_bytes(tasks_left(setup, store), rows_per_shard) + constants
+
+
+def _check_room(setup: ExtractionSetup, store: FeatureStore | None) -> None:
+    if not setup.config.ignore_free_space:
+        check_room(setup.path, bytes_left(setup, store))
+
+
+def check_extendable(store: FeatureStore, setup: ExtractionSetup) -> None:
+    """Check that the store is of this key and dataset.
+
+    All checks come before the first change: a split added to other classes could not be taken back.
+
+    Raises:
+        StoreKeyMismatch, ExtractionError, DatasetChanged: it is not.
     """
-    store.check_key(cache_key(spec.to_dict()), spec.to_dict())
-    if config.store is None:
-        _check_same_folder(store, dataset)
-    # All checks come before the first change: a split added to other classes could not be taken back.
-    check_classes(store, dataset)
-    new = {split: new_videos(store, dataset, split) for split in dataset.splits if split in store.splits}
-    added = {split: videos for split, videos in new.items() if videos}
-    for split in dataset.splits:
+    store.check_key(setup.key, setup.spec.to_dict())
+    if setup.config.store is None:
+        _check_same_folder(store, setup.dataset)
+    check_classes(store, setup.dataset)
+    for split in setup.dataset.splits:
+        new_videos(store, setup.dataset, split)
+
+
+def _extend(store: FeatureStore, setup: ExtractionSetup) -> dict[str, int]:
+    """Add what the store lacks of splits, videos, arrays and constants; returns how many videos were added to splits that were
+    there already.
+    """
+    added: dict[str, int] = {}
+    for split in setup.dataset.splits:
+        new = new_videos(store, setup.dataset, split)
         if split not in store.splits:
-            add_split(store, split, video_table(dataset.split(split)))
-        elif split in added:
-            add_videos(store, split, video_table(added[split]))
+            add_split(store, split, video_table(new))
+        elif new:
+            add_videos(store, split, video_table(new))
+            added[split] = len(new)
         for part in store.parts(split):
-            declare_arrays(store, part, arrays)
+            declare_arrays(store, part, setup.arrays)
+    write_constants(store, setup.constants)
     store.refresh()
-    clean_temporary(store)
-    return {split: len(videos) for split, videos in added.items()}
+    return added
 
 
-def _manifest(
-    config: ExtractionConfig,
-    dataset: VideoDataset,
-    facts: BackboneFacts,
-    spec: ExtractionSpec,
-    arrays: tuple[ArraySpec, ...],
-) -> Manifest:
-    largest = max(spec.row_bytes for spec in arrays)
+def _manifest(setup: ExtractionSetup) -> Manifest:
+    config, dataset = setup.config, setup.dataset
     return Manifest(
-        key=cache_key(spec.to_dict()),
-        spec=spec.to_dict(),
+        key=setup.key,
+        spec=setup.spec.to_dict(),
         dataset=dataset.name,
         class_names=dataset.class_names,
-        rows_per_shard=max(1, min(MAX_ROWS_PER_SHARD, SHARD_BYTES // largest)),
+        rows_per_shard=setup.rows_per_shard,
         splits={part_name(split, 0): len(dataset.split(split)) for split in dataset.splits},
-        facts={"backbone": asdict(facts), "request": _request(config), "root": str(dataset.root.resolve())},
+        facts={
+            "backbone": asdict(setup.backbone.facts),
+            "request": _request(config),
+            "root": str(dataset.root.resolve()),
+        },
         versions=_versions("vcache", "zarr", "numpy"),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )

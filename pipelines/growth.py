@@ -28,11 +28,13 @@ def check_classes(store: FeatureStore, dataset: VideoDataset) -> None:
 
 
 def new_videos(store: FeatureStore, dataset: VideoDataset, split: str) -> tuple[Video, ...]:
-    """The videos of a split that the store does not know, in the order of the dataset.
+    """The videos of a split that the store does not know, in the order of the dataset; all, where it does not know the split.
 
     Raises:
         DatasetChanged: a stored video is not listed any more or has another label, or none of the new ones is on the disk.
     """
+    if split not in store.splits:
+        return tuple(dataset.split(split))
     stored, videos = store.videos(split), dataset.split(split)
     listed = {video.video_id: video for video in videos}
     what = f"{dataset.name}/{split}"

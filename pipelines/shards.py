@@ -133,20 +133,23 @@ class ShardExtractor:
 
     def _decode(self, task: ShardTask, row: int, video: Video) -> _Row:
         try:
-            decoded = decode_clip(self.dataset.root / video.path, self.sampling)
+            return _Row(task, row, video, self.prepare(video))
         except VideoError as error:
             return _Row(task, row, video, error)
+
+    def prepare(self, video: Video) -> PreparedClip:
+        """Decode and preprocess one video; VideoError if it cannot be used. Safe in several threads."""
+        decoded = decode_clip(self.dataset.root / video.path, self.sampling)
         height, width = decoded.frames.shape[1:3]
-        clip = PreparedClip(
+        return PreparedClip(
             images=self.preprocessing(decoded.frames),
             frame_index=np.array(decoded.frame_index, dtype=np.int32),
             crop=np.array(self.preprocessing.crop_box(height, width), dtype=np.float32),
         )
-        return _Row(task, row, video, clip)
 
     def _write_batch(self, writer: ShardWriter, batch: tuple[_Row, ...], progress: ExtractionProgress) -> None:
         clips = [row.clip for row in batch if isinstance(row.clip, PreparedClip)]
-        features = iter(self._forward(clips, batch[0].task.arrays)) if clips else iter(())
+        features = iter(self.forward(clips, batch[0].task.arrays)) if clips else iter(())
         table = writer.store.part_videos(writer.part)
         for row in batch:
             if isinstance(row.clip, VideoError):
@@ -160,7 +163,7 @@ class ShardExtractor:
                 progress.bytes_written += sum(array.nbytes for array in arrays.values())
             progress.videos_done += 1
 
-    def _forward(self, clips: list[PreparedClip], arrays: tuple[ArraySpec, ...]) -> list[dict[str, np.ndarray]]:
+    def forward(self, clips: list[PreparedClip], arrays: tuple[ArraySpec, ...]) -> list[dict[str, np.ndarray]]:
         """The arrays of each clip, by name, in the dtypes of the store."""
         layers = {kind: _layers(arrays, kind) for kind in ("tokens", "cls", "q", "maps", "block_input")}
         images = torch.cat([clip.images for clip in clips]).to(self.backbone.device)  # (B*T, 3, S, S)

@@ -119,6 +119,11 @@ class ArraySpec:
     def index_bytes(self, rows_per_shard: int) -> int:
         return rows_per_shard * self.chunks_per_row * ENTRY_BYTES + CRC_BYTES
 
+    def shard_bytes(self, num_rows: int, rows_per_shard: int) -> int:
+        """Size of a shard file that holds `num_rows` rows; rows that failed take none."""
+        chunks = num_rows * self.chunks_per_row
+        return chunks * (self.chunk_bytes + CRC_BYTES) + self.index_bytes(rows_per_shard)
+
     def shard_path(self, shard: int) -> Path:
         """Relative to the folder of the view: tokens/8/c/3/0/0/0."""
         return Path(self.name, "c", str(shard), *("0" for _ in self.shape))

@@ -1,0 +1,170 @@
+"""The options that `vcache extract` and `vcache plan` share, each said once."""
+
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:  # imported late: it loads torch and zarr
+    from vcache.pipelines.extraction import ExtractionConfig
+
+# Panels of the help: the first is what the store's key is made of.
+VALUES = "What the features are (another value is another store)"
+CONTENT = "What is stored, and where"
+RUNNING = "How it runs"
+
+Device = Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu, cuda, cuda:1 ...")]
+
+
+def takes(build: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the parameters of `build` too; what `build` makes of them is the command's first argument.
+
+    @takes(extraction_config)
+    def extract(config, as_json: bool = False): ...      # extract(dataset, layers, ..., as_json)
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        shared = inspect.signature(build).parameters
+        _, *own = inspect.signature(command).parameters.values()
+
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            command(build(**{name: given.pop(name) for name in shared}), **given)
+
+        parameters = [*shared.values(), *own]
+        # typer reads both.
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
+
+
+def extraction_config(
+    dataset: Annotated[
+        str, typer.Argument(help="k400, a folder of class folders, or a CSV file path,label\\[,split].")
+    ],
+    layers: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=CONTENT,
+            help="Blocks whose tokens are kept: -4: (the last four), 0,3,6, all.",
+            metavar="LAYERS",
+        ),
+    ] = "-4:",
+    split: Annotated[
+        str | None, typer.Option(rich_help_panel=CONTENT, help="Splits to extract, as train,val. Default: all.")
+    ] = None,
+    frames: Annotated[int, typer.Option(rich_help_panel=VALUES, help="Frames of a clip.")] = 8,
+    stride: Annotated[
+        int, typer.Option(rich_help_panel=VALUES, help="Frames of the video between two of the clip.")
+    ] = 16,
+    tsn: Annotated[
+        bool,
+        typer.Option(
+            "--tsn", rich_help_panel=VALUES, help="Centres of equal segments of the whole video, not a strided clip."
+        ),
+    ] = False,
+    cross_frame: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=CONTENT,
+            help="For attention between frames. qk: store queries and keys of the layers; maps: the softmax maps, 4.5 times "
+            "smaller than both for ViT-B/16; derive: what enters the layers, from which training makes Q/K again, 2.4 times "
+            "smaller than tokens with Q/K; none.",
+        ),
+    ] = "qk",
+    dtype: Annotated[str, typer.Option(rich_help_panel=VALUES, help="float16 or float32.")] = "float16",
+    model: Annotated[
+        str, typer.Option(rich_help_panel=VALUES, help="An open_clip model name, or local-dir:FOLDER.")
+    ] = "ViT-B-16-quickgelu",
+    pretrained: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=VALUES,
+            help="A tag of that model in open_clip, or a checkpoint file. \\[default: openai]",
+            show_default=False,
+        ),
+    ] = None,
+    random_weights: Annotated[
+        bool,
+        typer.Option(
+            "--random-weights", rich_help_panel=VALUES, help="Use a backbone that was never trained (tests only)."
+        ),
+    ] = False,
+    preprocess: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=VALUES,
+            help="fast: uint8 tensors, within 2/255 of open_clip's transform; exact: equal to it, with PIL.",
+        ),
+    ] = "fast",
+    root: Annotated[
+        Path | None, typer.Option(rich_help_panel=CONTENT, help="Folder of the videos. Default: $VCACHE_DATA/DATASET.")
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=CONTENT,
+            help="Where to write, or the store to extend. Default: a name of its own in $VCACHE_HOME.",
+        ),
+    ] = None,
+    val_fraction: Annotated[
+        float,
+        typer.Option(rich_help_panel=CONTENT, help="Share held out as val where the dataset has no splits of its own."),
+    ] = 0.2,
+    workers: Annotated[
+        int | None,
+        typer.Option(rich_help_panel=RUNNING, help="Decode threads. \\[default: the cores]", show_default=False, min=1),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(rich_help_panel=RUNNING, help="Clips in one forward pass.")] = 4,
+    max_failures: Annotated[
+        float,
+        typer.Option(
+            rich_help_panel=RUNNING, help="Share of videos that may fail (at least one) before the exit status is 1."
+        ),
+    ] = 0.01,
+    ignore_free_space: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-free-space",
+            rich_help_panel=RUNNING,
+            help="Begin although the disk has less room than the features take.",
+        ),
+    ] = False,
+    device: Device = "auto",
+) -> "ExtractionConfig":
+    """The request that the options stand for."""
+    from vcache.pipelines.extraction import ExtractionConfig
+
+    return ExtractionConfig(
+        dataset=dataset,
+        layers=layers,
+        split=tuple(name.strip() for name in split.split(",")) if split else None,
+        frames=frames,
+        stride=stride,
+        tsn=tsn,
+        cross_frame=cross_frame,
+        dtype=dtype,
+        model=model,
+        pretrained=pretrained or _default_pretrained(model, random_weights),
+        random_weights=random_weights,
+        preprocess=preprocess,
+        root=root,
+        store=store,
+        val_fraction=val_fraction,
+        device=device,
+        workers=workers or os.cpu_count() or 1,
+        batch_size=batch_size,
+        max_failures=max_failures,
+        ignore_free_space=ignore_free_space,
+    )
+
+
+def _default_pretrained(model: str, random_weights: bool) -> str | None:
+    """A local-dir model brings its weights, random ones have none; any other is OpenAI's unless said."""
+    return None if random_weights or model.startswith("local-dir:") else "openai"
