@@ -10,6 +10,7 @@ import pytest
 from vcache.store import shard_file
 from vcache.store.errors import ArrayNotFound, CorruptStore, RowNotCommitted
 from vcache.store.reader import FeatureStore
+from vcache.store.shard_file import ShardDamage
 
 ROWS = [6, 0, 3, 3, 5, 1]
 
@@ -63,31 +64,30 @@ def test_one_array_that_cannot_be_read_is_named(world, tmp_path, many_threads):
 
 
 def test_nothing_is_written_after_a_read_has_raised(world, tmp_path, many_threads, monkeypatch):
-    """The first read fails at once; those of the other threads are slow, and must be over when the error comes."""
+    """The calling thread fails while two others are in the middle of a slow read."""
     world.build(tmp_path / "s.zarr")
     with FeatureStore.open(tmp_path / "s.zarr", num_threads=3) as store:
         store.read("train", "tokens/8", range(7))
-        (tmp_path / "s.zarr" / "train" / "view-0" / world.tokens.shard_path(0)).write_bytes(b"")
-        reading, begun = threading.Lock(), []
+        caller, both_begun, real = threading.current_thread(), threading.Semaphore(0), shard_file.read_fully
+        num_slow = []
 
-        def slow(fd, buffers, offset, size):
-            with reading:
-                begun.append(offset)
-                first = len(begun) == 1
-            if not first:
-                time.sleep(0.2)
+        def fail_or_dawdle(fd, buffers, offset, size):
+            if threading.current_thread() is caller:
+                assert both_begun.acquire(timeout=20) and both_begun.acquire(timeout=20)
+                raise ShardDamage("was hit by the test")
+            num_slow.append(offset)
+            both_begun.release()
+            time.sleep(0.2)
             real(fd, buffers, offset, size)
-            begun.remove(offset)
 
-        real = shard_file.read_fully
-        monkeypatch.setattr(shard_file, "read_fully", slow)
-        out = np.zeros((40, *world.tokens.shape), np.float16)
-        with pytest.raises(CorruptStore, match="ends in the middle of a chunk"):
-            store.read("train", "tokens/8", [0] * 10 + [4] * 30, out=out)
+        monkeypatch.setattr(shard_file, "read_fully", fail_or_dawdle)
+        out = np.zeros((20, *world.tokens.shape), np.float16)
+        with pytest.raises(CorruptStore, match="was hit by the test"):
+            store.read("train", "tokens/8", [4] * 20, out=out)
         before = out.copy()
         time.sleep(0.5)
         np.testing.assert_array_equal(out, before)
-        assert (out[-20:] == 0).all(), "after an error nobody begins another row"
+        assert len(num_slow) == 2, "after an error nobody begins another row"
 
 
 def test_a_file_that_another_thread_drops_from_the_cache_stays_open_while_it_is_read(world, tmp_path, monkeypatch):
