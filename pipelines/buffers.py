@@ -2,7 +2,7 @@
 
 import math
 import weakref
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping
 
 import numpy as np
@@ -20,28 +20,30 @@ class BatchBuffers:
     read into other memory. Training holds three at most: the one it has finished with, the one it is at, the next.
     """
 
-    def __init__(self, specs: Mapping[str, ArraySpec], num_rows: int, *, pinned: bool = False) -> None:
+    def __init__(self, num_rows: int, *, pinned: bool = False) -> None:
         """For batches of up to `num_rows` rows; `pinned` memory is what a GPU copies from while others compute."""
-        self._specs, self._num_rows, self._pinned = dict(specs), num_rows, pinned
-        self._free: dict[str, deque[np.ndarray]] = {name: deque() for name in specs}
+        self.num_rows, self._pinned = num_rows, pinned
+        self._free: defaultdict[tuple[tuple[int, ...], np.dtype], deque[np.ndarray]] = defaultdict(deque)
 
-    def take(self, num_rows: int) -> dict[str, Tensor]:
+    def take(self, specs: Mapping[str, ArraySpec], num_rows: int) -> dict[str, Tensor]:
         """Tensors (num_rows, *shape of a row) by name, with rubbish in them. Safe to call from any thread."""
-        return {name: self._take(name, num_rows) for name in self._specs}
+        if num_rows > self.num_rows:
+            raise ValueError(f"{num_rows} rows were asked of buffers for {self.num_rows}; make them with more")
+        return {name: self._take(spec.shape, spec.numpy_dtype, num_rows) for name, spec in specs.items()}
 
-    def _take(self, name: str, num_rows: int) -> Tensor:
+    def _take(self, shape: tuple[int, ...], dtype: np.dtype, num_rows: int) -> Tensor:
+        free = self._free[shape, dtype]
         try:
-            memory = self._free[name].popleft()
+            memory = free.popleft()
         except IndexError:
-            memory = self._allocate(self._specs[name])
+            memory = self._allocate((self.num_rows, *shape), dtype)
         # The tensor's storage holds `lent`, and each view of the tensor holds the storage.
         lent = memory[:num_rows]
-        weakref.finalize(lent, self._free[name].append, memory)
+        weakref.finalize(lent, free.append, memory)
         return torch.from_numpy(lent)
 
-    def _allocate(self, spec: ArraySpec) -> np.ndarray:
-        shape = (self._num_rows, *spec.shape)
+    def _allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         if not self._pinned:
-            return np.empty(shape, dtype=spec.numpy_dtype)
-        size = math.prod(shape) * spec.numpy_dtype.itemsize
-        return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy().view(spec.numpy_dtype).reshape(shape)
+            return np.empty(shape, dtype=dtype)
+        size = math.prod(shape) * dtype.itemsize
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy().view(dtype).reshape(shape)

@@ -46,10 +46,13 @@ class ClipLoader:
         device: torch.device,
         seed: int = 0,
         allow_incomplete: bool = False,
+        buffers: BatchBuffers | None = None,
     ) -> None:
+        """`buffers` are another loader's, to use its memory between its epochs."""
         self.store, self.split, self.plan = store, split, plan
         self.batch_size, self.device, self.seed = batch_size, device, seed
         self._on_gpu = device.type == "cuda"
+        self.buffers = buffers or BatchBuffers(batch_size, pinned=self._on_gpu)
         self.rows = self._readable_rows(allow_incomplete)
         self.labels = torch.from_numpy(store.videos(split).labels)
         derived = plan.maps.values() if plan.maps_from == "derive" else ()
@@ -70,13 +73,12 @@ class ClipLoader:
 
     def _batches(self, order: np.ndarray) -> Iterator[Batch]:
         parts = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
-        buffers = self._buffers()
         with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
-            ahead = reader.submit(self._read, parts[0], buffers) if parts else None
+            ahead = reader.submit(self._read, parts[0]) if parts else None
             for i, rows in enumerate(parts):
                 assert ahead is not None
                 arrays = ahead.result()
-                ahead = reader.submit(self._read, parts[i + 1], buffers) if i + 1 < len(parts) else None
+                ahead = reader.submit(self._read, parts[i + 1]) if i + 1 < len(parts) else None
                 batch = Batch(self._features(arrays), self.labels[rows].to(self.device), rows)
                 copied = torch.cuda.current_stream(self.device).record_event() if self._on_gpu else None
                 try:
@@ -86,12 +88,9 @@ class ClipLoader:
                         copied.synchronize()  # until then the device may be reading from the memory of `arrays`
                 del arrays, batch
 
-    def _buffers(self) -> BatchBuffers:
+    def _read(self, rows: np.ndarray) -> dict[str, Tensor]:
         specs = self.store.arrays(self.split)
-        return BatchBuffers({name: specs[name] for name in self.plan.arrays}, self.batch_size, pinned=self._on_gpu)
-
-    def _read(self, rows: np.ndarray, buffers: BatchBuffers) -> dict[str, Tensor]:
-        arrays = buffers.take(len(rows))
+        arrays = self.buffers.take({name: specs[name] for name in self.plan.arrays}, len(rows))
         self.store.read_many(self.split, arrays, rows, out={name: array.numpy() for name, array in arrays.items()})
         return arrays
 

@@ -21,19 +21,19 @@ PLAN = ReadPlan(tokens={-1: 2, -2: 1}, cls={-1: 2}, maps={}, embed=False)
 
 
 def test_tensors_have_the_asked_shapes_and_their_memory_comes_back() -> None:
-    buffers = BatchBuffers(SPECS, 4)
-    first = buffers.take(4)
+    buffers = BatchBuffers(4)
+    first = buffers.take(SPECS, 4)
     assert {name: (tuple(x.shape), x.dtype) for name, x in first.items()} == {
         "a": ((4, 3, 5), torch.float32),
         "b": ((4,), torch.int16),
     }
     places = {name: x.data_ptr() for name, x in first.items()}
     del first
-    second = buffers.take(2)
+    second = buffers.take(SPECS, 2)
     assert {name: x.data_ptr() for name, x in second.items()} == places
     assert second["a"].shape == (2, 3, 5)
     del second
-    assert buffers.take(4)["a"].shape == (4, 3, 5)
+    assert buffers.take(SPECS, 4)["a"].shape == (4, 3, 5)
 
 
 @pytest.mark.parametrize(
@@ -51,33 +51,40 @@ def test_tensors_have_the_asked_shapes_and_their_memory_comes_back() -> None:
     ],
 )
 def test_memory_that_anything_looks_into_is_not_lent_again(look: Callable[[torch.Tensor], object]) -> None:
-    buffers = BatchBuffers(SPECS, 4)
-    tensor = buffers.take(4)["a"]
+    buffers = BatchBuffers(4)
+    tensor = buffers.take(SPECS, 4)["a"]
     place = tensor.data_ptr()
     held = look(tensor)
     del tensor
-    others = [buffers.take(4) for _ in range(3)]
+    others = [buffers.take(SPECS, 4) for _ in range(3)]
     assert place not in {x["a"].data_ptr() for x in others}
     del held
-    assert buffers.take(4)["a"].data_ptr() == place
+    assert buffers.take(SPECS, 4)["a"].data_ptr() == place
 
 
 def test_views_made_without_gradients_hold_their_memory_too() -> None:
-    buffers = BatchBuffers(SPECS, 4)
+    buffers = BatchBuffers(4)
     with torch.inference_mode():
-        tensor = buffers.take(4)["a"]
+        tensor = buffers.take(SPECS, 4)["a"]
         place, held = tensor.data_ptr(), tensor[2]
         del tensor
-        assert buffers.take(4)["a"].data_ptr() != place
+        assert buffers.take(SPECS, 4)["a"].data_ptr() != place
         held.zero_()
 
 
-def test_an_epoch_takes_the_memory_of_three_batches(float32_store: Path) -> None:
+def test_all_epochs_of_two_loaders_take_the_memory_of_three_batches(float32_store: Path) -> None:
     with FeatureStore.open(float32_store) as store:
         loader = ClipLoader(store, "train", PLAN, batch_size=1, device=torch.device("cpu"))
-        places = [batch.features.tokens[-1].data_ptr() for batch in loader.epoch(0)]
-    assert len(places) == 12
+        places = [batch.features.cls[-1].data_ptr() for epoch in (0, 1) for batch in loader.epoch(epoch)]
+        other = ClipLoader(store, "val", PLAN, batch_size=1, device=torch.device("cpu"), buffers=loader.buffers)
+        places += [batch.features.cls[-1].data_ptr() for batch in other.in_order()]
+    assert len(places) == 12 + 12 + 6
     assert len(set(places)) <= 3
+
+
+def test_more_rows_than_the_buffers_were_made_for_are_refused() -> None:
+    with pytest.raises(ValueError, match="5 rows were asked of buffers for 4"):
+        BatchBuffers(4).take(SPECS, 5)
 
 
 def test_batches_that_are_kept_keep_their_values(float32_store: Path) -> None:
