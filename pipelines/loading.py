@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vcache.heads.cross_frame import cross_frame_maps
 from vcache.heads.requirements import ClipFeatures
+from vcache.pipelines.buffers import BatchBuffers
 from vcache.pipelines.derivation import input_array, load_projection
 from vcache.pipelines.matching import ReadPlan, completing_command
 from vcache.store.reader import FeatureStore
@@ -30,7 +31,10 @@ class Batch:
 
 
 class ClipLoader:
-    """Reads batches of one split and view through a plan; the next batch is read while the current one is used."""
+    """Reads batches of one split and view through a plan; the next batch is read while the current one is used.
+
+    On the CPU the features are the memory read into. It is used for a later batch once no tensor looks into it.
+    """
 
     def __init__(
         self,
@@ -42,9 +46,13 @@ class ClipLoader:
         device: torch.device,
         seed: int = 0,
         allow_incomplete: bool = False,
+        buffers: BatchBuffers | None = None,
     ) -> None:
+        """`buffers` are another loader's, to use its memory between its epochs."""
         self.store, self.split, self.plan = store, split, plan
         self.batch_size, self.device, self.seed = batch_size, device, seed
+        self._on_gpu = device.type == "cuda"
+        self.buffers = buffers or BatchBuffers(batch_size, pinned=self._on_gpu)
         self.rows = self._readable_rows(allow_incomplete)
         self.labels = torch.from_numpy(store.videos(split).labels)
         derived = plan.maps.values() if plan.maps_from == "derive" else ()
@@ -71,10 +79,20 @@ class ClipLoader:
                 assert ahead is not None
                 arrays = ahead.result()
                 ahead = reader.submit(self._read, parts[i + 1]) if i + 1 < len(parts) else None
-                yield Batch(self._features(arrays), self.labels[rows].to(self.device), rows)
+                batch = Batch(self._features(arrays), self.labels[rows].to(self.device), rows)
+                copied = torch.cuda.current_stream(self.device).record_event() if self._on_gpu else None
+                try:
+                    yield batch
+                finally:
+                    if copied is not None:
+                        copied.synchronize()  # until then the device may be reading from the memory of `arrays`
+                del arrays, batch
 
     def _read(self, rows: np.ndarray) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(self.store.read(self.split, name, rows)) for name in self.plan.arrays}
+        specs = self.store.arrays(self.split)
+        arrays = self.buffers.take({name: specs[name] for name in self.plan.arrays}, len(rows))
+        self.store.read_many(self.split, arrays, rows, out={name: array.numpy() for name, array in arrays.items()})
+        return arrays
 
     def _features(self, arrays: dict[str, Tensor]) -> ClipFeatures:
         on_device = {name: array.to(self.device, non_blocking=True) for name, array in arrays.items()}

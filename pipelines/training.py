@@ -13,6 +13,7 @@ from torch import nn
 
 from vcache.heads.registry import get_head
 from vcache.heads.requirements import Recipe
+from vcache.pipelines.buffers import BatchBuffers
 from vcache.pipelines.device import select_device
 from vcache.pipelines.evaluation import Metrics, compute_metrics, predict_logits, validation_split
 from vcache.pipelines.loading import ClipLoader
@@ -235,6 +236,7 @@ def _loaders(
     val_split = validation_split(split for split in store.splits if split != config.train_split)
     splits = [config.train_split] + ([val_split] if val_split else [])
     plan = match(config.head, get_head(config.head).requires(head.config), store, splits)
+    buffers = BatchBuffers(recipe.batch_size, pinned=device.type == "cuda")
     loaders = [
         ClipLoader(
             store,
@@ -244,6 +246,7 @@ def _loaders(
             device=device,
             seed=config.seed,
             allow_incomplete=config.allow_incomplete,
+            buffers=buffers,
         )
         for split in splits
     ]

@@ -10,7 +10,7 @@ splits, and the rows of a split are those of its parts, one part after the other
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NewType
 
@@ -20,8 +20,6 @@ PartName = NewType("PartName", str)
 """A name in `Manifest.splits`: a split's own name, or that with +1, +2, ... To mypy a plain split name is not one."""
 
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-# Rows on their way to scattered places wait in memory of this size: small enough to stay in the processor's cache.
-_BLOCK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -93,25 +91,6 @@ def row_numbers(rows: Sequence[int] | np.ndarray, of: str, num_rows: int) -> np.
     if outside.size:
         raise IndexError(f"row {outside[0]} of {of!r}: there are rows 0 to {num_rows - 1}")
     return wanted
-
-
-def gather_rows(
-    parts: SplitParts,
-    rows: np.ndarray,
-    result: np.ndarray,
-    read_part: Callable[[PartName, np.ndarray, np.ndarray | None], np.ndarray],
-) -> np.ndarray:
-    """Fill `result` with rows of a split; `read_part(part, rows of the part, out or None)` reads those of one part."""
-    block_rows = max(1, _BLOCK_BYTES * len(result) // max(1, result.nbytes))
-    for part, positions, part_rows in parts.by_part(rows):
-        first, last = positions[0], positions[-1]
-        if last - first + 1 == len(positions):  # neighbours in the result, as when a split is read in order
-            read_part(part, part_rows, result[first : last + 1])
-            continue
-        for start in range(0, len(positions), block_rows):
-            block = slice(start, start + block_rows)
-            result[positions[block]] = read_part(part, part_rows[block], None)
-    return result
 
 
 def _split_parts(split: str, names: list[PartName], sizes: Mapping[PartName, int]) -> SplitParts:

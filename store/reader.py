@@ -3,9 +3,7 @@
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,27 +22,13 @@ from vcache.store.errors import (
 from vcache.store.key import spec_difference
 from vcache.store.layout import ArraySpec
 from vcache.store.manifest import Manifest, VideoTable, read_manifest
-from vcache.store.parts import PartName, SplitParts, gather_rows, group_parts, row_numbers, split_of
-from vcache.store.shard_file import OpenFiles, ShardDamage, byte_view, read_chunks, read_offsets
+from vcache.store.parts import PartName, SplitParts, group_parts, row_numbers, split_of
+from vcache.store.row_reader import ArrayRead, RowDamage, RowReader
+from vcache.store.shard_file import Selection, byte_view
 from vcache.store.tables import join_tables, read_table
 from vcache.store.view import FAILED, READABLE, StoredView
 
 MAX_OPEN_FILES = 256  # a quarter of the usual limit of a process
-# Below this a second thread costs more than it brings.
-_MIN_BYTES_PER_THREAD = 4 << 20
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What is the same for all rows of one call of `read`."""
-
-    stored: StoredView
-    spec: ArraySpec
-    chunks: np.ndarray | slice
-    chunk_bytes: int
-
-    def shard_path(self, shard: int) -> str:
-        return str(self.stored.folder / self.spec.shard_path(shard))
 
 
 class FeatureStore:
@@ -61,9 +45,7 @@ class FeatureStore:
 
     def __init__(self, path: Path, manifest: Manifest, num_threads: int) -> None:
         self.path, self.manifest = path, manifest
-        self._num_threads = num_threads
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="store-read")
-        self._files = OpenFiles(MAX_OPEN_FILES)
+        self._rows = RowReader(num_threads, MAX_OPEN_FILES)
         self._lock = threading.RLock()
         self._forget()
 
@@ -83,8 +65,7 @@ class FeatureStore:
         self._forget()
 
     def close(self) -> None:
-        self._pool.shutdown()
-        self._files.clear()
+        self._rows.close()
 
     def __enter__(self) -> "FeatureStore":
         return self
@@ -239,79 +220,50 @@ class FeatureStore:
             CorruptStore: bytes are missing or damaged; names file, row and video. `out` then holds rubbish.
             ArrayNotFound, SplitNotFound, IndexError, ValueError: the request cannot be met by any store like this.
         """
-        parts = self._split(split)
-        if len(parts.names) == 1:
-            return self._read_part(parts.names[0], name, rows, view, frames, out)
-        spec = self._spec(split, name, view)
-        wanted = row_numbers(rows, split, parts.num_rows)
-        _chunk_positions(spec, frames)  # refuses frames that are not there, also where there are no rows
-        result = _destination(out, _result_shape(spec, wanted, frames), spec)
-        for part, _, part_rows in parts.by_part(wanted):  # nothing is read if something cannot be
-            self._check_readable(self.view(part, view), name, part_rows)
-        return gather_rows(
-            parts, wanted, result, lambda part, rows, out: self._read_part(part, name, rows, view, frames, out)
-        )
+        into = None if out is None else {name: out}
+        return self.read_many(split, [name], rows, view=view, frames=frames, out=into)[name]
 
-    def _read_part(
+    def read_many(
         self,
-        part: PartName,
-        name: str,
+        split: str,
+        names: Iterable[str],
         rows: Sequence[int] | np.ndarray,
-        view: int,
-        frames: Sequence[int] | None,
-        out: np.ndarray | None,
-    ) -> np.ndarray:
-        """`read` of rows of one part."""
-        stored = self.view(part, view)
-        spec = stored.spec(name)
-        wanted = row_numbers(rows, part, stored.num_rows)
-        self._check_readable(stored, name, wanted)
-        chunks = _chunk_positions(spec, frames)
-        result = _destination(out, _result_shape(spec, wanted, frames), spec)
-        if result.size:
-            self._read_rows(_Request(stored, spec, chunks, spec.chunk_bytes), wanted.tolist(), byte_view(result))
-        return result
+        *,
+        view: int = 0,
+        frames: Sequence[int] | None = None,
+        out: Mapping[str, np.ndarray] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Read the same rows of several arrays, by name: `read` of each, but shared among the threads as one.
 
-    def _read_rows(self, request: "_Request", rows: list[int], out: memoryview) -> None:
-        """Share the rows out among threads, each a run of neighbours in `out`."""
-        row_bytes = len(out) // len(rows)
-        num_parts = max(1, min(self._num_threads, len(rows), len(out) // _MIN_BYTES_PER_THREAD))
-        bounds = [len(rows) * part // num_parts for part in range(num_parts + 1)]
-
-        def read_part(start: int, stop: int) -> None:
-            for position in range(start, stop):
-                self._read_row(request, rows[position], out[position * row_bytes : (position + 1) * row_bytes])
-
-        parts = list(pairwise(bounds))
-        futures = [self._pool.submit(read_part, *part) for part in parts[1:]]
+        Raises:
+            As `read` does; `out` must hold an array for every name.
+        """
+        parts = self._split(split)
+        wanted = row_numbers(rows, split, parts.num_rows)
+        placed = [(self.view(part, view), positions, numbers) for part, positions, numbers in parts.by_part(wanted)]
+        results: dict[str, np.ndarray] = {}
+        reads: list[ArrayRead] = []
+        for name in dict.fromkeys(names):
+            spec = self._spec(split, name, view)
+            selection = Selection(_chunk_positions(spec, frames), spec.chunk_bytes)
+            shape = (len(wanted), *spec.shape) if frames is None else (len(wanted), len(frames), *spec.shape[1:])
+            results[name] = _destination(None if out is None else out[name], shape, spec)
+            for stored, positions, numbers in placed:
+                self._check_readable(stored, name, numbers)
+                if results[name].size:
+                    memory = byte_view(results[name])
+                    reads.append(ArrayRead(stored, spec, selection, numbers.tolist(), positions.tolist(), memory))
         try:
-            read_part(*parts[0])
-        finally:
-            wait(futures)  # nobody may write into `out` after this call has returned or raised
-        for future in futures:
-            future.result()
+            self._rows.read(reads)
+        except RowDamage as damage:
+            raise self._corrupt(damage) from damage
+        return results
 
-    def _read_row(self, request: "_Request", row: int, out: memoryview) -> None:
-        # A row takes some 200 microseconds of copying, so path arithmetic, at 20, is done once per shard.
-        shard, local_row = divmod(row, self.manifest.rows_per_shard)
-        key = (request.stored.part, request.stored.view, request.spec.name, shard)
-        path, offsets = self._shards.get(key) or (request.shard_path(shard), None)
-        try:
-            file = self._files.get(path)
-            if offsets is None:
-                committed, _ = request.stored.stored_file(request.spec.name, shard)
-                offsets = read_offsets(file.fd, committed, self.manifest.rows_per_shard)
-                self._shards[key] = path, offsets
-            read_chunks(file.fd, offsets[local_row, request.chunks].tolist(), out, request.chunk_bytes)
-        except (FileNotFoundError, ShardDamage) as error:
-            what = "is missing" if isinstance(error, FileNotFoundError) else str(error)
-            raise self._corrupt(request, row, f"{path} {what}") from error
-
-    def _corrupt(self, request: "_Request", row: int, what: str) -> CorruptStore:
-        part, name = request.stored.part, request.spec.name
-        _, record = request.stored.stored_file(name, row // self.manifest.rows_per_shard)
+    def _corrupt(self, damage: RowDamage) -> CorruptStore:
+        part, name, row = damage.read.stored.part, damage.read.spec.name, damage.row
+        _, record = damage.read.stored.stored_file(name, row // self.manifest.rows_per_shard)
         return CorruptStore(
-            f"{what}: row {row} of {part}/{name} (video {self.part_videos(part).ids[row]!r}) cannot be read. Delete "
+            f"{damage}: row {row} of {part}/{name} (video {self.part_videos(part).ids[row]!r}) cannot be read. Delete "
             f"{self.path / record.relative_path} and run the extraction again: it redoes that shard only."
         )
 
@@ -363,9 +315,7 @@ class FeatureStore:
             self._constants: dict[str, np.ndarray] = {}
             self._joined_tables: dict[str, VideoTable] = {}
             self._views: dict[tuple[PartName, int], StoredView] = {}
-            # (part, view, array, shard) -> path and offsets of the inner chunks
-            self._shards: dict[tuple[PartName, int, str, int], tuple[str, np.ndarray]] = {}
-        self._files.clear()
+        self._rows.forget()
 
 
 def _no_split(path: Path, asked: str, there: Iterable[str]) -> str:
@@ -375,14 +325,10 @@ def _no_split(path: Path, asked: str, there: Iterable[str]) -> str:
     return f"no split {asked!r} in {path}; there are: {', '.join(names) or 'none'}"
 
 
-def _result_shape(spec: ArraySpec, rows: np.ndarray, frames: Sequence[int] | None) -> tuple[int, ...]:
-    return (len(rows), *spec.shape) if frames is None else (len(rows), len(frames), *spec.shape[1:])
-
-
-def _chunk_positions(spec: ArraySpec, frames: Sequence[int] | None) -> np.ndarray | slice:
+def _chunk_positions(spec: ArraySpec, frames: Sequence[int] | None) -> np.ndarray:
     """Which inner chunks of a row to read, in the order of the result."""
     if frames is None:
-        return slice(None)
+        return np.arange(spec.chunks_per_row)
     if not spec.by_frame:
         raise ValueError(f"{spec.name} is stored in chunks of {spec.chunk}, not by frame; read it without `frames`")
     positions = np.asarray(frames, dtype=np.int64)

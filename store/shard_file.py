@@ -1,16 +1,17 @@
 """One shard file of one array: written as a stream of rows, read straight into the caller's memory, every byte checked.
 
-One `preadv` scatters neighbouring chunks: data into the destination, each 4-byte checksum into a side buffer. So a
-verified read moves every byte once, like an unverified one, and then pays for the CRC32C alone.
+One `preadv` scatters a few neighbouring chunks: data into the destination, each 4-byte checksum into a side buffer. They
+are checked at once, while they are in the processor's cache. So a verified read moves every byte once, like an unverified
+one, and then pays for a CRC32C of cached bytes alone.
 """
 
 import os
-import struct
 import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,18 @@ from vcache.store.checksum import crc32c
 from vcache.store.commits import StoredFile
 from vcache.store.files import MAX_BUFFERS, TemporaryFile, drop_done
 from vcache.store.layout import CRC_BYTES, MISSING, ArraySpec, decode_index, encode_index
+
+RUN_BYTES = 1280 << 10
+"""Bytes of one read, if a chunk is not longer: fewer cost system calls, more leave the cache before they are checked."""
+
+
+class Run(NamedTuple):
+    """Chunks that lie side by side in a file."""
+
+    offset: int
+    first: int
+    """Where the first of them goes: its number in the result."""
+    num_chunks: int
 
 
 class ShardDamage(Exception):
@@ -124,35 +137,82 @@ def read_offsets(fd: int, stored: StoredFile, rows_per_shard: int) -> np.ndarray
     return np.where(absent, -1, entries[..., 0].astype(np.int64))
 
 
-def read_chunks(fd: int, offsets: Sequence[int], out: memoryview, chunk_bytes: int) -> None:
-    """Read the chunks at `offsets`, one after the other, into `out`, and check each against its checksum.
+def split_into_runs(offsets: Sequence[int], chunk_bytes: int) -> list[Run]:
+    """The chunks at `offsets`, in this order, as runs of neighbours in the file.
 
-    Raises:
-        ShardDamage: a chunk is missing, cut off by the end of the file, or does not match its checksum.
+    A run is no longer than what stays in the processor's cache between the copy and the checksum.
     """
     step = chunk_bytes + CRC_BYTES
-    start = 0
-    while start < len(offsets):
-        stop = start + 1
-        while stop < len(offsets) and stop - start < MAX_BUFFERS // 2 and offsets[stop] == offsets[stop - 1] + step:
-            stop += 1
-        _read_run(fd, offsets[start], out[start * chunk_bytes : stop * chunk_bytes], chunk_bytes)
-        start = stop
+    most = max(1, min(MAX_BUFFERS // 2, RUN_BYTES // step))
+    runs: list[Run] = []
+    for position, offset in enumerate(offsets):
+        if runs and runs[-1].num_chunks < most and offset == runs[-1].offset + runs[-1].num_chunks * step:
+            runs[-1] = runs[-1]._replace(num_chunks=runs[-1].num_chunks + 1)
+        else:
+            runs.append(Run(offset, position, 1))
+    return runs
 
 
-def _read_run(fd: int, offset: int, out: memoryview, chunk_bytes: int) -> None:
-    """Read and check chunks that lie side by side in the file."""
-    if offset < 0:
-        raise ShardDamage("holds nothing for it")
-    chunks = [out[start : start + chunk_bytes] for start in range(0, len(out), chunk_bytes)]
-    checksums = memoryview(bytearray(CRC_BYTES * len(chunks)))
-    buffers: list[memoryview] = []
-    for position, chunk in enumerate(chunks):
-        buffers += (chunk, checksums[CRC_BYTES * position : CRC_BYTES * (position + 1)])
-    read_fully(fd, buffers, offset, len(out) + len(checksums))
-    for chunk, expected in zip(chunks, struct.unpack(f"<{len(chunks)}I", checksums), strict=True):
-        if crc32c(chunk) != expected:
-            raise ShardDamage("has bytes that do not match their checksum")
+class ShardRows:
+    """Where the rows of one shard file lie."""
+
+    def __init__(self, path: str, offsets: np.ndarray, chunk_bytes: int) -> None:
+        """`offsets` are those of `read_offsets`."""
+        self.path = path
+        in_order = (chunk_bytes + CRC_BYTES) * np.arange(offsets.shape[1])
+        whole = (offsets == offsets[:, :1] + in_order).all(axis=1) & (offsets[:, 0] >= 0)
+        self._starts: list[int] = np.where(whole, offsets[:, 0], -1).tolist()
+        self._offsets = None if whole.all() else offsets
+
+    def runs(self, local_row: int, selection: "Selection") -> tuple[int, Sequence[Run]]:
+        """The selected chunks of a row: where the offsets of the runs count from, and the runs."""
+        start = self._starts[local_row]
+        if start >= 0 or self._offsets is None:
+            return start, selection.runs
+        offsets = self._offsets[local_row, selection.chunks]
+        if (offsets < 0).any():
+            raise ShardDamage("holds nothing for it")
+        return 0, split_into_runs(offsets.tolist(), selection.chunk_bytes)
+
+
+class Selection:
+    """Which chunks of a row to read, the same of every row; `runs` are those of a row that lies in one piece."""
+
+    def __init__(self, chunks: np.ndarray, chunk_bytes: int) -> None:
+        self.chunks, self.chunk_bytes = chunks, chunk_bytes
+        self.runs = split_into_runs((self.chunks * (chunk_bytes + CRC_BYTES)).tolist(), chunk_bytes)
+        self.row_bytes = len(self.chunks) * chunk_bytes
+
+
+class ChunkReader:
+    """Reads runs of chunks into the caller's memory and checks each chunk. For one thread at a time."""
+
+    def __init__(self) -> None:
+        self._places: list[memoryview] = []
+
+    def read(self, fd: int, start: int, runs: Sequence[Run], out: memoryview, chunk_bytes: int) -> None:
+        """Fill `out` with the chunks of the runs, whose offsets count from `start`.
+
+        Raises:
+            ShardDamage: a chunk is cut off by the end of the file or does not match its checksum.
+        """
+        from_bytes = int.from_bytes
+        for offset, first, count in runs:
+            if count > len(self._places):
+                self._make_places(count)
+            begins = range(first * chunk_bytes, (first + count) * chunk_bytes, chunk_bytes)
+            chunks = [out[begin : begin + chunk_bytes] for begin in begins]
+            checksums = self._places[:count]
+            buffers = [out] * (2 * count)
+            buffers[::2], buffers[1::2] = chunks, checksums
+            read_fully(fd, buffers, start + offset, count * (chunk_bytes + CRC_BYTES))
+            for chunk, expected in zip(chunks, checksums, strict=True):
+                if crc32c(chunk) != from_bytes(expected, "little"):
+                    raise ShardDamage("has bytes that do not match their checksum")
+
+    def _make_places(self, count: int) -> None:
+        checksums = memoryview(bytearray(CRC_BYTES * count))
+        self._places = [checksums[CRC_BYTES * i : CRC_BYTES * (i + 1)] for i in range(count)]
 
 
 def read_fully(fd: int, buffers: list[memoryview], offset: int, size: int) -> None:

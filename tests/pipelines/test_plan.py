@@ -20,10 +20,10 @@ from vcache.pipelines.console import duration
 from vcache.pipelines.extraction import (
     CROSS_FRAME,
     ExtractionConfig,
-    ExtractionError,
     prepare_extraction,
     run_extraction,
 )
+from vcache.pipelines.growth import DatasetChanged
 from vcache.pipelines.measuring import MeasuringError, measure_decoding, measure_disk
 from vcache.pipelines.plan import describe_plan, plan_extraction, print_plan
 from vcache.store.errors import StoreKeyMismatch, UnsupportedFormat
@@ -136,7 +136,7 @@ def test_what_the_extraction_refuses_the_plan_refuses(config: MakeConfig, video_
     copy = tmp_path / "copy"
     shutil.copytree(video_folder, copy)
     (copy / "val" / "wave" / "w1.mp4").unlink()
-    with pytest.raises(ExtractionError, match="now lists 5 videos"):
+    with pytest.raises(DatasetChanged, match="no longer lists 1 of the 6 videos"):
         plan_extraction(config(dataset=str(copy)), seconds=None)
     with pytest.raises(UnsupportedFormat, match="not a vcache store"):
         plan_extraction(config(store=tmp_path / "copy"), seconds=None)

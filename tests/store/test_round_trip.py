@@ -85,7 +85,7 @@ def test_a_store_says_what_is_in_it(world, tmp_path):
 
 
 def test_a_batch_shared_among_threads_is_the_batch_read_by_one(tmp_path, monkeypatch, world):
-    monkeypatch.setattr("vcache.store.reader._MIN_BYTES_PER_THREAD", 1)
+    monkeypatch.setattr("vcache.store.row_reader.MIN_BYTES_PER_THREAD", 1)
     world.build(tmp_path / "s.zarr")
     rows = [6, 0, 3, 3, 5, 1]
     with FeatureStore.open(tmp_path / "s.zarr", num_threads=3) as store:
@@ -96,7 +96,7 @@ def test_a_batch_shared_among_threads_is_the_batch_read_by_one(tmp_path, monkeyp
 
 def test_a_small_limit_of_open_files_changes_nothing(tmp_path, monkeypatch, world):
     monkeypatch.setattr("vcache.store.reader.MAX_OPEN_FILES", 1)
-    monkeypatch.setattr("vcache.store.reader._MIN_BYTES_PER_THREAD", 1)
+    monkeypatch.setattr("vcache.store.row_reader.MIN_BYTES_PER_THREAD", 1)
     world.build(tmp_path / "s.zarr")
     before = len(list(Path("/proc/self/fd").iterdir()))
     with FeatureStore.open(tmp_path / "s.zarr", num_threads=3) as store:
