@@ -303,8 +303,8 @@ class FeatureStore:
                 offsets = read_offsets(file.fd, committed, self.manifest.rows_per_shard)
                 self._shards[key] = path, offsets
             read_chunks(file.fd, offsets[local_row, request.chunks].tolist(), out, request.chunk_bytes)
-        except (FileNotFoundError, ShardDamage) as error:
-            what = "is missing" if isinstance(error, FileNotFoundError) else str(error)
+        except (FileNotFoundError, NotADirectoryError, ShardDamage) as error:
+            what = str(error) if isinstance(error, ShardDamage) else "is missing"
             raise self._corrupt(request, row, f"{path} {what}") from error
 
     def _corrupt(self, request: "_Request", row: int, what: str) -> CorruptStore:
