@@ -20,7 +20,7 @@ from vcache.store.constants import CONSTANTS, read_constant
 from vcache.store.errors import StoreError
 from vcache.store.files import is_temporary
 from vcache.store.findings import Finding, Verification, redo
-from vcache.store.layout import CRC_BYTES, METADATA, ArraySpec, array_metadata, group_metadata, without_remarks
+from vcache.store.layout import METADATA, ArraySpec, array_metadata, group_metadata, without_remarks
 from vcache.store.manifest import Manifest, VideoTable, read_manifest
 from vcache.store.parts import PartName, group_parts
 from vcache.store.reader import FeatureStore
@@ -179,14 +179,10 @@ def _contradiction(scan: _Scan, record: CommitRecord) -> str | None:
         if table and (failure.video_id, failure.path) != (table.ids[failure.row], table.paths[failure.row]):
             return f"calls row {failure.row} {failure.video_id!r}, but the video table {table.ids[failure.row]!r}"
     for file in record.files:
-        size = _data_bytes(file.spec, len(rows) - len(failed)) + file.spec.index_bytes(rows_per_shard)
+        size = file.spec.shard_bytes(len(rows) - len(failed), rows_per_shard)
         if file.size_bytes != size:
             return f"says that {file.spec.name} has {file.size_bytes} bytes, but its rows take {size}"
     return None
-
-
-def _data_bytes(spec: ArraySpec, num_rows: int) -> int:
-    return num_rows * spec.chunks_per_row * (spec.chunk_bytes + CRC_BYTES)
 
 
 def _check_metadata(scan: _Scan) -> None:
