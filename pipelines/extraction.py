@@ -9,13 +9,13 @@ are added as a new part of their split.
 import datetime
 import importlib.metadata
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from vcache.extract.backbone import BackboneFacts, FrozenBackbone, load_backbone
-from vcache.extract.datasets.base import VideoDataset
+from vcache.extract.datasets.base import Video, VideoDataset
 from vcache.extract.datasets.registry import list_datasets, load_dataset
 from vcache.extract.decode import decoder_versions
 from vcache.extract.layers import resolve_layers
@@ -234,14 +234,14 @@ def run_extraction(
     setup = prepare_extraction(config)
     dataset, path = setup.dataset, setup.path
     if not path.exists():
-        _check_room(setup, None)
-        tables = {split: video_table(dataset.split(split)) for split in dataset.splits}
-        create_store(path, _manifest(setup), tables)
+        to_add = videos_to_add(setup, None)
+        _check_room(setup, None, to_add)
+        create_store(path, _manifest(setup), {split: video_table(videos) for split, videos in to_add.items()})
     with FeatureStore.open(path) as store, sole_writer(path):
-        check_extendable(store, setup)
+        to_add = videos_to_add(setup, store)
         clean_temporary(store)
-        _check_room(setup, store)
-        added = _extend(store, setup)
+        _check_room(setup, store, to_add)
+        added = _extend(store, setup, to_add)
         tasks = missing_shards(store, dataset.splits, setup.arrays)
         progress = _initial_progress(store, dataset, tasks)
         on_progress(progress)
@@ -321,72 +321,64 @@ def array_specs(facts: BackboneFacts, layers: Iterable[int], config: ExtractionC
     return tuple({spec.name: spec for spec in specs}.values())  # what enters a block may be another one's tokens
 
 
-def tasks_left(setup: ExtractionSetup, store: FeatureStore | None) -> list[ShardTask]:
-    """What the command has to write into `store`; all of it where there is no store yet. Changes nothing."""
+def videos_to_add(setup: ExtractionSetup, store: FeatureStore | None) -> dict[str, tuple[Video, ...]]:
+    """The videos that the store does not know, by split: all of them where there is no store yet.
+
+    All checks of the store come with it, before the first change: a split added to other classes could not be taken back.
+
+    Raises:
+        StoreKeyMismatch, ExtractionError, DatasetChanged: the store cannot be extended by this command.
+    """
+    dataset = setup.dataset
     if store is None:
-        return [
-            task
-            for split in setup.dataset.splits
-            for task in _new_shards(
-                part_name(split, 0), len(setup.dataset.split(split)), setup.rows_per_shard, setup.arrays
-            )
-        ]
+        return {split: dataset.split(split) for split in dataset.splits}
+    store.check_key(setup.key, setup.spec.to_dict())
+    if setup.config.store is None:
+        _check_same_folder(store, dataset)
+    check_classes(store, dataset)
+    return {split: new_videos(store, dataset, split) for split in dataset.splits}
+
+
+def tasks_left(
+    setup: ExtractionSetup, store: FeatureStore | None, to_add: Mapping[str, tuple[Video, ...]]
+) -> list[ShardTask]:
+    """The shards that the command has to write: what `store` lacks, and those of the videos that it does not know yet."""
     tasks: list[ShardTask] = []
-    for split in setup.dataset.splits:
-        parts = store.parts(split) if split in store.splits else ()
-        tasks += missing_shards(store, [split], setup.arrays) if parts else []
-        num_new = len(new_videos(store, setup.dataset, split))
-        tasks += _new_shards(part_name(split, len(parts)), num_new, store.manifest.rows_per_shard, setup.arrays)
+    step = store.manifest.rows_per_shard if store is not None else setup.rows_per_shard
+    for split, videos in to_add.items():
+        parts: tuple[PartName, ...] = ()
+        if store is not None and split in store.splits:
+            parts = store.parts(split)
+            tasks += missing_shards(store, [split], setup.arrays)
+        part, rows = part_name(split, len(parts)), range(len(videos))
+        tasks += [ShardTask(part, first // step, rows[first : first + step], setup.arrays) for first in rows[::step]]
     return tasks
 
 
-def _new_shards(part: PartName, num_rows: int, step: int, arrays: tuple[ArraySpec, ...]) -> list[ShardTask]:
-    """The shards of a part that is not there yet."""
-    rows = range(num_rows)
-    return [ShardTask(part, start // step, rows[start : start + step], arrays) for start in rows[::step]]
-
-
-def bytes_left(setup: ExtractionSetup, store: FeatureStore | None) -> int:
+def bytes_left(setup: ExtractionSetup, store: FeatureStore | None, to_add: Mapping[str, tuple[Video, ...]]) -> int:
     """What the command has to write: shard files, to the byte if no video fails, and constants."""
     rows_per_shard = store.manifest.rows_per_shard if store is not None else setup.rows_per_shard
     stored = store.manifest.constants if store is not None else {}
     constants = sum(constant.values.nbytes for name, constant in setup.constants.items() if name not in stored)
-    return tasks_bytes(tasks_left(setup, store), rows_per_shard) + constants
+    return tasks_bytes(tasks_left(setup, store, to_add), rows_per_shard) + constants
 
 
-def _check_room(setup: ExtractionSetup, store: FeatureStore | None) -> None:
+def _check_room(setup: ExtractionSetup, store: FeatureStore | None, to_add: Mapping[str, tuple[Video, ...]]) -> None:
     if not setup.config.ignore_free_space:
-        check_room(setup.path, bytes_left(setup, store))
+        check_room(setup.path, bytes_left(setup, store, to_add))
 
 
-def check_extendable(store: FeatureStore, setup: ExtractionSetup) -> None:
-    """Check that the store is of this key and dataset.
+def _extend(store: FeatureStore, setup: ExtractionSetup, to_add: Mapping[str, tuple[Video, ...]]) -> dict[str, int]:
+    """Add what the store lacks of splits, videos, arrays and constants.
 
-    All checks come before the first change: a split added to other classes could not be taken back.
-
-    Raises:
-        StoreKeyMismatch, ExtractionError, DatasetChanged: it is not.
+    Returns how many videos were added to splits that were there already.
     """
-    store.check_key(setup.key, setup.spec.to_dict())
-    if setup.config.store is None:
-        _check_same_folder(store, setup.dataset)
-    check_classes(store, setup.dataset)
-    for split in setup.dataset.splits:
-        new_videos(store, setup.dataset, split)
-
-
-def _extend(store: FeatureStore, setup: ExtractionSetup) -> dict[str, int]:
-    """Add what the store lacks of splits, videos, arrays and constants; returns how many videos were added to splits that were
-    there already.
-    """
-    added: dict[str, int] = {}
-    for split in setup.dataset.splits:
-        new = new_videos(store, setup.dataset, split)
+    added = {split: len(videos) for split, videos in to_add.items() if split in store.splits and videos}
+    for split, videos in to_add.items():
         if split not in store.splits:
-            add_split(store, split, video_table(new))
-        elif new:
-            add_videos(store, split, video_table(new))
-            added[split] = len(new)
+            add_split(store, split, video_table(videos))
+        elif split in added:
+            add_videos(store, split, video_table(videos))
         for part in store.parts(split):
             declare_arrays(store, part, setup.arrays)
     write_constants(store, setup.constants)

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from vcache.extract.datasets.base import Video
 from vcache.extract.spec import DTYPES
 from vcache.pipelines.console import duration, out, size
 from vcache.pipelines.extraction import (
@@ -18,10 +18,11 @@ from vcache.pipelines.extraction import (
     ExtractionError,
     ExtractionSetup,
     bytes_left,
-    check_extendable,
     prepare_extraction,
     tasks_left,
+    videos_to_add,
 )
+from vcache.pipelines.growth import DatasetChanged
 from vcache.pipelines.measuring import measure_rates
 from vcache.pipelines.planning import Choice, ExtractionPlan, Forecast, Rates, recommendation
 from vcache.pipelines.room import free_bytes, nearest_folder, with_reserve
@@ -63,20 +64,25 @@ def choices_at_hand(setup: ExtractionSetup) -> tuple[Choice, ...]:
     """Every dtype with every kind of cross-frame attention, for the layers that were asked for.
 
     Raises:
-        StoreError, ExtractionError: the store that was asked for is there and cannot be extended like this.
+        StoreError, ExtractionError, DatasetChanged: the store that was asked for cannot be extended like this.
     """
     choices = []
+    everything = _Base(None, videos_to_add(setup, None))
     with ExitStack() as stack:
-        stores: dict[Path, FeatureStore | None] = {}
+        bases: dict[str, _Base] = {}
         for other in _variants(setup):
-            asked = other.config == setup.config
-            if other.path not in stores:
-                stores[other.path] = _open_if_there(other.path, stack, asked=other.path == setup.path)
-            store = stores[other.path]
-            if store is not None and asked:
-                check_extendable(store, setup)
-            choices.append(_choice(other, store, asked=asked))
+            if other.key not in bases:
+                bases[other.key] = _find_base(other, stack, must_do=other.key == setup.key) or everything
+            choices.append(_choice(other, bases[other.key], everything, asked=other.config == setup.config))
     return tuple(choices)
+
+
+@dataclass(frozen=True)
+class _Base:
+    """What a choice would extend: a store, or none; and the videos that it does not know."""
+
+    store: FeatureStore | None
+    to_add: dict[str, tuple[Video, ...]]
 
 
 def _variants(setup: ExtractionSetup) -> Iterator[ExtractionSetup]:
@@ -87,27 +93,28 @@ def _variants(setup: ExtractionSetup) -> Iterator[ExtractionSetup]:
                 yield replace(setup, config=config)
 
 
-def _open_if_there(path: Path, stack: ExitStack, *, asked: bool) -> FeatureStore | None:
-    if not path.exists():
+def _find_base(setup: ExtractionSetup, stack: ExitStack, *, must_do: bool) -> _Base | None:
+    """The store of this choice; None if it is not there, or will not do where it need not: then the choice has its own."""
+    if not setup.path.exists():
         return None
     try:
-        return stack.enter_context(FeatureStore.open(path))
-    except StoreError:
-        if asked:
+        store = stack.enter_context(FeatureStore.open(setup.path))
+        return _Base(store, videos_to_add(setup, store))
+    except (StoreError, ExtractionError, DatasetChanged):
+        if must_do:
             raise
-        return None  # the trouble of another store must not stand in the way of this plan
+        return None
 
 
-def _choice(setup: ExtractionSetup, store: FeatureStore | None, *, asked: bool) -> Choice:
-    if store is not None and store.manifest.key != setup.key:
-        store = None  # this choice would need a store of its own
-    tasks, missing = tasks_left(setup, store), bytes_left(setup, store)
+def _choice(setup: ExtractionSetup, base: _Base, everything: _Base, *, asked: bool) -> Choice:
+    tasks = tasks_left(setup, base.store, base.to_add)
+    missing = bytes_left(setup, base.store, base.to_add)
     return Choice(
         dtype=setup.config.dtype,
         cross_frame=setup.config.cross_frame,
         asked=asked,
         video_bytes=sum(spec.row_bytes for spec in setup.arrays),
-        total_bytes=bytes_left(setup, None),
+        total_bytes=bytes_left(setup, None, everything.to_add),
         missing_bytes=missing,
         missing_files=sum(len(task.arrays) for task in tasks),
         missing_videos=sum(len(task.rows) for task in tasks),

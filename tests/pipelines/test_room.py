@@ -13,6 +13,7 @@ from vcache.pipelines.extraction import (
     bytes_left,
     prepare_extraction,
     run_extraction,
+    videos_to_add,
 )
 from vcache.pipelines.room import NotEnoughSpace, free_bytes, nearest_folder, with_reserve
 from vcache.store.reader import FeatureStore
@@ -24,9 +25,9 @@ def predicted_bytes(config: ExtractionConfig) -> int:
     """What the command will write, by the arithmetic of the check."""
     setup = prepare_extraction(config)
     if not setup.path.exists():
-        return bytes_left(setup, None)
+        return bytes_left(setup, None, videos_to_add(setup, None))
     with FeatureStore.open(setup.path) as store:
-        return bytes_left(setup, store)
+        return bytes_left(setup, store, videos_to_add(setup, store))
 
 
 def stored_bytes(path: Path) -> int:
@@ -69,6 +70,23 @@ def test_only_what_is_missing_counts(config: MakeConfig, monkeypatch: pytest.Mon
         run_extraction(asked)
         assert stored_bytes(asked.store) - stored == predicted > 0
         stored += predicted
+
+
+def test_videos_that_the_store_does_not_know_count(
+    config: MakeConfig, video_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two videos and a layer are added at once: the new rows are a part of their own, the old ones lack the layer."""
+    monkeypatch.setattr("vcache.pipelines.extraction.MAX_ROWS_PER_SHARD", 4)
+    copy = tmp_path / "copy"
+    shutil.copytree(video_folder, copy)
+    run_extraction(config(dataset=str(copy), layers="-1"))
+    stored = stored_bytes(config().store)
+    for name in ("new1.mp4", "new2.mp4"):
+        shutil.copy(copy / "train" / "wave" / "w1.mp4", copy / "train" / "wave" / name)
+    asked = config(dataset=str(copy), layers="-2:")
+    predicted = predicted_bytes(asked)
+    assert run_extraction(asked).added == {"train": 2}
+    assert stored_bytes(asked.store) - stored == predicted
 
 
 def test_a_failed_video_takes_no_room(config: MakeConfig, video_folder: Path, tmp_path: Path) -> None:
