@@ -10,8 +10,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vcache.store.errors import StoreExists
@@ -90,6 +90,16 @@ def published_folder(path: Path) -> Iterator[Path]:
         os.close(lock)
 
 
+def make_folders(folder: Path) -> None:
+    """Make `folder` and those above it, and sync them all: also those that a killed run made and never synced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for above in (folder, *folder.resolve().parents):
+        with suppress(PermissionError):  # not to be listed, so not ours
+            sync_folder(above)
+        if above.is_mount():
+            return
+
+
 def sync_folder(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -98,11 +108,11 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def sync_folders_up(folder: Path, top: Path) -> None:
-    """Sync `folder` and every folder above it up to and with `top`: also those a killed run made and never synced."""
-    sync_folder(folder)
-    if folder != top:
-        sync_folders_up(folder.parent, top)
+def sync_folders_up(folders: Iterable[Path], top: Path) -> None:
+    """Sync the folders and all between them and `top`, which is one: also those a killed run made and never synced."""
+    above = {path for folder in folders for path in (folder, *folder.parents) if path == top or top in path.parents}
+    for folder in sorted(above, reverse=True):
+        sync_folder(folder)
 
 
 def sync_tree(top: Path) -> None:

@@ -25,6 +25,7 @@ from vcache.store.commits import COMMITS, CommitRecord, read_shard_commits
 from vcache.store.commits import RowFailure as RowFailure
 from vcache.store.errors import ArrayNotFound, NotFinite, StoreBusy, StoreExists
 from vcache.store.files import (
+    make_folders,
     published_folder,
     remove_stale_temporaries,
     sync_folder,
@@ -60,7 +61,7 @@ def create_store(path: str | Path, manifest: Manifest, videos: Mapping[str, Vide
     num_rows = {split: len(table) for split, table in videos.items()}
     if num_rows != manifest.splits:
         raise ValueError(f"the manifest has splits {manifest.splits}, the video tables have {num_rows}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(path.parent)
     with published_folder(path) as folder:
         for split, table in videos.items():
             write_table(folder / split, table)
@@ -257,8 +258,9 @@ class ShardWriter:
         stored = [self._files[name].finish() for name in sorted(self._files)]
         for file in self._files.values():
             file.publish()
-        for file in self._files.values():
-            sync_folders_up(file.path.parent, file.folder)
+        # Up to the name of the store itself: the run that declared the arrays, or added the split, may have been killed
+        # before it synced them, and after a power cut a record must not be all that is left of its arrays.
+        sync_folders_up([file.path.parent for file in self._files.values()], self.store.path.parent)
         record = CommitRecord(
             split=self.part,
             view=self.view,
