@@ -2,8 +2,10 @@
 
 A shard file holds `rows_per_shard` rows, each cut into inner chunks, in C order, so that a row is one contiguous read:
 
-    | chunk 0 | crc | chunk 1 | crc | ... | index: (offset, size) as uint64 for every chunk of the shard | its crc |
+    | chunk 0 | crc | chunk 1 | crc | ... | seal | index: (offset, size) as uint64 for every chunk of the shard | its crc |
 
+The seal is the crc of all the chunks' crcs in file order. The commit record holds it too, so that a shard file put in the
+place of another is noticed, whose index is the same. No chunk is there: other Zarr readers go by the index and pass over it.
 All integers and floats are little-endian and every crc is CRC32C (Zarr v3 sharding_indexed, bytes and crc32c codecs).
 A chunk that was never written has offset and size 2**64 - 1, and other Zarr readers show the fill value for it.
 """

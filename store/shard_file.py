@@ -37,6 +37,10 @@ class ShardDamage(Exception):
     """What is wrong with a shard file, in words; the reader adds which file and which video."""
 
 
+class ShardExchanged(ShardDamage):
+    """A shard file is whole, but not the one that was committed here."""
+
+
 class ShardFileWriter:
     """The shard file of one array while it is written: chunks and checksums as they come, the index at the end."""
 
@@ -60,13 +64,14 @@ class ShardFileWriter:
         self._chunks_crc32c = crc32c(b"".join(checksums), self._chunks_crc32c)
 
     def finish(self) -> StoredFile:
-        """Write the index and wait until all bytes are on disk."""
+        """Write the seal and the index, and wait until all bytes are on disk."""
         index = encode_index(self._index)
-        self._file.write([index])
+        seal = self._chunks_crc32c.to_bytes(CRC_BYTES, "little")
+        self._file.write([seal, index])
         self._file.sync()
         return StoredFile(
             spec=self.spec,
-            size_bytes=self._size + len(index),
+            size_bytes=self._size + len(seal) + len(index),
             index_crc32c=int.from_bytes(index[-CRC_BYTES:], "little"),
             chunks_crc32c=self._chunks_crc32c,
         )
@@ -119,12 +124,15 @@ def read_offsets(fd: int, stored: StoredFile, rows_per_shard: int) -> np.ndarray
 
     Raises:
         ShardDamage: the file's size, its index or the index's checksum is not what was committed.
+        ShardExchanged: the file's data are not those that were committed, but perhaps those of another shard: all sound
+            shards of one size have the same index.
     """
     spec = stored.spec
     size, index_size = os.fstat(fd).st_size, spec.index_bytes(rows_per_shard)
     if size != stored.size_bytes:
         raise ShardDamage(f"has {size} bytes, {stored.size_bytes} were committed")
-    index = os.pread(fd, index_size, size - index_size)
+    tail = os.pread(fd, CRC_BYTES + index_size, max(0, size - index_size - CRC_BYTES))
+    index = tail[-index_size:]
     if index[-CRC_BYTES:] != stored.index_crc32c.to_bytes(CRC_BYTES, "little"):
         raise ShardDamage("has another index than the committed one")
     try:
@@ -134,7 +142,19 @@ def read_offsets(fd: int, stored: StoredFile, rows_per_shard: int) -> np.ndarray
     absent = entries[..., 0] == MISSING
     if (~absent & (entries[..., 1] != spec.chunk_bytes + CRC_BYTES)).any():
         raise ShardDamage("has chunks of another size than its metadata says")
-    return np.where(absent, -1, entries[..., 0].astype(np.int64))
+    offsets = np.where(absent, -1, entries[..., 0].astype(np.int64))
+    step = spec.chunk_bytes + CRC_BYTES
+    sealed = size == np.count_nonzero(~absent) * step + CRC_BYTES + index_size
+    seal = int.from_bytes(tail[:CRC_BYTES], "little") if sealed else _checksum_of_checksums(fd, offsets, spec)
+    if seal != stored.chunks_crc32c:
+        raise ShardExchanged("holds other data than were committed: it was exchanged for another file")
+    return offsets
+
+
+def _checksum_of_checksums(fd: int, offsets: np.ndarray, spec: ArraySpec) -> int:
+    """What the seal should be, for files without one: those of other Zarr writers."""
+    written = np.sort(offsets[offsets >= 0]) + spec.chunk_bytes
+    return crc32c(b"".join(os.pread(fd, CRC_BYTES, offset) for offset in written.tolist()))
 
 
 def split_into_runs(offsets: Sequence[int], chunk_bytes: int) -> list[Run]:

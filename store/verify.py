@@ -179,7 +179,7 @@ def _contradiction(scan: _Scan, record: CommitRecord) -> str | None:
         if table and (failure.video_id, failure.path) != (table.ids[failure.row], table.paths[failure.row]):
             return f"calls row {failure.row} {failure.video_id!r}, but the video table {table.ids[failure.row]!r}"
     for file in record.files:
-        size = _data_bytes(file.spec, len(rows) - len(failed)) + file.spec.index_bytes(rows_per_shard)
+        size = _data_bytes(file.spec, len(rows) - len(failed)) + CRC_BYTES + file.spec.index_bytes(rows_per_shard)
         if file.size_bytes != size:
             return f"says that {file.spec.name} has {file.size_bytes} bytes, but its rows take {size}"
     return None

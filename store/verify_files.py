@@ -17,7 +17,7 @@ from vcache.store.commits import CommitRecord, StoredFile
 from vcache.store.findings import Finding, redo
 from vcache.store.layout import CRC_BYTES, ArraySpec
 from vcache.store.manifest import VideoTable
-from vcache.store.shard_file import ShardDamage, read_fully, read_offsets
+from vcache.store.shard_file import ShardDamage, ShardExchanged, read_fully, read_offsets
 
 # More threads than this only queue up at the disk.
 _MAX_THREADS = 4
@@ -76,6 +76,8 @@ def _check_file(job: ShardFile) -> list[Finding]:
         return [job.finding("unreadable", f"cannot be opened: {error}")]
     try:
         return _check_open_file(job, fd)
+    except ShardExchanged as damage:
+        return [job.finding("exchanged", str(damage))]
     except ShardDamage as damage:
         sized = os.fstat(fd).st_size == job.stored.size_bytes
         return [job.finding("index" if sized else "size", str(damage))]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import zarr
 
+from vcache.store.checksum import crc32c
 from vcache.store.commits import CommitRecord, StoredFile
 from vcache.store.files import write_durably
 from vcache.store.layout import CRC_BYTES, decode_index
@@ -88,9 +89,16 @@ def commit_foreign_shard(store: FeatureStore, spec, shard):
         shard=shard,
         first_row=store.shard_rows("train", shard).start,
         num_rows=len(store.shard_rows("train", shard)),
-        files=(StoredFile(spec, len(data), int.from_bytes(data[-CRC_BYTES:], "little"), 0),),
+        files=(StoredFile(spec, len(data), int.from_bytes(data[-CRC_BYTES:], "little"), checksums_crc32c(spec, data)),),
         failures=(),
     )
     path = store.path / record.relative_path
     path.parent.mkdir(exist_ok=True)
     write_durably(path, record.encode())
+
+
+def checksums_crc32c(spec, data):
+    """The CRC32C of the chunk checksums in file order; zarr-python leaves no gap between chunks."""
+    step = spec.chunk_bytes + CRC_BYTES
+    end = len(data) - spec.index_bytes(3)
+    return crc32c(b"".join(data[at - CRC_BYTES : at] for at in range(step, end + 1, step)))

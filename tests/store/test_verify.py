@@ -195,11 +195,13 @@ def test_a_value_that_is_not_finite_is_found_under_sound_checksums(world, sound,
     size = spec.chunk_bytes
     data[: spec.numpy_dtype.itemsize] = np.array(value, dtype=spec.numpy_dtype).tobytes()
     data[size : size + CRC_BYTES] = crc32c(data[:size]).to_bytes(CRC_BYTES, "little")
-    path.write_bytes(data)
     checksums = b"".join(
         data[(chunk + 1) * (size + CRC_BYTES) - CRC_BYTES : (chunk + 1) * (size + CRC_BYTES)]
         for chunk in range(spec.chunks_per_row)
     )
+    end = len(data) - spec.index_bytes(3)
+    data[end - CRC_BYTES : end] = crc32c(checksums).to_bytes(CRC_BYTES, "little")  # the seal
+    path.write_bytes(data)
     rewrite_record(sound, 2, name, crc32c(checksums))
     assert place(the_finding(sound)) == ("not_finite", "train", 0, 2, name, (6,), ("vidéo-6",))
 
