@@ -3,6 +3,7 @@
 Read once per store, so the speed of zarr-python does not matter here. Each array is one chunk with a CRC32C.
 """
 
+import json
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -12,13 +13,17 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
 
+from vcache.store.checksum import crc32c
 from vcache.store.errors import CorruptStore
+from vcache.store.layout import METADATA
 from vcache.store.manifest import VideoTable
+
+_CHECKSUM = "vcache_table_crc32c"
 
 
 def write_table(folder: Path, table: VideoTable) -> None:
     """Make `folder` a Zarr group with the three arrays; not synced."""
-    group = zarr.create_group(store=str(folder), zarr_format=3)
+    group = zarr.create_group(store=str(folder), zarr_format=3, attributes={_CHECKSUM: _checksum(table)})
     _write(group, "video_id", np.array(table.ids, dtype=np.dtypes.StringDType()), "string")
     _write(group, "path", np.array(table.paths, dtype=np.dtypes.StringDType()), "string")
     _write(group, "label", table.labels, "int64")
@@ -32,7 +37,27 @@ def read_table(folder: Path, num_rows: int) -> VideoTable:
     """
     ids, paths, labels = (_read(folder, name, num_rows) for name in ("video_id", "path", "label"))
     labels = np.ascontiguousarray(labels, dtype=np.int64)
-    return VideoTable(tuple(str(item) for item in ids), tuple(str(item) for item in paths), labels)
+    table = VideoTable(tuple(str(item) for item in ids), tuple(str(item) for item in paths), labels)
+    if (written := _written_checksum(folder)) not in (None, _checksum(table)):
+        raise CorruptStore(
+            f"the video table {folder} is damaged: its ids, paths and labels are not those that were written together "
+            f"(their checksum is {_checksum(table)}, not {written}). Restore the folder from a copy."
+        )
+    return table
+
+
+def _checksum(table: VideoTable) -> int:
+    """CRC32C of the three arrays: each has one of its own, but sound arrays may be exchanged for one another."""
+    texts = (len(text).to_bytes(4, "little") + text for text in map(str.encode, chain(table.ids, table.paths)))
+    return crc32c(table.labels.astype("<i8").tobytes(), crc32c(b"".join(texts)))
+
+
+def _written_checksum(folder: Path) -> object:
+    """None where the group cannot tell: it is damaged, which is for verify to say, or of before this checksum."""
+    try:
+        return json.loads((folder / METADATA).read_bytes())["attributes"].get(_CHECKSUM)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def join_tables(store: Path, split: str, tables: Sequence[VideoTable]) -> VideoTable:
