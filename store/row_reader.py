@@ -113,7 +113,7 @@ class RowReader:
                 start, runs = rows.runs(local_row, selection)
                 file = self._files.get(rows.path)  # held while it is read: see OpenFile
                 reader.read(file.fd, start, runs, out, selection.chunk_bytes)
-            except FileNotFoundError as error:
+            except (FileNotFoundError, NotADirectoryError) as error:
                 raise RowDamage(read, row, f"{_shard_path(read, shard)} is missing") from error
             except ShardDamage as error:
                 raise RowDamage(read, row, f"{_shard_path(read, shard)} {error}") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vcache.store.commits import CommitRecord, RowFailure, StoredFile, read_commits
-from vcache.store.errors import ArrayNotFound, CorruptStore
+from vcache.store.errors import ArrayNotFound, CorruptStore, UnsupportedFormat
 from vcache.store.layout import METADATA, ArraySpec, spec_of_metadata
 from vcache.store.parts import PartName
 
@@ -63,6 +63,7 @@ class StoredView:
             self.spec(name)
             states = np.full(self.num_rows, ABSENT, dtype=np.int8)
             for record in self._records_of(name):
+                self._check_same_spec(next(file for file in record.files if file.spec.name == name), record)
                 states[record.first_row : record.first_row + record.num_rows] = READABLE
                 states[[failure.row for failure in record.failures]] = FAILED
             self._row_states[name] = states
@@ -118,4 +119,7 @@ def read_spec(view: Path, name: str, num_rows: int, rows_per_shard: int) -> Arra
         raise CorruptStore(f"{path} is damaged: it describes neither an array nor a group. Restore it from a copy.")
     if metadata["node_type"] == "group":
         return None
-    return spec_of_metadata(name, metadata, num_rows, rows_per_shard)
+    try:
+        return spec_of_metadata(name, metadata, num_rows, rows_per_shard)
+    except UnsupportedFormat as error:
+        raise UnsupportedFormat(f"{path}: {error}") from error
