@@ -2,6 +2,7 @@
 run ends in the very tree of an undisturbed one."""
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,7 @@ class Stages:
             pass
         except OSError as error:
             assert "planted" in str(error) or isinstance(error, FileNotFoundError), error
+        wait_for_threads_of_zarr(before)
         assert open_files() == before
         found = scenario.check_old_or_complete(self.world, path, done)
         assert found <= self.committed[number + 1]
@@ -63,6 +65,13 @@ class Stages:
             with FeatureStore.open(top / "s.zarr") as store:
                 clean_temporary(store)
         assert self.world.tree(top) == self.world.tree(self.before(number + 1))
+
+
+def wait_for_threads_of_zarr(before):
+    """Those that were writing beside the one that failed."""
+    deadline = time.monotonic() + 5
+    while open_files() != before and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def open_files():
