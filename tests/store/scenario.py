@@ -81,9 +81,14 @@ def check_old_or_complete(world: Any, path: Path, required: Committed) -> Commit
         assert not required
         return set()
     with store:
-        found = {found for split in store.manifest.splits for found in _check_split(world, store, split)}
+        found = committed(world, store)
     assert required <= found
     return found
+
+
+def committed(world: Any, store: FeatureStore) -> Committed:
+    """What an opened store says is committed, all of it read and compared."""
+    return {found for split in store.manifest.splits for found in _check_split(world, store, split)}
 
 
 def _check_split(world: Any, store: FeatureStore, split: str) -> Committed:
