@@ -110,9 +110,12 @@ def records(store: FeatureStore, split: str, specs: tuple[ArraySpec, ...]) -> It
             shard=shard,
             first_row=rows.start,
             num_rows=len(rows),
-            files=tuple(stored_file(spec, len(rows) - len(failed), rng) for spec in sorted(specs, key=lambda s: s.name)),
+            files=tuple(
+                stored_file(spec, len(rows) - len(failed), rng) for spec in sorted(specs, key=lambda s: s.name)
+            ),
             failures=tuple(
-                RowFailure(row, table.ids[row], table.paths[row], "truncated", "ends after 3 of 8 packets") for row in failed
+                RowFailure(row, table.ids[row], table.paths[row], "truncated", "ends after 3 of 8 packets")
+                for row in failed
             ),
         )
 
@@ -193,7 +196,9 @@ def main() -> None:
     parser.add_argument("--passes", type=int, choices=(1, 2), default=1, help="extractions that each added four layers")
     parser.add_argument("--folder", type=Path, help="where to make the stores (default: the system's temporary folder)")
     options = parser.parse_args()
-    print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}")
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}"
+    )
     for module in ("vcache.store.reader", "vcache.pipelines.listing", "vcache.pipelines.training"):
         print(f"  import {module}: {import_seconds(module):.2f} s")
     print(f"seconds, median of {options.rounds} (min-max); page cache hot")

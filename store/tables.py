@@ -32,7 +32,7 @@ def read_table(folder: Path, num_rows: int) -> VideoTable:
     """
     ids, paths, labels = (_read(folder, name, num_rows) for name in ("video_id", "path", "label"))
     labels = np.ascontiguousarray(labels, dtype=np.int64)
-    return VideoTable(tuple(str(item) for item in ids), tuple(str(item) for item in paths), labels)
+    return VideoTable(tuple(ids.tolist()), tuple(paths.tolist()), labels)
 
 
 def join_tables(store: Path, split: str, tables: Sequence[VideoTable]) -> VideoTable:
