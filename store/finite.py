@@ -18,4 +18,6 @@ def all_finite(values: np.ndarray, exponent_bits: int | None) -> bool:
         return True
     size = values.dtype.itemsize
     sign = 1 << (8 * size - 1)
-    return bool(values.view(f"<u{size}").max() < sign + exponent_bits and values.view(f"<i{size}").max() < exponent_bits)
+    return bool(
+        values.view(f"<u{size}").max() < sign + exponent_bits and values.view(f"<i{size}").max() < exponent_bits
+    )
