@@ -23,26 +23,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from scale import FACTS  # the script beside this one
 
-from vcache.extract.backbone import BackboneFacts
 from vcache.pipelines.extraction import ExtractionConfig, array_specs
 from vcache.store.layout import ArraySpec
 from vcache.store.manifest import Manifest, VideoTable
 from vcache.store.reader import FeatureStore
 from vcache.store.writer import ShardWriter, create_store, declare_arrays
 
-FACTS = BackboneFacts(
-    model="ViT-B-16",
-    num_layers=12,
-    width=768,
-    num_heads=12,
-    head_dim=64,
-    patch_size=16,
-    image_size=224,
-    grid=(14, 14),
-    num_tokens=197,
-    embed_dim=512,
-)
 ALL = array_specs(FACTS, range(8, 12), ExtractionConfig(dataset="k400"))
 TOKENS = tuple(spec for spec in ALL if spec.name.startswith("tokens/"))
 Row = dict[str, np.ndarray]
@@ -172,9 +160,8 @@ def main() -> None:
             peak = peak_bytes(folder, specs, rows)
             print(f"  memory beyond the data: {peak / 1e6:.1f} MB, {peak / row_bytes:.2f} rows")
         for processes in (2, 4):
-            rows = max(1, options.rows // 2)
-            times = time_both(folder, TOKENS, rows, options.rounds, processes)
-            gigabytes = processes * rows * sum(spec.row_bytes for spec in TOKENS) / 1e9
+            times = time_both(folder, TOKENS, options.rows, options.rounds, processes)
+            gigabytes = processes * options.rows * sum(spec.row_bytes for spec in TOKENS) / 1e9
             report(f"tokens, {processes} processes with a shard each", gigabytes, times)
 
 
