@@ -10,15 +10,22 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from vcache.store.errors import StoreExists
 
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 # Linux takes at most 1024 buffers in one call (IOV_MAX) and moves at most 2 GiB - 4 KiB.
 MAX_BUFFERS = 1024
+_WRITE_BACK_BYTES = 8 << 20
+_PAGE_BYTES = 1 << 16  # the largest that Linux has
+_SYNC_THREADS = 8
 
 
 class TemporaryFile:
@@ -26,13 +33,25 @@ class TemporaryFile:
 
     def __init__(self, folder: Path, name: str) -> None:
         self.path, self.fd = _create_locked(folder, name)
+        self._size = self._on_its_way = 0
 
     def write(self, buffers: Sequence[memoryview | bytes]) -> None:
         """Append all the buffers."""
         for start in range(0, len(buffers), MAX_BUFFERS):
             pending = [memoryview(buffer) for buffer in buffers[start : start + MAX_BUFFERS]]
             while pending:
-                pending = drop_done(pending, os.writev(self.fd, pending))
+                done = os.writev(self.fd, pending)
+                self._size += done
+                pending = drop_done(pending, done)
+        self._start_write_back()
+
+    def _start_write_back(self) -> None:
+        """Let the disk begin with what was written, or it idles until `sync`, which then waits for all of it."""
+        size = self._size - self._size % _PAGE_BYTES
+        if size - self._on_its_way >= _WRITE_BACK_BYTES:
+            # Linux starts to write these pages, and does not wait; Python has no sync_file_range.
+            os.posix_fadvise(self.fd, self._on_its_way, size - self._on_its_way, os.POSIX_FADV_DONTNEED)
+            self._on_its_way = size
 
     def sync(self) -> None:
         os.fsync(self.fd)
@@ -108,11 +127,21 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def sync_folders_up(folders: Iterable[Path], top: Path) -> None:
-    """Sync the folders and all between them and `top`, which is one: also those a killed run made and never synced."""
+def folders_up(folders: Iterable[Path], top: Path) -> list[Path]:
+    """The folders and all between them and `top`, which is one: to sync also those that a killed run made and never synced."""
     above = {path for folder in folders for path in (folder, *folder.parents) if path == top or top in path.parents}
-    for folder in sorted(above, reverse=True):
-        sync_folder(folder)
+    return sorted(above, reverse=True)
+
+
+def in_parallel(work: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
+    """work(item) of every item, in threads, for work that waits for the disk: a file system makes many syncs into few.
+
+    No thread works any more when this returns, or raises the first error.
+    """
+    if len(items) == 1:
+        return [work(items[0])]
+    with ThreadPoolExecutor(min(_SYNC_THREADS, len(items)), thread_name_prefix="store-sync") as pool:
+        return list(pool.map(work, items))
 
 
 def sync_tree(top: Path) -> None:

@@ -96,8 +96,9 @@ class VideoTable:
             )
         if self.labels.dtype != np.int64:
             raise ValueError(f"labels must be int64, got {self.labels.dtype}")
-        if twice := [video_id for video_id, count in Counter(self.ids).items() if count > 1]:
-            raise ValueError(f"video id {twice[0]!r} is there twice; ids must be unique in a split")
+        if len(set(self.ids)) < len(self.ids):
+            twice, _ = Counter(self.ids).most_common(1)[0]
+            raise ValueError(f"video id {twice!r} is there twice; ids must be unique in a split")
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -51,30 +51,38 @@ class ShardFileWriter:
         self._size = 0
         self._chunks_crc32c = 0
 
-    def append(self, local_row: int, array: np.ndarray) -> None:
+    def encode_row(self, array: np.ndarray) -> list[memoryview | bytes]:
+        """The chunks of a row, each with its checksum after it; the chunks are views of the array where it is contiguous."""
         data = byte_view(np.ascontiguousarray(array))
         size = self.spec.chunk_bytes
-        chunks = [data[start : start + size] for start in range(0, len(data), size)]
-        checksums = [crc32c(chunk).to_bytes(CRC_BYTES, "little") for chunk in chunks]
-        self._file.write([buffer for pair in zip(chunks, checksums, strict=True) for buffer in pair])
-        step = size + CRC_BYTES
-        self._index[local_row, :, 0] = self._size + step * np.arange(len(chunks), dtype=np.uint64)
+        chunks = (data[start : start + size] for start in range(0, len(data), size))
+        return [buffer for chunk in chunks for buffer in (chunk, crc32c(chunk).to_bytes(CRC_BYTES, "little"))]
+
+    def append(self, local_row: int, encoded: Sequence[memoryview | bytes]) -> None:
+        """Write what `encode_row` gave."""
+        self._file.write(encoded)
+        checksums = encoded[1::2]
+        step = self.spec.chunk_bytes + CRC_BYTES
+        self._index[local_row, :, 0] = self._size + step * np.arange(len(checksums), dtype=np.uint64)
         self._index[local_row, :, 1] = step
-        self._size += step * len(chunks)
+        self._size += step * len(checksums)
         self._chunks_crc32c = crc32c(b"".join(checksums), self._chunks_crc32c)
 
     def finish(self) -> StoredFile:
-        """Write the seal and the index, and wait until all bytes are on disk."""
+        """Write the seal and the index; `sync` is next."""
         index = encode_index(self._index)
         seal = self._chunks_crc32c.to_bytes(CRC_BYTES, "little")
         self._file.write([seal, index])
-        self._file.sync()
         return StoredFile(
             spec=self.spec,
             size_bytes=self._size + len(seal) + len(index),
             index_crc32c=int.from_bytes(index[-CRC_BYTES:], "little"),
             chunks_crc32c=self._chunks_crc32c,
         )
+
+    def sync(self) -> None:
+        """Wait until all bytes are on disk."""
+        self._file.sync()
 
     def publish(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

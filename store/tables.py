@@ -37,7 +37,7 @@ def read_table(folder: Path, num_rows: int) -> VideoTable:
     """
     ids, paths, labels = (_read(folder, name, num_rows) for name in ("video_id", "path", "label"))
     labels = np.ascontiguousarray(labels, dtype=np.int64)
-    table = VideoTable(tuple(str(item) for item in ids), tuple(str(item) for item in paths), labels)
+    table = VideoTable(tuple(ids.tolist()), tuple(paths.tolist()), labels)
     if (written := _written_checksum(folder)) not in (None, _checksum(table)):
         raise CorruptStore(
             f"the video table {folder} is damaged: its ids, paths and labels are not those that were written together "

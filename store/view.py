@@ -23,6 +23,8 @@ class StoredView:
         self.num_rows, self.rows_per_shard = num_rows, rows_per_shard
         self.folder = view_folder(store, part, view)
         self._row_states: dict[str, np.ndarray] = {}
+        self._pass_states: dict[frozenset[str], np.ndarray] = {}
+        self._pass_specs: dict[frozenset[str], list[tuple[StoredFile, CommitRecord]]] = {}
 
     @cached_property
     def specs(self) -> dict[str, ArraySpec]:
@@ -40,12 +42,24 @@ class StoredView:
             records.setdefault(record.shard, []).append(record)
         return records
 
+    @cached_property
+    def _passes(self) -> dict[frozenset[str], list[CommitRecord]]:
+        """Commit records by the arrays they name: a few groups of thousands, alike in all but their rows."""
+        passes: dict[frozenset[str], list[CommitRecord]] = {}
+        for group in self.records.values():
+            for record in group:
+                passes.setdefault(record.arrays, []).append(record)
+        return passes
+
     def include(self, record: CommitRecord) -> None:
         """Take in a record that was just committed."""
         known = self.records.setdefault(record.shard, [])
         if record not in known:
             known.append(record)
+        self.__dict__.pop("_passes", None)
         self._row_states.clear()
+        self._pass_states.clear()
+        self._pass_specs.clear()
 
     def spec(self, name: str) -> ArraySpec:
         """The declared array; raises ArrayNotFound with the names there are."""
@@ -62,17 +76,29 @@ class StoredView:
         if states is None:
             self.spec(name)
             states = np.full(self.num_rows, ABSENT, dtype=np.int8)
-            for record in self._records_of(name):
-                self._check_same_spec(next(file for file in record.files if file.spec.name == name), record)
-                states[record.first_row : record.first_row + record.num_rows] = READABLE
-                states[[failure.row for failure in record.failures]] = FAILED
+            for arrays in self._passes:
+                if name in arrays:
+                    self._check_committed_specs(arrays, name)
+                    np.maximum(states, self._states_of_pass(arrays), out=states)
             self._row_states[name] = states
+        return states
+
+    def _states_of_pass(self, arrays: frozenset[str]) -> np.ndarray:
+        """The states of the rows that all arrays of one pass share."""
+        states = self._pass_states.get(arrays)
+        if states is None:
+            states = np.full(self.num_rows, ABSENT, dtype=np.int8)
+            for record in self._passes[arrays]:
+                states[record.first_row : record.first_row + record.num_rows] = READABLE
+                if record.failures:
+                    states[[failure.row for failure in record.failures]] = FAILED
+            self._pass_states[arrays] = states
         return states
 
     def failures(self, name: str | None = None) -> list[RowFailure]:
         """Failed rows in order, one entry each; of one array or of any."""
-        records = self._records_of(name) if name else [record for group in self.records.values() for record in group]
-        by_row = {failure.row: failure for record in records for failure in record.failures}
+        passes = [records for arrays, records in self._passes.items() if name is None or name in arrays]
+        by_row = {failure.row: failure for records in passes for record in records for failure in record.failures}
         return [by_row[row] for row in sorted(by_row)]
 
     def stored_file(self, name: str, shard: int) -> tuple[StoredFile, CommitRecord]:
@@ -90,8 +116,14 @@ class StoredView:
         )
         return sum(file.size_bytes for file in files)
 
-    def _records_of(self, name: str) -> list[CommitRecord]:
-        return [record for group in self.records.values() for record in group if name in record.arrays]
+    def _check_committed_specs(self, arrays: frozenset[str], name: str) -> None:
+        """Every record of the pass committed the array as it is declared; records share specs, so a few are compared."""
+        if arrays not in self._pass_specs:
+            found = {id(file.spec): (file, record) for record in self._passes[arrays] for file in record.files}
+            self._pass_specs[arrays] = list(found.values())
+        for file, record in self._pass_specs[arrays]:
+            if file.spec.name == name:
+                self._check_same_spec(file, record)
 
     def _check_same_spec(self, file: StoredFile, record: CommitRecord) -> None:
         name = file.spec.name

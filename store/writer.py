@@ -25,13 +25,15 @@ from vcache.store.commits import COMMITS, CommitRecord, read_shard_commits
 from vcache.store.commits import RowFailure as RowFailure
 from vcache.store.errors import ArrayNotFound, NotFinite, StoreBusy, StoreExists
 from vcache.store.files import (
+    folders_up,
+    in_parallel,
     make_folders,
     published_folder,
     remove_stale_temporaries,
     sync_folder,
-    sync_folders_up,
     write_durably,
 )
+from vcache.store.finite import all_finite
 from vcache.store.groups import encode_manifest, make_groups, write_manifest
 from vcache.store.layout import (
     BFLOAT16,
@@ -227,10 +229,12 @@ class ShardWriter:
             raise ValueError(
                 f"row {row} must have the arrays of this shard; missing {missing}, not declared here {unknown}"
             )
+        encoded = {}
         for name, array in arrays.items():
             _check_array(self.specs[name], row, array)
-        for name, array in arrays.items():
-            self._files[name].append(row - self.rows.start, array)
+            encoded[name] = self._files[name].encode_row(array)  # at once, while it is in the processor's cache
+        for name, buffers in encoded.items():
+            self._files[name].append(row - self.rows.start, buffers)
         self._next_row += 1
 
     def fail(self, failure: RowFailure) -> None:
@@ -256,11 +260,14 @@ class ShardWriter:
                 f"{self._next_row} was neither written nor failed; nothing of the shard is committed"
             )
         stored = [self._files[name].finish() for name in sorted(self._files)]
+        in_parallel(ShardFileWriter.sync, list(self._files.values()))
         for file in self._files.values():
             file.publish()
         # Up to the name of the store itself: the run that declared the arrays, or added the split, may have been killed
         # before it synced them, and after a power cut a record must not be all that is left of its arrays.
-        sync_folders_up([file.path.parent for file in self._files.values()], self.store.path.parent)
+        in_parallel(
+            sync_folder, folders_up([file.path.parent for file in self._files.values()], self.store.path.parent)
+        )
         record = CommitRecord(
             split=self.part,
             view=self.view,
@@ -308,7 +315,8 @@ def _check_array(spec: ArraySpec, row: int, array: np.ndarray) -> None:
             f"{spec.name} of row {row} must be {spec.numpy_dtype} of shape {spec.shape}, got {array.dtype} of shape "
             f"{array.shape}"
         )
-    if not (finite := _finite(spec, array)).all():
+    if not all_finite(array, spec.exponent_bits):
+        finite = np.isfinite(widened_bfloat16(array) if spec.dtype == BFLOAT16 else array)
         first = tuple(int(axis) for axis in np.argwhere(~finite)[0])
         value = widened_bfloat16(array[first]) if spec.dtype == BFLOAT16 else array[first]
         raise NotFinite(
@@ -316,14 +324,6 @@ def _check_array(spec: ArraySpec, row: int, array: np.ndarray) -> None:
             f"first is {value} at {first}; a head trained on it would learn nothing. Float16 overflows above "
             "65504: if this one did, store bfloat16 or float32 (--dtype float32)."
         )
-
-
-def _finite(spec: ArraySpec, array: np.ndarray) -> np.ndarray:
-    """Which numbers are; all integers are."""
-    if spec.exponent_bits is None:
-        return np.ones((), dtype=np.bool_)
-    bits = array.view(f"<u{spec.numpy_dtype.itemsize}")
-    return (bits & bits.dtype.type(spec.exponent_bits)) != spec.exponent_bits
 
 
 def _declared(store: FeatureStore, part: PartName, name: str, view: int) -> ArraySpec | None:

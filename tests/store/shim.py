@@ -8,6 +8,7 @@ import errno
 import fcntl
 import io
 import os
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -40,6 +41,7 @@ class Shim:
         self.before_call: Callable[[str], None] = lambda name: None
         self.after_sync: Callable[[int], None] = lambda fd: None
         self._fail_next_write = False
+        self._lock = threading.Lock()  # the syncs of a commit come from several threads
 
     @property
     def fired(self) -> bool:
@@ -92,8 +94,9 @@ class Shim:
         if self.dead:
             return self._dropped(name, args)
         self.before_call(name)
-        number = len(self.calls)
-        self.calls.append(name)
+        with self._lock:
+            number = len(self.calls)
+            self.calls.append(name)
         if number == self.fail_at:
             return self._fail(name, real, args)
         if self._fail_next_write and name in _WRITES:

@@ -29,7 +29,8 @@ def test_the_size_of_a_shard_file_is_known_beforehand(
         (Path(folder) / "x").mkdir()
         file = ShardFileWriter(Path(folder), spec, 0, rows_per_shard)
         for row in rows:
-            file.append(row, np.ones(shape, dtype=dtype))
+            file.append(row, file.encode_row(np.ones(shape, dtype=dtype)))
         file.finish()
+        file.sync()
         file.publish()
         assert file.path.stat().st_size == spec.shard_bytes(len(rows), rows_per_shard)
