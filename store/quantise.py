@@ -18,7 +18,9 @@ from vcache.store.layout import ArraySpec
 
 STEPS = 127
 """The largest absolute value of a quantised number; -128 is not used."""
-QUANTISED_KINDS = ("tokens", "q", "k")
+QUANTISED_KINDS = ("tokens", "block_input", "q", "k")
+STANDARDISED_KINDS = ("tokens", "block_input")
+"""What has outlier channels, and so a mean and a deviation for each."""
 
 
 def scale_name(name: str) -> str:
@@ -30,7 +32,7 @@ def scale_name(name: str) -> str:
 def constant_names(name: str) -> tuple[str, ...]:
     """The constants of the store that an int8 array needs: of "tokens/8" ("tokens_mean/8", "tokens_std/8"), of Q/K none."""
     kind, _, layer = name.partition("/")
-    return (f"{kind}_mean/{layer}", f"{kind}_std/{layer}") if kind == "tokens" else ()
+    return (f"{kind}_mean/{layer}", f"{kind}_std/{layer}") if kind in STANDARDISED_KINDS else ()
 
 
 def scale_spec(spec: ArraySpec) -> ArraySpec:
@@ -43,6 +45,13 @@ def scale_spec(spec: ArraySpec) -> ArraySpec:
         chunk=spec.chunk[:-1],
         dtype="float16",
     )
+
+
+def quantised_specs(spec: ArraySpec) -> tuple[ArraySpec, ...]:
+    """What int8 stores of an array: it and its scales, or for the kinds that are not quantised, it as it is."""
+    if spec.name.split("/")[0] not in QUANTISED_KINDS:
+        return (spec,)
+    return replace(spec, dtype="int8"), scale_spec(spec)
 
 
 def quantise(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
