@@ -238,6 +238,7 @@ def run_extraction(
         ExtractionError: none of the videos is there, or the store was made from another folder.
         DatasetChanged: the dataset has other classes than the store, or lists its videos no longer or with other labels.
         NotEnoughSpace: what is missing does not fit on the disk; nothing was written.
+        PrecisionRefused, CalibrationError: the dtype would lose too much, or int8 has no video to be calibrated with; likewise.
     """
     setup = prepare_extraction(config)
     dataset, path, extractor = setup.dataset, setup.path, setup.extractor()
