@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-DTYPES = ("float16", "float32")
+DTYPES = ("float16", "bfloat16", "float32", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +16,8 @@ class ExtractionSpec:
     - layers, Q/K, maps: which features are stored. Adding a layer must extend a store, not start another.
     - dataset, splits, labels: the same video gives the same features under any list.
     - paths, of videos and of weights: the weights' digest says what was loaded, so a moved file changes nothing.
+    - channel statistics of int8: constants of each store, and what is read through them is the same feature to the
+      error of int8.
     - batch size, decode threads, shard size: how fast, not what. A row agrees with itself in any batch to float32
       rounding (tested at 1e-6), far below a float16 step.
     - device: the arithmetic is float32 on every one of them, and equal to rounding.
@@ -33,7 +35,7 @@ class ExtractionSpec:
     versions: dict[str, str]
     """Libraries that compute the rest."""
     dtype: str
-    """Of the stored values: "float16" or "float32"."""
+    """Of the stored values, one of DTYPES. "int8" is of tokens, queries and keys; the rest is then float16."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

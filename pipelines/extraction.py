@@ -22,9 +22,11 @@ from vcache.extract.layers import resolve_layers
 from vcache.extract.preprocess import Preprocessing, from_open_clip_config
 from vcache.extract.sampling import Sampling, StridedSampling, TSNSampling
 from vcache.extract.spec import DTYPES, ExtractionSpec
+from vcache.pipelines.calibration import Calibration, calibrate, record_calibration, stored_calibration
 from vcache.pipelines.derivation import input_array, projection_constants
 from vcache.pipelines.device import select_device
 from vcache.pipelines.growth import check_classes, new_videos, video_table
+from vcache.pipelines.precision_error import MAX_ERROR
 from vcache.pipelines.room import check_room, tasks_bytes
 from vcache.pipelines.shards import ExtractionProgress, ShardExtractor, ShardTask, missing_shards
 from vcache.pipelines.stores import default_store_path
@@ -33,6 +35,7 @@ from vcache.store.key import cache_key
 from vcache.store.layout import ArraySpec
 from vcache.store.manifest import Manifest
 from vcache.store.parts import PartName, check_split_name, part_name
+from vcache.store.quantise import quantised_specs
 from vcache.store.reader import FeatureStore
 from vcache.store.writer import (
     RowFailure,
@@ -81,6 +84,9 @@ class ExtractionConfig:
     """"qk": the queries and keys of the same layers; "maps": the head-mean softmax maps made of them; "derive": what enters
     these blocks, and their frozen weights, from which training makes Q/K again; "none": nothing."""
     dtype: str = "float16"
+    """"float16", "bfloat16", "float32", or "int8" with a scale per token (store/quantise.py)."""
+    max_error: float = MAX_ERROR
+    """How much of the standardised features the dtype may lose on a sample before the extraction is refused."""
     model: str = "ViT-B-16-quickgelu"
     pretrained: str | None = "openai"
     random_weights: bool = False
@@ -110,6 +116,8 @@ class ExtractionConfig:
                 raise ExtractionError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1.")
         if not 0 <= self.max_failures <= 1:
             raise ExtractionError(f"--max-failures {self.max_failures:g}: a share of the videos, from 0 to 1.")
+        if not self.max_error > 0:
+            raise ExtractionError(f"--max-error {self.max_error:g}: must be above 0.")
         if self.cross_frame == "maps" and self.frames < 2:
             raise ExtractionError("--cross-frame maps needs at least two frames: maps are between neighbours.")
         if self.tsn and self.stride != ExtractionConfig.stride:
@@ -230,22 +238,28 @@ def run_extraction(
         ExtractionError: none of the videos is there, or the store was made from another folder.
         DatasetChanged: the dataset has other classes than the store, or lists its videos no longer or with other labels.
         NotEnoughSpace: what is missing does not fit on the disk; nothing was written.
+        PrecisionRefused, CalibrationError: the dtype would lose too much, or int8 has no video to be calibrated with; likewise.
     """
     setup = prepare_extraction(config)
-    dataset, path = setup.dataset, setup.path
+    dataset, path, extractor = setup.dataset, setup.path, setup.extractor()
+    calibration = None
     if not path.exists():
         to_add = videos_to_add(setup, None)
         _check_room(setup, None, to_add)
+        # Before there is a store: what is refused here may be asked for in another way, with the same --store.
+        calibration = _calibrate(setup, extractor, Calibration())
         create_store(path, _manifest(setup), {split: video_table(videos) for split, videos in to_add.items()})
     with FeatureStore.open(path) as store, sole_writer(path):
         to_add = videos_to_add(setup, store)
         clean_temporary(store)
         _check_room(setup, store, to_add)
+        calibration = calibration or _calibrate(setup, extractor, stored_calibration(store))
         added = _extend(store, setup, to_add)
+        record_calibration(store, calibration)
         tasks = missing_shards(store, dataset.splits, setup.arrays)
         progress = _initial_progress(store, dataset, tasks)
         on_progress(progress)
-        setup.extractor().run(store, tasks, progress, lambda: on_progress(progress))
+        extractor.run(store, tasks, progress, lambda: on_progress(progress))
         store.refresh()
         return ExtractionSummary(
             store=str(path),
@@ -275,6 +289,7 @@ def extraction_spec(config: ExtractionConfig, backbone: FrozenBackbone, preproce
 def array_specs(facts: BackboneFacts, layers: Iterable[int], config: ExtractionConfig) -> tuple[ArraySpec, ...]:
     """The arrays of one view, row by row of videos; ARCHITECTURE "What is stored" has the layout."""
     T, N, D, H = config.frames, facts.num_tokens, facts.width, facts.num_heads
+    dtype = "float16" if config.dtype == "int8" else config.dtype
     specs = [
         ArraySpec(name="frame_index", dims=("frame",), shape=(T,), chunk=(T,), dtype="int32"),
         ArraySpec(name="crop", dims=("box",), shape=(4,), chunk=(4,), dtype="float32"),
@@ -284,7 +299,7 @@ def array_specs(facts: BackboneFacts, layers: Iterable[int], config: ExtractionC
             dims=("frame", "channel"),
             shape=(T, facts.embed_dim),
             chunk=(T, facts.embed_dim),
-            dtype=config.dtype,
+            dtype=dtype,
         ),
     ]
     for layer in layers:
@@ -293,9 +308,9 @@ def array_specs(facts: BackboneFacts, layers: Iterable[int], config: ExtractionC
             dims=("frame", "token", "channel"),
             shape=(T, N, D),
             chunk=(1, N, D),
-            dtype=config.dtype,
+            dtype=dtype,
         )
-        cls = ArraySpec(name=f"cls/{layer}", dims=("frame", "channel"), shape=(T, D), chunk=(T, D), dtype=config.dtype)
+        cls = ArraySpec(name=f"cls/{layer}", dims=("frame", "channel"), shape=(T, D), chunk=(T, D), dtype=dtype)
         specs += [tokens, cls]
         if config.cross_frame == "qk":
             head = replace(
@@ -318,7 +333,15 @@ def array_specs(facts: BackboneFacts, layers: Iterable[int], config: ExtractionC
             specs.append(maps)
         if config.cross_frame == "derive":
             specs.append(replace(tokens, name=input_array(layer)))
+    if config.dtype == "int8":
+        specs = [stored for spec in specs for stored in quantised_specs(spec)]
     return tuple({spec.name: spec for spec in specs}.values())  # what enters a block may be another one's tokens
+
+
+def _calibrate(setup: ExtractionSetup, extractor: ShardExtractor, known: Calibration) -> Calibration:
+    """What is not known yet; PrecisionRefused where the dtype would lose too much."""
+    derived = setup.layers if setup.config.cross_frame == "derive" else ()
+    return calibrate(extractor, setup.arrays, known, derived=derived, max_error=setup.config.max_error)
 
 
 def videos_to_add(setup: ExtractionSetup, store: FeatureStore | None) -> dict[str, tuple[Video, ...]]:

@@ -35,6 +35,7 @@ def describe_store(path: Path) -> dict[str, Any]:
             "splits": {split: _describe_split(store, split) for split in store.splits},
             "backbone": manifest.facts["backbone"],
             "spec": manifest.spec,
+            "errors": manifest.facts.get("errors", {}),
         }
 
 
@@ -85,13 +86,16 @@ def print_store(store: dict[str, Any]) -> None:
         "array",
         "of one clip",
         "dtype",
+        "error",
         *(_title(name, split["videos"], len(split["parts"])) for name, split in splits.items()),
     )
     for array, facts in {name: facts for split in splits.values() for name, facts in split["arrays"].items()}.items():
         shape = " x ".join(map(str, facts["shape"]))
         stored = (_stored(split["arrays"].get(array), split["videos"]) for split in splits.values())
-        table.add_row(array, shape or "one value", facts["dtype"], *stored)
+        table.add_row(array, shape or "one value", facts["dtype"], _error(store["errors"].get(array)), *stored)
     out.print(table)
+    if store["errors"]:
+        out.print("  error: of the standardised features, measured on a sample; --json has more", highlight=False)
     for name, split in splits.items():
         for kind, count in Counter(failure["kind"] for failure in split["failures"]).most_common():
             out.print(f"  {name}: {count} failed, {kind}", highlight=False)
@@ -99,6 +103,11 @@ def print_store(store: dict[str, Any]) -> None:
 
 def _title(split: str, num_videos: int, num_parts: int) -> str:
     return f"{split} ({num_videos}{f', {num_parts} parts' if num_parts > 1 else ''})"
+
+
+def _error(error: dict[str, float] | None) -> str:
+    """Attention maps have no standardised error, and float32 has none at all."""
+    return f"{error.get('relative_standardised', error['relative']):.1e}" if error else ""
 
 
 def _stored(array: dict[str, Any] | None, num_videos: int) -> str:

@@ -1,6 +1,6 @@
 """ReadPlan -> batches of ClipFeatures on the device, in an order that is a function of (seed, epoch) alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from vcache.heads.requirements import ClipFeatures
 from vcache.pipelines.buffers import BatchBuffers
 from vcache.pipelines.derivation import input_array, load_projection
 from vcache.pipelines.matching import ReadPlan, completing_command
+from vcache.pipelines.precision import channel_constants, dequantised
 from vcache.store.reader import FeatureStore
 
 
@@ -56,6 +57,7 @@ class ClipLoader:
         self.rows = self._readable_rows(allow_incomplete)
         self.labels = torch.from_numpy(store.videos(split).labels)
         derived = plan.maps.values() if plan.maps_from == "derive" else ()
+        self._constants = channel_constants(store, plan.quantised_arrays, device)
         self._projections = {layer: load_projection(store, layer, device) for layer in derived}
 
     def __len__(self) -> int:
@@ -96,19 +98,28 @@ class ClipLoader:
 
     def _features(self, arrays: dict[str, Tensor]) -> ClipFeatures:
         on_device = {name: array.to(self.device, non_blocking=True) for name, array in arrays.items()}
+        tokens = {layer: self.dequantised(on_device, f"tokens/{layer}") for layer in self.plan.tokens.values()}
         return ClipFeatures(
-            tokens={asked: on_device[f"tokens/{layer}"] for asked, layer in self.plan.tokens.items()},
-            cls={asked: on_device[f"cls/{layer}"] for asked, layer in self.plan.cls.items()},
-            maps={asked: self._maps(on_device, layer) for asked, layer in self.plan.maps.items()},
-            embed=on_device.get("embed"),
+            tokens={asked: tokens[layer] for asked, layer in self.plan.tokens.items()},
+            cls={asked: self.dequantised(on_device, f"cls/{layer}") for asked, layer in self.plan.cls.items()},
+            maps={asked: self._maps(on_device, tokens, layer) for asked, layer in self.plan.maps.items()},
+            embed=self.dequantised(on_device, "embed") if self.plan.embed else None,
         )
 
-    def _maps(self, arrays: dict[str, Tensor], layer: int) -> Tensor:
+    def dequantised(self, arrays: Mapping[str, Tensor], name: str) -> Tensor:
+        """The features of that name from what was read, whatever the store keeps of them; see precision.py."""
+        return dequantised(arrays, name, self._constants)
+
+    def _maps(self, arrays: Mapping[str, Tensor], tokens: Mapping[int, Tensor], layer: int) -> Tensor:
+        """Layer by layer, so that of int8 the queries and keys of one layer at a time are in memory as float32."""
         if self.plan.maps_from == "maps":
-            return arrays[f"maps/{layer}"]
+            return self.dequantised(arrays, f"maps/{layer}")
         if self.plan.maps_from == "derive":
-            return self._projections[layer].maps(arrays[input_array(layer)])
-        return cross_frame_maps(arrays[f"q/{layer}"], arrays[f"k/{layer}"])
+            entering = tokens.get(layer - 1)
+            return self._projections[layer].maps(
+                self.dequantised(arrays, input_array(layer)) if entering is None else entering
+            )
+        return cross_frame_maps(*(self.dequantised(arrays, f"{kind}/{layer}") for kind in ("q", "k")))
 
     def _readable_rows(self, allow_incomplete: bool) -> np.ndarray:
         """Rows with every array; failed videos are left out, unfinished ones are an error unless allowed."""

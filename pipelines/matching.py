@@ -10,12 +10,14 @@ from typing import Any, Literal
 from vcache.extract.layers import LayerError, absolute_layer, resolve_layers
 from vcache.heads.registry import get_head
 from vcache.heads.requirements import HeadRequirements
-from vcache.pipelines.derivation import constant_names, input_array
+from vcache.pipelines.derivation import constant_names as weight_names
+from vcache.pipelines.derivation import input_array
 from vcache.pipelines.settings import SettingError, build
 from vcache.pipelines.stores import open_stores, vcache_home
 from vcache.store.errors import StoreError
 from vcache.store.manifest import Manifest
 from vcache.store.parts import group_parts
+from vcache.store.quantise import QUANTISED_KINDS, constant_names, scale_name
 from vcache.store.reader import FeatureStore
 
 STORE_FACTS = ("num_classes", "num_frames", "width", "num_heads", "grid", "embed_dim")
@@ -57,10 +59,22 @@ class ReadPlan:
     embed: bool
     maps_from: MapsSource = "qk"
     """Whether cross-frame maps are made of stored queries and keys, read as they are, or derived from what enters the block."""
+    int8: bool = False
+    """Whether tokens, queries and keys are stored as int8, with scales."""
 
     @property
     def arrays(self) -> tuple[str, ...]:
         """Names of the arrays to read, each once."""
+        return (*self.features, *(scale_name(name) for name in self.quantised_arrays))
+
+    @property
+    def quantised_arrays(self) -> tuple[str, ...]:
+        """Those of the arrays that are stored as int8."""
+        return tuple(name for name in self.features if name.split("/")[0] in QUANTISED_KINDS) if self.int8 else ()
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the arrays that hold features, without the scales that some are read with."""
         names = [f"tokens/{layer}" for layer in self.tokens.values()]
         names += [f"cls/{layer}" for layer in self.cls.values()]
         names += [name for layer in self.maps.values() for name in _map_arrays(self.maps_from, layer)]
@@ -71,7 +85,8 @@ class ReadPlan:
     def constants(self) -> tuple[str, ...]:
         """Names of the store's constants that are read."""
         layers = self.maps.values() if self.maps_from == "derive" else ()
-        return tuple(name for layer in layers for name in constant_names(layer))
+        weights = tuple(name for layer in layers for name in weight_names(layer))
+        return (*weights, *(constant for name in self.quantised_arrays for constant in constant_names(name)))
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -128,7 +143,8 @@ def match(head: str, requirements: HeadRequirements, store: FeatureStore, splits
     except LayerError as error:
         raise HeadStoreMismatch(f"head {head!r} reads a layer that {facts['model']} does not have: {error}") from error
     splits = tuple(splits)
-    plan = dataclasses.replace(plan, maps_from=_maps_source(plan, store, splits))
+    int8 = store.manifest.spec.get("dtype") == "int8"
+    plan = dataclasses.replace(plan, maps_from=_maps_source(plan, store, splits), int8=int8)
     _check_frames(head, requirements.num_frames, plan, store)
     for split in splits:
         missing = set(plan.arrays) - store.arrays(split).keys()
@@ -187,7 +203,7 @@ def _describe(names: Iterable[str]) -> str:
     layers: dict[str, list[int]] = {}
     for name in names:
         kind, slash, layer = name.partition("/")
-        if slash and kind != "k":
+        if slash and kind != "k" and not kind.endswith("_scale"):
             layers.setdefault("Q/K" if kind == "q" else kind, []).append(int(layer))
     words = [f"{kind} of layers {_ranges(sorted(numbers))}" for kind, numbers in sorted(layers.items(), reverse=True)]
     if "embed" in names:
@@ -216,12 +232,20 @@ def _layers_word(layers: list[int], num_layers: int) -> str:
 def _bytes_per_clip(names: Collection[str], manifest: Manifest) -> int:
     """Bytes that one clip's rows of these arrays take."""
     backbone, frames = manifest.facts["backbone"], manifest.facts["request"]["frames"]
-    item = {"float16": 2, "float32": 4}[manifest.facts["request"]["dtype"]]
+    dtype = manifest.facts["request"]["dtype"]
     width, tokens = backbone["width"], backbone["num_tokens"]
     sizes = {"cls": width} | dict.fromkeys(("tokens", "block_input", "q", "k"), tokens * width)
     sizes |= {"embed": backbone["embed_dim"], "maps": 2 * (tokens - 1) ** 2}
-    counts = (frames - 1 if name.startswith("maps/") else frames for name in names)
-    return sum(count * item * sizes[name.split("/")[0]] for count, name in zip(counts, names, strict=True))
+    sizes |= dict.fromkeys(("tokens_scale", "block_input_scale"), tokens)
+    sizes |= dict.fromkeys(("q_scale", "k_scale"), tokens * backbone["num_heads"])
+    kinds = [name.split("/")[0] for name in names]
+    return sum((frames - (kind == "maps")) * _item_bytes(kind, dtype) * sizes[kind] for kind in kinds)
+
+
+def _item_bytes(kind: str, dtype: str) -> int:
+    if dtype == "int8" and kind in QUANTISED_KINDS:
+        return 1
+    return 4 if dtype == "float32" else 2
 
 
 def extract_command(

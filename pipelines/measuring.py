@@ -15,6 +15,7 @@ from vcache.extract.datasets.base import Video
 from vcache.extract.decode import VideoError
 from vcache.pipelines.extraction import ExtractionSetup
 from vcache.pipelines.planning import Rates
+from vcache.pipelines.precision import unit_constants
 from vcache.pipelines.room import free_bytes, nearest_folder
 from vcache.pipelines.shards import PreparedClip, ShardExtractor
 from vcache.store.layout import ArraySpec
@@ -111,6 +112,7 @@ def measure_forward(
     extractor: ShardExtractor, clips: list[PreparedClip], arrays: tuple[ArraySpec, ...], *, seconds: float
 ) -> float:
     """Seconds per video from prepared clips to arrays in the store's dtype, warm."""
+    extractor.constants = unit_constants(arrays, extractor.backbone.device)
     began = time.perf_counter()
     extractor.forward(clips[:1], arrays)
     once = time.perf_counter() - began

@@ -78,7 +78,13 @@ def extraction_config(
             "smaller than tokens with Q/K; none.",
         ),
     ] = "qk",
-    dtype: Annotated[str, typer.Option(rich_help_panel=VALUES, help="float16 or float32.")] = "float16",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=VALUES,
+            help="float16; bfloat16; float32; int8: tokens and Q/K with a scale per token, half of float16.",
+        ),
+    ] = "float16",
     model: Annotated[
         str, typer.Option(rich_help_panel=VALUES, help="An open_clip model name, or local-dir:FOLDER.")
     ] = "ViT-B-16-quickgelu",
@@ -128,6 +134,13 @@ def extraction_config(
             rich_help_panel=RUNNING, help="Share of videos that may fail (at least one) before the exit status is 1."
         ),
     ] = 0.01,
+    max_error: Annotated[
+        float,
+        typer.Option(
+            rich_help_panel=RUNNING,
+            help="What --dtype may lose of the standardised features, measured on a sample before anything is stored.",
+        ),
+    ] = 0.03,
     ignore_free_space: Annotated[
         bool,
         typer.Option(
@@ -161,6 +174,7 @@ def extraction_config(
         workers=workers or os.cpu_count() or 1,
         batch_size=batch_size,
         max_failures=max_failures,
+        max_error=max_error,
         ignore_free_space=ignore_free_space,
     )
 

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -16,6 +16,7 @@ from vcache.extract.decode import VideoError, decode_clip
 from vcache.extract.preprocess import Preprocessing
 from vcache.extract.sampling import Sampling
 from vcache.heads.cross_frame import cross_frame_maps
+from vcache.pipelines.precision import channel_constants, encoded
 from vcache.store.layout import ArraySpec
 from vcache.store.parts import PartName, split_of
 from vcache.store.reader import FeatureStore
@@ -92,6 +93,8 @@ class ShardExtractor:
     ) -> None:
         self.dataset, self.sampling, self.preprocessing, self.backbone = dataset, sampling, preprocessing, backbone
         self.num_threads, self.batch_size = num_threads, batch_size
+        self.constants: dict[str, torch.Tensor] = {}
+        """What int8 is made with (precision.py); `run` takes those of the store."""
 
     def run(
         self, store: FeatureStore, tasks: Iterable[ShardTask], progress: ExtractionProgress, report: Callable[[], None]
@@ -101,6 +104,9 @@ class ShardExtractor:
         A video that cannot be used is recorded as failed and the run goes on; any other error stops it, with the shards
         before it committed and nothing of the shard at hand.
         """
+        tasks = tuple(tasks)
+        quantised = {spec.name for task in tasks for spec in task.arrays if spec.dtype == "int8"}
+        self.constants = channel_constants(store, quantised, self.backbone.device)
         jobs = self._jobs(store, tasks)
         for task, rows in itertools.groupby(self._decode_ahead(jobs), key=lambda row: row.task):
             with ShardWriter(store, task.part, task.shard, task.arrays) as writer:
@@ -165,7 +171,22 @@ class ShardExtractor:
 
     def forward(self, clips: list[PreparedClip], arrays: tuple[ArraySpec, ...]) -> list[dict[str, np.ndarray]]:
         """The arrays of each clip, by name, in the dtypes of the store."""
-        layers = {kind: _layers(arrays, kind) for kind in ("tokens", "cls", "q", "maps", "block_input")}
+        specs = {spec.name: spec for spec in arrays}
+        stored: dict[str, torch.Tensor] = {}
+        for name, feature in self.features(clips, specs).items():
+            stored |= encoded(name, feature, specs[name].dtype, self.constants)
+        split = {name: array.cpu().numpy().reshape(len(clips), *specs[name].shape) for name, array in stored.items()}
+        return [
+            {**{name: values[b] for name, values in split.items()}, **_view_arrays(clip, specs.keys())}
+            for b, clip in enumerate(clips)
+        ]
+
+    def features(self, clips: list[PreparedClip], names: Collection[str]) -> dict[str, torch.Tensor]:
+        """Those of the named arrays that the backbone computes, in float32 on its device.
+
+        Frame by frame, (B*T, *shape of a frame), but maps, which are clip by clip: (B, T-1, 2, P, P).
+        """
+        layers = {kind: _layers(names, kind) for kind in ("tokens", "cls", "q", "maps", "block_input")}
         images = torch.cat([clip.images for clip in clips]).to(self.backbone.device)  # (B*T, 3, S, S)
         taps = self.backbone(
             images,
@@ -174,22 +195,11 @@ class ShardExtractor:
             inputs=layers["block_input"],
         )
         computed = _by_array_name(taps) | _maps(taps, layers["maps"], len(clips))
-        wanted = [spec for spec in arrays if spec.name in computed]
-        split = {
-            spec.name: computed[spec.name].cpu().numpy().astype(spec.dtype).reshape(len(clips), *spec.shape)
-            for spec in wanted
-        }
-        return [
-            {
-                **{name: values[b] for name, values in split.items()},
-                **_view_arrays(clip, {spec.name for spec in arrays}),
-            }
-            for b, clip in enumerate(clips)
-        ]
+        return {name: computed[name] for name in names if name in computed}
 
 
-def _layers(arrays: Iterable[ArraySpec], kind: str) -> tuple[int, ...]:
-    return tuple(int(spec.name.split("/")[1]) for spec in arrays if spec.name.startswith(f"{kind}/"))
+def _layers(names: Iterable[str], kind: str) -> tuple[int, ...]:
+    return tuple(int(name.split("/")[1]) for name in names if name.startswith(f"{kind}/"))
 
 
 def _by_array_name(taps: Taps) -> dict[str, torch.Tensor]:
@@ -210,7 +220,7 @@ def _maps(taps: Taps, layers: Iterable[int], num_clips: int) -> dict[str, torch.
     return {f"maps/{layer}": cross_frame_maps(clips(taps.q[layer]), clips(taps.k[layer])) for layer in layers}
 
 
-def _view_arrays(clip: PreparedClip, wanted: set[str]) -> dict[str, np.ndarray]:
+def _view_arrays(clip: PreparedClip, wanted: Collection[str]) -> dict[str, np.ndarray]:
     """What was done to make the view, where the shard does not hold it yet."""
     arrays = {"frame_index": clip.frame_index, "crop": clip.crop, "flip": np.zeros((), dtype=np.uint8)}
     return {name: array for name, array in arrays.items() if name in wanted}

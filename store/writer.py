@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -113,6 +114,13 @@ def _add_part(store: FeatureStore, part: PartName, table: VideoTable) -> None:
     with published_folder(store.path / part) as folder:
         write_table(folder, table)
     write_manifest(store.path, manifest)
+    store.refresh()
+
+
+def record_facts(store: FeatureStore, facts: Mapping[str, Any]) -> None:
+    """Add facts to the manifest, or replace those of the same name, and refresh `store`."""
+    store.refresh()
+    write_manifest(store.path, replace(store.manifest, facts={**store.manifest.facts, **facts}))
     store.refresh()
 
 

@@ -29,7 +29,9 @@ def evl_logits(store: FeatureStore, layers: str) -> tuple[torch.Tensor, ReadPlan
         return torch.cat([head(batch.features) for batch in batches]), plan
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-6), ("float16", 2e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [("float32", 1e-6), ("float16", 2e-3), ("bfloat16", 1.6e-2), ("int8", 1.6e-2)]
+)
 def test_three_ways_to_the_same_logits_from_the_first_block_to_the_last(
     config: MakeConfig, tmp_path: Path, dtype: str, bound: float
 ) -> None:
@@ -40,7 +42,7 @@ def test_three_ways_to_the_same_logits_from_the_first_block_to_the_last(
         with FeatureStore.open(tmp_path / f"{way}.zarr") as store:
             logits[way], plan = evl_logits(store, "all")
             assert plan.maps_from == way
-    assert plan.arrays == ("tokens/0", "tokens/1", "tokens/2", "block_input/0")
+    assert plan.features == ("tokens/0", "tokens/1", "tokens/2", "block_input/0")
     for way in ("maps", "derive"):
         assert (logits[way] - logits["qk"]).abs().max() <= bound * logits["qk"].abs().max(), way
 
