@@ -14,7 +14,8 @@ import typer
 from rich.markup import escape
 
 from vcache.pipelines import console
-from vcache.pipelines.options import Device, extraction_config, takes
+from vcache.pipelines.options import LOCATION, Device, extraction_config, takes
+from vcache.store.object_path import store_path
 
 if TYPE_CHECKING:  # imported late: it loads torch and zarr
     from vcache.pipelines.extraction import ExtractionConfig
@@ -113,7 +114,8 @@ def plan(
 def train_head(
     head: Annotated[str, typer.Argument(help="A head, see `vcache heads`.")],
     store: Annotated[
-        Path | None, typer.Option(help="The store to train on. Default: the one in $VCACHE_HOME that fits.")
+        str | None,
+        typer.Option(help="The store to train on. Default: the one in $VCACHE_HOME that fits.", metavar=LOCATION),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -150,7 +152,7 @@ def train_head(
     given = parse_pairs(settings or []) | {name: value for name, value in flags.items() if value is not None}
     config = TrainingConfig(
         head=head,
-        store=store,
+        store=store_path(store) if store else None,
         settings=given,
         out=out,
         train_split=train_split,
@@ -175,7 +177,9 @@ def train_head(
 @app.command("eval")
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A folder written by `vcache train-head`.")],
-    store: Annotated[Path | None, typer.Option(help="Where the store lies now, if it was moved.")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Where the store lies now, if it was moved.", metavar=LOCATION)
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Default: the validation split.")] = None,
     allow_incomplete: Annotated[
         bool, typer.Option("--allow-incomplete", help="Evaluate although the extraction of the split has not finished.")
@@ -191,7 +195,8 @@ def evaluate(
 
     from vcache.pipelines.evaluation import evaluate_run
 
-    metrics = evaluate_run(run, store=store, split=split, device=device, allow_incomplete=allow_incomplete)
+    where = store_path(store) if store else None
+    metrics = evaluate_run(run, store=where, split=split, device=device, allow_incomplete=allow_incomplete)
     if as_json:
         _print_json(asdict(metrics))
         return
@@ -203,19 +208,19 @@ def evaluate(
 
 
 @app.command()
-def info(store: Annotated[Path, typer.Argument(help="A store.")], as_json: Json = False) -> None:
+def info(store: Annotated[str, typer.Argument(help="A store.", metavar="STORE")], as_json: Json = False) -> None:
     """What a store holds: arrays, rows, failures, and how its features were made.
 
     [bold]Example:[/bold]  vcache info STORE.zarr
     """
     from vcache.pipelines.listing import describe_store, print_store
 
-    description = describe_store(store)
+    description = describe_store(store_path(store))
     _print_json(description) if as_json else print_store(description)
 
 
 @app.command()
-def verify(store: Annotated[Path, typer.Argument(help="A store.")], as_json: Json = False) -> None:
+def verify(store: Annotated[str, typer.Argument(help="A store.", metavar="STORE")], as_json: Json = False) -> None:
     """Read every committed byte of a store and check it; exit status 1 if anything is damaged or missing.
 
     [bold]Example:[/bold]  vcache verify STORE.zarr
@@ -223,7 +228,7 @@ def verify(store: Annotated[Path, typer.Argument(help="A store.")], as_json: Jso
     from vcache.pipelines.verification import print_verification
     from vcache.pipelines.verification import verify as run
 
-    result = run(store)
+    result = run(store_path(store))
     _print_json(result) if as_json else print_verification(result)
     if not result["ok"]:
         raise typer.Exit(1)
@@ -231,7 +236,10 @@ def verify(store: Annotated[Path, typer.Argument(help="A store.")], as_json: Jso
 
 @app.command("ls")
 def list_stores(
-    folder: Annotated[Path | None, typer.Argument(help="Default: $VCACHE_HOME.")] = None, as_json: Json = False
+    folder: Annotated[
+        str | None, typer.Argument(help="A folder, or s3://bucket/path. Default: $VCACHE_HOME.", metavar="[FOLDER]")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
     """The stores in a folder.
 
@@ -240,7 +248,7 @@ def list_stores(
     from vcache.pipelines.listing import describe_folder, print_folder
     from vcache.pipelines.stores import vcache_home
 
-    where = folder or vcache_home()
+    where = store_path(folder) if folder else vcache_home()
     rows = describe_folder(where)
     _print_json(rows) if as_json else print_folder(where, rows)
 

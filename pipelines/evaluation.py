@@ -14,6 +14,7 @@ from vcache.pipelines.loading import Batch, ClipLoader
 from vcache.pipelines.matching import match
 from vcache.pipelines.runs import Run, RunError
 from vcache.pipelines.stores import vcache_home
+from vcache.store.object_path import StorePath, store_path
 from vcache.store.reader import FeatureStore
 
 # What datasets call their validation split, in the order of preference.
@@ -63,9 +64,9 @@ def validation_split(splits: Iterable[str]) -> str | None:
     return next((name for name in VALIDATION_SPLITS if name in names), None)
 
 
-def open_run_store(run: Run, store: Path | None = None) -> FeatureStore:
+def open_run_store(run: Run, store: StorePath | None = None) -> FeatureStore:
     """The store that the run was trained on, checked by its key; `store` says where it lies now, if it was moved."""
-    path = store or Path(run.config["store"])
+    path = store or store_path(run.config["store"])
     if not path.exists():
         raise RunError(
             f"the store of {run.path}, {path}, is not there. Name it with --store PATH if it was moved, or list what is "
@@ -86,7 +87,7 @@ def open_run_store(run: Run, store: Path | None = None) -> FeatureStore:
 def evaluate_run(
     path: Path,
     *,
-    store: Path | None = None,
+    store: StorePath | None = None,
     split: str | None = None,
     device: str = "auto",
     batch_size: int = 32,

@@ -29,11 +29,12 @@ from vcache.pipelines.growth import check_classes, new_videos, video_table
 from vcache.pipelines.precision_error import MAX_ERROR
 from vcache.pipelines.room import check_room, tasks_bytes
 from vcache.pipelines.shards import ExtractionProgress, ShardExtractor, ShardTask, missing_shards
-from vcache.pipelines.stores import default_store_path
+from vcache.pipelines.stores import anything_at, default_store_path
 from vcache.store.constants import Constant, write_constants
 from vcache.store.key import cache_key
 from vcache.store.layout import ArraySpec
 from vcache.store.manifest import Manifest
+from vcache.store.object_path import StorePath
 from vcache.store.parts import PartName, check_split_name, part_name
 from vcache.store.quantise import quantised_specs
 from vcache.store.reader import FeatureStore
@@ -92,7 +93,7 @@ class ExtractionConfig:
     random_weights: bool = False
     preprocess: str = "fast"
     root: Path | None = None
-    store: Path | None = None
+    store: StorePath | None = None
     val_fraction: float = 0.2
     """Share of the videos that a dataset without splits of its own puts into `val`."""
     device: str = "auto"
@@ -159,7 +160,7 @@ class ExtractionSetup:
         return cache_key(self.spec.to_dict())
 
     @cached_property
-    def path(self) -> Path:
+    def path(self) -> StorePath:
         """The store that the command writes or extends."""
         config = self.config
         return config.store or default_store_path(self.dataset.name, config.model, config.frames, self.key)
@@ -243,7 +244,7 @@ def run_extraction(
     setup = prepare_extraction(config)
     dataset, path, extractor = setup.dataset, setup.path, setup.extractor()
     calibration = None
-    if not path.exists():
+    if not anything_at(path):
         to_add = videos_to_add(setup, None)
         _check_room(setup, None, to_add)
         # Before there is a store: what is refused here may be asked for in another way, with the same --store.
@@ -387,7 +388,8 @@ def bytes_left(setup: ExtractionSetup, store: FeatureStore | None, to_add: Mappi
 
 
 def _check_room(setup: ExtractionSetup, store: FeatureStore | None, to_add: Mapping[str, tuple[Video, ...]]) -> None:
-    if not setup.config.ignore_free_space:
+    """A bucket has no end that could be known."""
+    if isinstance(setup.path, Path) and not setup.config.ignore_free_space:
         check_room(setup.path, bytes_left(setup, store, to_add))
 
 

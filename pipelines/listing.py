@@ -3,7 +3,6 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
@@ -16,10 +15,11 @@ from vcache.pipelines.matching import STORE_FACTS
 from vcache.pipelines.stores import open_stores
 from vcache.store.errors import StoreError
 from vcache.store.layout import ArraySpec
+from vcache.store.object_path import StorePath, store_path
 from vcache.store.reader import FeatureStore
 
 
-def describe_store(path: Path) -> dict[str, Any]:
+def describe_store(path: StorePath) -> dict[str, Any]:
     """Everything `vcache info` says about one store."""
     with FeatureStore.open(path) as store:
         manifest = store.manifest
@@ -118,7 +118,7 @@ def _stored(array: dict[str, Any] | None, num_videos: int) -> str:
     return f"{stored}" if stored == wanted else f"[yellow]{stored} of {wanted}[/yellow]"
 
 
-def describe_folder(folder: Path) -> list[dict[str, Any]]:
+def describe_folder(folder: StorePath) -> list[dict[str, Any]]:
     """One row a store; a store that cannot be opened or is damaged has `error` in place of the facts."""
     rows: list[dict[str, Any]] = []
     for path, store in open_stores(folder):
@@ -133,7 +133,7 @@ def describe_folder(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _describe_row(path: Path, store: FeatureStore) -> dict[str, Any]:
+def _describe_row(path: StorePath, store: FeatureStore) -> dict[str, Any]:
     arrays = _declared(store, next(iter(store.splits)))
     tokens = sorted(int(name.split("/")[1]) for name in arrays if name.startswith("tokens/"))
     return {
@@ -154,7 +154,7 @@ def _cross_frame(arrays: Iterable[str]) -> str:
     return next((word for kind, word in (("q", "qk"), ("maps", "maps"), ("blocks", "derive")) if kind in kinds), "none")
 
 
-def print_folder(folder: Path, rows: list[dict[str, Any]]) -> None:
+def print_folder(folder: StorePath, rows: list[dict[str, Any]]) -> None:
     if not rows:
         out.print(f"no stores in {folder}. Make one with:  vcache extract DATASET --layers -4:", soft_wrap=True)
         return
@@ -162,7 +162,7 @@ def print_folder(folder: Path, rows: list[dict[str, Any]]) -> None:
     for column in ("store", "videos", "layers", "cross-frame", "size"):
         table.add_column(column, overflow="fold")
     for row in rows:
-        name = escape(Path(row["path"]).name)
+        name = escape(store_path(row["path"]).name)
         if "error" in row:
             table.add_row(name, f"[red]{escape(row['error'])}[/red]", "", "", "")
             continue

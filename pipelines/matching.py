@@ -4,7 +4,6 @@ import dataclasses
 import shlex
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from vcache.extract.layers import LayerError, absolute_layer, resolve_layers
@@ -16,6 +15,7 @@ from vcache.pipelines.settings import SettingError, build
 from vcache.pipelines.stores import open_stores, vcache_home
 from vcache.store.errors import StoreError
 from vcache.store.manifest import Manifest
+from vcache.store.object_path import StorePath
 from vcache.store.parts import group_parts
 from vcache.store.quantise import QUANTISED_KINDS, constant_names, scale_name
 from vcache.store.reader import FeatureStore
@@ -190,7 +190,9 @@ def completing_command(store: FeatureStore, plan: ReadPlan) -> str:
     return _command_for(plan, store.manifest, store=store.path)
 
 
-def _command_for(plan: ReadPlan, manifest: Manifest, *, frames: int | None = None, store: Path | None = None) -> str:
+def _command_for(
+    plan: ReadPlan, manifest: Manifest, *, frames: int | None = None, store: StorePath | None = None
+) -> str:
     """The line that extracts the layers of a plan; where it reads none, the last layer, which is the least one can ask for."""
     word = _layers_word(list(plan.layers), manifest.facts["backbone"]["num_layers"]) or "-1"
     return extract_command(
@@ -249,7 +251,7 @@ def _item_bytes(kind: str, dtype: str) -> int:
 
 
 def extract_command(
-    manifest: Manifest, *, layers: str, frames: int | None, store: Path | None, cross_frame: str
+    manifest: Manifest, *, layers: str, frames: int | None, store: StorePath | None, cross_frame: str
 ) -> str:
     """The `vcache extract` line that makes or extends a store like this one; only what differs from the defaults is said."""
     request = manifest.facts["request"]

@@ -19,6 +19,7 @@ from vcache.pipelines.precision import unit_constants
 from vcache.pipelines.room import free_bytes, nearest_folder
 from vcache.pipelines.shards import PreparedClip, ShardExtractor
 from vcache.store.layout import ArraySpec
+from vcache.store.object_path import local
 
 _MOST_VIDEOS = 4096
 _PIECE_BYTES = 4 * 2**20
@@ -56,7 +57,7 @@ def measure_rates(setup: ExtractionSetup, seconds: float, on_stage: Callable[[st
     forward_seconds = measure_forward(extractor, sample.clips, setup.arrays, seconds=0.35 * seconds)
     on_stage("writing and reading a temporary file")
     row_bytes = max(spec.row_bytes for spec in setup.arrays)
-    write, read = measure_disk(setup.path, row_bytes, seconds=0.25 * seconds)
+    write, read = measure_disk(local(setup.path), row_bytes, seconds=0.25 * seconds)
     return Rates(
         decode_seconds=sample.seconds_per_video,
         forward_seconds=forward_seconds,

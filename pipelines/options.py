@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vcache.store.object_path import store_path
+
 if TYPE_CHECKING:  # imported late: it loads torch and zarr
     from vcache.pipelines.extraction import ExtractionConfig
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:  # imported late: it loads torch and zarr
 VALUES = "What the features are (another value is another store)"
 CONTENT = "What is stored, and where"
 RUNNING = "How it runs"
+
+LOCATION = "PATH|URL"
 
 Device = Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu, cuda, cuda:1 ...")]
 
@@ -113,10 +117,12 @@ def extraction_config(
         Path | None, typer.Option(rich_help_panel=CONTENT, help="Folder of the videos. Default: $VCACHE_DATA/DATASET.")
     ] = None,
     store: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             rich_help_panel=CONTENT,
-            help="Where to write, or the store to extend. Default: a name of its own in $VCACHE_HOME.",
+            help="Where to write, or the store to extend: a folder, or s3://bucket/path. Default: a name of its own in "
+            "$VCACHE_HOME.",
+            metavar=LOCATION,
         ),
     ] = None,
     val_fraction: Annotated[
@@ -168,7 +174,7 @@ def extraction_config(
         random_weights=random_weights,
         preprocess=preprocess,
         root=root,
-        store=store,
+        store=store_path(store) if store else None,
         val_fraction=val_fraction,
         device=device,
         workers=workers or os.cpu_count() or 1,

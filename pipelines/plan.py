@@ -27,6 +27,7 @@ from vcache.pipelines.measuring import measure_rates
 from vcache.pipelines.planning import Choice, ExtractionPlan, Forecast, Rates, recommendation
 from vcache.pipelines.room import free_bytes, nearest_folder, with_reserve
 from vcache.store.errors import StoreError
+from vcache.store.object_path import ObjectPath, local
 from vcache.store.reader import FeatureStore
 
 
@@ -38,6 +39,11 @@ def plan_extraction(
     Raises:
         What `run_extraction` raises before it starts, NotEnoughSpace aside; MeasuringError.
     """
+    if isinstance(config.store, ObjectPath):
+        raise ExtractionError(
+            f"{config.store}: `vcache plan` looks at a disk, and knows neither the room in a bucket nor the speed of the way to "
+            "it. Leave --store out for the sizes and for what decoding and the backbone take."
+        )
     on_stage("loading the backbone")
     setup = prepare_extraction(config)
     on_stage("looking at the store")
@@ -45,14 +51,14 @@ def plan_extraction(
     return ExtractionPlan(
         dataset=setup.dataset.name,
         model=setup.backbone.facts.model,
-        store=setup.path,
+        store=local(setup.path),
         store_exists=setup.path.exists(),
         layers=setup.layers,
         num_frames=config.frames,
         splits={split: len(setup.dataset.split(split)) for split in setup.dataset.splits},
         choices=choices,
-        free_bytes=free_bytes(setup.path),
-        free_folder=nearest_folder(setup.path),
+        free_bytes=free_bytes(local(setup.path)),
+        free_folder=nearest_folder(local(setup.path)),
         workers=config.workers,
         batch_size=config.batch_size,
         device=str(setup.backbone.device),

@@ -20,6 +20,7 @@ from vcache.pipelines.loading import ClipLoader
 from vcache.pipelines.matching import build_head_config, find_store, match
 from vcache.pipelines.runs import Run, next_run_folder
 from vcache.pipelines.settings import SettingError, build, split_settings
+from vcache.store.object_path import StorePath
 from vcache.store.reader import FeatureStore
 
 
@@ -32,7 +33,7 @@ class TrainingConfig:
     """One `vcache train-head` command. `settings` may name any field of the head's Config or of its Recipe."""
 
     head: str
-    store: Path | None = None
+    store: StorePath | None = None
     """None: the one store under `$VCACHE_HOME` that fits."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     out: Path | None = None
@@ -78,7 +79,7 @@ class TrainingPlan:
     """What is about to run, for the screen: sizes and the resolved schedule."""
 
     run: Path
-    store: Path
+    store: StorePath
     num_train: int
     num_val: int
     num_parameters: int

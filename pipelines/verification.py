@@ -1,6 +1,5 @@
 """`vcache verify`: is everything that was committed still there, byte for byte?"""
 
-from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
@@ -8,11 +7,12 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from vcache.pipelines.console import err, out, size
 from vcache.store.findings import Finding
+from vcache.store.object_path import StorePath
 from vcache.store.reader import FeatureStore
 from vcache.store.verify import verify_store
 
 
-def verify(path: Path) -> dict[str, Any]:
+def verify(path: StorePath) -> dict[str, Any]:
     """Read and check every committed byte; a dict of what was found and how much was looked at."""
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn(), TimeRemainingColumn())
     with FeatureStore.open(path) as store, Progress(*columns, console=err) as progress:

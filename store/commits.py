@@ -21,6 +21,7 @@ from vcache.store.checksum import crc32c
 from vcache.store.errors import CorruptStore
 from vcache.store.key import canonical_json
 from vcache.store.layout import ArraySpec
+from vcache.store.object_path import ObjectPath, StorePath, local, read_all
 from vcache.store.parts import PartName
 
 COMMITS = "_commit"
@@ -114,31 +115,42 @@ def _pass_of(arrays: tuple[str, ...]) -> tuple[frozenset[str], str]:
     return frozenset(arrays), pass_name(arrays)
 
 
-def read_commits(store: Path, split: str, view: int) -> Iterator[CommitRecord]:
+def read_commits(store: StorePath, split: str, view: int) -> Iterator[CommitRecord]:
     """All records of one view of a split, ordered by pass and shard."""
     name = re.compile(rf"{re.escape(split)}-view-{view}-(\d+)\.json")
     for folder in sorted((store / COMMITS).glob("*/")):
+        if isinstance(folder, ObjectPath):
+            yield from _remote_commits(folder, name)
+            continue
         found = sorted(
-            (int(match[1]), entry.path) for entry in os.scandir(folder) if (match := name.fullmatch(entry.name))
+            (int(match[1]), entry.path) for entry in os.scandir(local(folder)) if (match := name.fullmatch(entry.name))
         )
         paths = [path for _, path in found]
         for path, data in zip(paths, _read_files(paths), strict=True):
             yield _decode_commit(data, path)
 
 
-def read_shard_commits(store: Path, split: str, view: int, shard: int) -> Iterator[CommitRecord]:
+def _remote_commits(folder: ObjectPath, name: re.Pattern[str]) -> Iterator[CommitRecord]:
+    found = sorted((int(match[1]), path) for path in folder.iterdir() if (match := name.fullmatch(path.name)))
+    paths = [path for _, path in found]
+    for path, data in zip(paths, read_all(paths), strict=True):
+        yield _decode_commit(data, str(path))
+
+
+def read_shard_commits(store: StorePath, split: str, view: int, shard: int) -> Iterator[CommitRecord]:
     """The records of one shard."""
     for path in sorted((store / COMMITS).glob(f"*/{split}-view-{view}-{shard}.json")):
         yield read_commit(path)
 
 
-def read_commit(path: Path) -> CommitRecord:
+def read_commit(path: StorePath) -> CommitRecord:
     """Read one record.
 
     Raises:
         CorruptStore: the bytes are not those that were written, or belong to another place.
     """
-    return _decode_commit(_read_file(str(path)), str(path))
+    data = path.read_bytes() if isinstance(path, ObjectPath) else _read_file(str(path))
+    return _decode_commit(data, str(path))
 
 
 def _read_files(paths: Sequence[str]) -> Iterator[bytes]:

@@ -5,10 +5,8 @@ manifest names it with the CRC32C of its values, so one that was lost, damaged o
 not name is what a killed writer left.
 """
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from vcache.store.checksum import crc32c
 from vcache.store.errors import CorruptStore, StoreExists
 from vcache.store.files import published_folder
 from vcache.store.groups import make_groups, write_manifest
+from vcache.store.object_path import StorePath, readable_folder, remove_tree
 
 if TYPE_CHECKING:  # the reader imports this module
     from vcache.store.reader import FeatureStore
@@ -60,19 +59,20 @@ def write_constants(store: "FeatureStore", constants: Mapping[str, Constant]) ->
         store.refresh()
 
 
-def read_constant(store: Path, name: str, expected: int) -> np.ndarray:
+def read_constant(store: StorePath, name: str, expected: int) -> np.ndarray:
     """The values of a constant, checked against the manifest's CRC32C.
 
     Raises:
         CorruptStore: it is missing, damaged, or not the one that the manifest names.
     """
     folder = store / CONSTANTS / name
-    try:
-        array: Any = zarr.open_array(store=str(folder), mode="r", zarr_format=3)
-        values = np.asarray(array[...])
-    # Damaged metadata or data surface as many kinds of exception inside zarr-python.
-    except Exception as error:
-        raise _corrupt(folder, str(error)) from error
+    with readable_folder(folder) as readable:
+        try:
+            array: Any = zarr.open_array(store=str(readable), mode="r", zarr_format=3)
+            values = np.asarray(array[...])
+        # Damaged metadata or data surface as many kinds of exception inside zarr-python.
+        except Exception as error:
+            raise _corrupt(folder, str(error)) from error
     if checksum(values) != expected:
         raise _corrupt(folder, "its values are not those that the manifest names")
     return values
@@ -84,10 +84,10 @@ def checksum(values: np.ndarray) -> int:
     return int(crc32c(f"{values.dtype.name}{values.shape}".encode(), crc32c(little.tobytes())))
 
 
-def _write(store: Path, name: str, constant: Constant) -> None:
+def _write(store: StorePath, name: str, constant: Constant) -> None:
     folder = store / CONSTANTS / name
     make_groups(folder.parent, store)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_tree(folder)
     with published_folder(folder) as temporary:
         array = zarr.create_array(
             store=str(temporary),
@@ -103,7 +103,7 @@ def _write(store: Path, name: str, constant: Constant) -> None:
         array[...] = constant.values
 
 
-def _corrupt(folder: Path, what: str) -> CorruptStore:
+def _corrupt(folder: StorePath, what: str) -> CorruptStore:
     return CorruptStore(
         f"constant {folder} is damaged: {what}. Restore the folder from a copy, or delete it and run `vcache extract` again: "
         "it makes the same one anew."

@@ -8,6 +8,8 @@ StoreError
 ├── SplitNotFound      (KeyError)            the store has no such split
 ├── ArrayNotFound      (KeyError)            the split has no such array
 ├── RowNotCommitted    (LookupError)         the video is not extracted yet, or its extraction failed
+├── UnsupportedLocation (ValueError)         a URL of a kind that no store can have
+├── StoreUnavailable   (RuntimeError)        an object store refuses, or does not answer: nothing is known of the data
 └── CorruptStore       (OSError)             bytes are missing or differ from their checksum
 """
 
@@ -69,6 +71,17 @@ class NotFinite(StoreError, ValueError):
 
 class RowNotCommitted(StoreError, LookupError):
     """A row was asked for that holds no data; the message names the video and the reason."""
+
+
+class UnsupportedLocation(StoreError, ValueError):
+    """A URL that is not of the form s3://BUCKET/PATH."""
+
+
+class StoreUnavailable(StoreError, RuntimeError):
+    """An object store cannot be reached, refuses access, or still fails after all retries.
+
+    Not an OSError: those of a store are damage, to be mended by extracting again, and this is none.
+    """
 
 
 class CorruptStore(StoreError, OSError):

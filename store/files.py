@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vcache.store.errors import StoreExists
+from vcache.store.object_path import ObjectPath, StorePath, local
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -56,9 +58,9 @@ class TemporaryFile:
     def sync(self) -> None:
         os.fsync(self.fd)
 
-    def publish(self, path: Path) -> None:
+    def publish(self, path: StorePath) -> None:
         """Give the file its final name; the caller has synced it, and syncs the folder next."""
-        self.path.replace(path)
+        self.path.replace(local(path))
         fd, self.fd = self.fd, -1
         os.close(fd)
 
@@ -67,6 +69,14 @@ class TemporaryFile:
         if self.fd >= 0:
             fd, self.fd = self.fd, -1
             _remove_and_close(self.path, fd)
+
+
+def write_all(fd: int, buffers: Sequence[memoryview | bytes]) -> None:
+    """Append all the buffers to an open file."""
+    for start in range(0, len(buffers), MAX_BUFFERS):
+        pending = [memoryview(buffer) for buffer in buffers[start : start + MAX_BUFFERS]]
+        while pending:
+            pending = drop_done(pending, os.writev(fd, pending))
 
 
 def drop_done(buffers: list[memoryview], num_bytes: int) -> list[memoryview]:
@@ -78,9 +88,12 @@ def drop_done(buffers: list[memoryview], num_bytes: int) -> list[memoryview]:
     return []
 
 
-def write_durably(path: Path, data: bytes) -> None:
+def write_durably(path: StorePath, data: bytes) -> None:
     """Write or replace a file so that at any moment, power loss included, there is the old or the new one, whole."""
-    file = TemporaryFile(path.parent, path.name)
+    if isinstance(path, ObjectPath):
+        path.write_bytes(data)
+        return
+    file = TemporaryFile(local(path.parent), path.name)
     try:
         file.write([data])
         file.sync()
@@ -90,9 +103,30 @@ def write_durably(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def write_once(path: StorePath, data: bytes) -> None:
+    """`write_durably`, but an object that is there with other bytes is left alone.
+
+    Raises:
+        FileExistsError: it is.
+    """
+    if isinstance(path, ObjectPath):
+        path.create_bytes(data)
+    else:
+        write_durably(path, data)
+
+
 @contextmanager
-def published_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill under a temporary name; synced and renamed to `path` on a clean exit, else removed."""
+def published_folder(path: StorePath) -> Iterator[Path]:
+    """A folder to fill under a temporary name; synced and renamed to `path` on a clean exit, else removed.
+
+    For an object store it is a local one; its files become objects, the zarr.json that makes it a store or a table last.
+    """
+    if isinstance(path, ObjectPath):
+        with tempfile.TemporaryDirectory() as spool:
+            yield Path(spool)
+            _upload_folder(Path(spool), path)
+        return
+    path = local(path)
     _refuse_existing(path)
     temporary = path.parent / _temporary_name(path.name)
     temporary.mkdir()
@@ -109,8 +143,11 @@ def published_folder(path: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def make_folders(folder: Path) -> None:
+def make_folders(folder: StorePath) -> None:
     """Make `folder` and those above it, and sync them all: also those that a killed run made and never synced."""
+    if isinstance(folder, ObjectPath):
+        return
+    folder = local(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for above in (folder, *folder.resolve().parents):
         with suppress(PermissionError):  # not to be listed, so not ours
@@ -119,16 +156,21 @@ def make_folders(folder: Path) -> None:
             return
 
 
-def sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def sync_folder(folder: StorePath) -> None:
+    """Wait until the names in a folder are on disk; an object store has no folders."""
+    if isinstance(folder, ObjectPath):
+        return
+    fd = os.open(local(folder), os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
 
 
-def folders_up(folders: Iterable[Path], top: Path) -> list[Path]:
+def folders_up(folders: Iterable[StorePath], top: StorePath) -> list[StorePath]:
     """The folders and all between them and `top`, which is one: to sync also those that a killed run made and never synced."""
+    if isinstance(top, ObjectPath):
+        return []
     above = {path for folder in folders for path in (folder, *folder.parents) if path == top or top in path.parents}
     return sorted(above, reverse=True)
 
@@ -138,8 +180,8 @@ def in_parallel(work: Callable[[_Item], _Result], items: Sequence[_Item]) -> lis
 
     No thread works any more when this returns, or raises the first error.
     """
-    if len(items) == 1:
-        return [work(items[0])]
+    if len(items) <= 1:
+        return [work(item) for item in items]
     with ThreadPoolExecutor(min(_SYNC_THREADS, len(items)), thread_name_prefix="store-sync") as pool:
         return list(pool.map(work, items))
 
@@ -212,3 +254,22 @@ def _remove_if_stale(path: Path) -> bool:
 def _refuse_existing(path: Path) -> None:
     if path.exists():
         raise StoreExists(f"there is something at {path} already; choose another path or remove it")
+
+
+def _upload_folder(folder: Path, path: ObjectPath) -> None:
+    """PUT all files, that of the group itself last and only if there is none.
+
+    What lies there already is what a killed run of this left, or it is refused.
+    """
+    files = {path / file.relative_to(folder): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    last = path / "zarr.json"
+    there = set(path.objects_below())
+    if there - (files.keys() - {last}):
+        raise StoreExists(f"there is something at {path} already; choose another path or remove it")
+    for target, file in files.items():
+        if target != last:
+            target.write_bytes(file.read_bytes())
+    try:
+        last.create_bytes(files[last].read_bytes())
+    except FileExistsError as error:
+        raise StoreExists(f"another process has just made {path}; choose another path, or use that one") from error

@@ -1,7 +1,8 @@
 """What `verify_store` reports: damage and harmless leftovers, each with its place and what to do."""
 
 from dataclasses import dataclass
-from pathlib import Path
+
+from vcache.store.object_path import StorePath
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Finding:
     kind: str
     message: str
     """What is wrong and what to do."""
-    path: Path
+    path: StorePath
     split: str | None = None
     """The part: "train", or "train+1" if the split has grown. Shards and rows are those of the part."""
     view: int | None = None
@@ -67,6 +68,6 @@ class Verification:
         return not self.findings
 
 
-def redo(record: Path) -> str:
+def redo(record: StorePath) -> str:
     """How to mend what a commit record says is there."""
     return f"Delete {record} and run `vcache extract` again: it redoes that shard only."

@@ -4,7 +4,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from vcache.store.checksum import crc32c
 from vcache.store.errors import CorruptStore, StoreNotFound, UnsupportedFormat
 from vcache.store.key import canonical_json
 from vcache.store.layout import METADATA
+from vcache.store.object_path import StorePath
 from vcache.store.parts import PartName, group_parts
 
 FORMAT_VERSION = 1
@@ -104,7 +104,7 @@ class VideoTable:
         return len(self.ids)
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: StorePath) -> Manifest:
     """The manifest of the store at `path`.
 
     Raises:

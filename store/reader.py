@@ -4,7 +4,6 @@ import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +21,8 @@ from vcache.store.errors import (
 from vcache.store.key import spec_difference
 from vcache.store.layout import ArraySpec
 from vcache.store.manifest import Manifest, VideoTable, read_manifest
+from vcache.store.object_path import ObjectPath, StorePath, store_path
+from vcache.store.object_reader import THREADS, ObjectReader
 from vcache.store.parts import PartName, SplitParts, group_parts, row_numbers, split_of
 from vcache.store.row_reader import ArrayRead, RowDamage, RowReader
 from vcache.store.shard_file import Selection, byte_view
@@ -43,21 +44,23 @@ class FeatureStore:
             tokens = store.read("train", "tokens/11", [5, 2, 9])  # (3, 8, 197, 768)
     """
 
-    def __init__(self, path: Path, manifest: Manifest, num_threads: int) -> None:
+    def __init__(self, path: StorePath, manifest: Manifest, num_threads: int) -> None:
         self.path, self.manifest = path, manifest
-        self._rows = RowReader(num_threads, MAX_OPEN_FILES)
+        remote = isinstance(path, ObjectPath)
+        self._rows = ObjectReader(num_threads) if remote else RowReader(num_threads, MAX_OPEN_FILES)
         self._lock = threading.RLock()
         self._forget()
 
     @classmethod
-    def open(cls, path: str | Path, *, num_threads: int | None = None) -> "FeatureStore":
-        """Open the store at `path`; `num_threads` read one call in parallel (default: up to 4).
+    def open(cls, path: str | StorePath, *, num_threads: int | None = None) -> "FeatureStore":
+        """Open the store at `path`; `num_threads` read one call in parallel (default: up to 4, more for object stores).
 
         Raises:
             StoreNotFound, UnsupportedFormat, CorruptStore: see errors.py.
         """
-        folder = Path(path)
-        return cls(folder, read_manifest(folder), num_threads or min(4, os.cpu_count() or 1))
+        folder = store_path(path)
+        default = THREADS if isinstance(folder, ObjectPath) else min(4, os.cpu_count() or 1)
+        return cls(folder, read_manifest(folder), num_threads or default)
 
     def refresh(self) -> None:
         """See what is on disk now."""
@@ -318,7 +321,7 @@ class FeatureStore:
         self._rows.forget()
 
 
-def _no_split(path: Path, asked: str, there: Iterable[str]) -> str:
+def _no_split(path: StorePath, asked: str, there: Iterable[str]) -> str:
     names = tuple(there)
     if split_of(asked) in names and asked not in names:
         return f"{asked!r} in {path} is no split but one of the parts of {split_of(asked)!r}; name the split"

@@ -9,16 +9,17 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from vcache.store.checksum import crc32c
 from vcache.store.commits import StoredFile
-from vcache.store.files import MAX_BUFFERS, TemporaryFile, drop_done
+from vcache.store.files import MAX_BUFFERS, drop_done
 from vcache.store.layout import CRC_BYTES, MISSING, ArraySpec, decode_index, encode_index
+from vcache.store.object_path import StorePath
+from vcache.store.upload import unpublished_file
 
 RUN_BYTES = 1280 << 10
 """Bytes of one read, if a chunk is not longer: fewer cost system calls, more leave the cache before they are checked."""
@@ -44,9 +45,9 @@ class ShardExchanged(ShardDamage):
 class ShardFileWriter:
     """The shard file of one array while it is written: chunks and checksums as they come, the index at the end."""
 
-    def __init__(self, view: Path, spec: ArraySpec, shard: int, rows_per_shard: int) -> None:
+    def __init__(self, view: StorePath, spec: ArraySpec, shard: int, rows_per_shard: int) -> None:
         self.spec, self.folder, self.path = spec, view / spec.name, view / spec.shard_path(shard)
-        self._file = TemporaryFile(self.folder, str(shard))
+        self._file = unpublished_file(self.folder, str(shard))
         self._index = np.full((rows_per_shard, spec.chunks_per_row, 2), MISSING, dtype=np.uint64)
         self._size = 0
         self._chunks_crc32c = 0
@@ -135,12 +136,25 @@ def read_offsets(fd: int, stored: StoredFile, rows_per_shard: int) -> np.ndarray
         ShardExchanged: the file's data are not those that were committed, but perhaps those of another shard: all sound
             shards of one size have the same index.
     """
-    spec = stored.spec
-    size, index_size = os.fstat(fd).st_size, spec.index_bytes(rows_per_shard)
+    size, tail_size = os.fstat(fd).st_size, CRC_BYTES + stored.spec.index_bytes(rows_per_shard)
     if size != stored.size_bytes:
         raise ShardDamage(f"has {size} bytes, {stored.size_bytes} were committed")
-    tail = os.pread(fd, CRC_BYTES + index_size, max(0, size - index_size - CRC_BYTES))
-    index = tail[-index_size:]
+    tail = os.pread(fd, tail_size, max(0, size - tail_size))
+    return parse_tail(tail, stored, lambda offsets: [os.pread(fd, CRC_BYTES, offset) for offset in offsets])
+
+
+def parse_tail(
+    tail: bytes, stored: StoredFile, read_checksums: Callable[[list[int]], Iterable[bytes | memoryview]]
+) -> np.ndarray:
+    """The offsets in the last bytes of a file, the seal and the index, as `read_offsets` gives them.
+
+    Args:
+        read_checksums: the 4 bytes at each of some offsets; asked only of files without a seal, those of other Zarr writers.
+
+    Raises:
+        ShardDamage, ShardExchanged: as `read_offsets` does.
+    """
+    spec, index = stored.spec, tail[CRC_BYTES:]
     if index[-CRC_BYTES:] != stored.index_crc32c.to_bytes(CRC_BYTES, "little"):
         raise ShardDamage("has another index than the committed one")
     try:
@@ -152,17 +166,12 @@ def read_offsets(fd: int, stored: StoredFile, rows_per_shard: int) -> np.ndarray
         raise ShardDamage("has chunks of another size than its metadata says")
     offsets = np.where(absent, -1, entries[..., 0].astype(np.int64))
     step = spec.chunk_bytes + CRC_BYTES
-    sealed = size == np.count_nonzero(~absent) * step + CRC_BYTES + index_size
-    seal = int.from_bytes(tail[:CRC_BYTES], "little") if sealed else _checksum_of_checksums(fd, offsets, spec)
+    sealed = stored.size_bytes == np.count_nonzero(~absent) * step + len(tail)
+    checksums = (np.sort(offsets[~absent]) + spec.chunk_bytes).tolist()
+    seal = int.from_bytes(tail[:CRC_BYTES], "little") if sealed else crc32c(b"".join(read_checksums(checksums)))
     if seal != stored.chunks_crc32c:
         raise ShardExchanged("holds other data than were committed: it was exchanged for another file")
     return offsets
-
-
-def _checksum_of_checksums(fd: int, offsets: np.ndarray, spec: ArraySpec) -> int:
-    """What the seal should be, for files without one: those of other Zarr writers."""
-    written = np.sort(offsets[offsets >= 0]) + spec.chunk_bytes
-    return crc32c(b"".join(os.pread(fd, CRC_BYTES, offset) for offset in written.tolist()))
 
 
 def split_into_runs(offsets: Sequence[int], chunk_bytes: int) -> list[Run]:

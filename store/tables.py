@@ -17,6 +17,7 @@ from vcache.store.checksum import crc32c
 from vcache.store.errors import CorruptStore
 from vcache.store.layout import METADATA
 from vcache.store.manifest import VideoTable
+from vcache.store.object_path import StorePath, readable_folder
 
 _CHECKSUM = "vcache_table_crc32c"
 
@@ -29,7 +30,7 @@ def write_table(folder: Path, table: VideoTable) -> None:
     _write(group, "label", table.labels, "int64")
 
 
-def read_table(folder: Path, num_rows: int) -> VideoTable:
+def read_table(folder: StorePath, num_rows: int) -> VideoTable:
     """Read what `write_table` wrote.
 
     Raises:
@@ -52,7 +53,7 @@ def _checksum(table: VideoTable) -> int:
     return crc32c(table.labels.astype("<i8").tobytes(), crc32c(b"".join(texts)))
 
 
-def _written_checksum(folder: Path) -> object:
+def _written_checksum(folder: StorePath) -> object:
     """None where the group cannot tell: it is damaged, which is for verify to say, or of before this checksum."""
     try:
         return json.loads((folder / METADATA).read_bytes())["attributes"].get(_CHECKSUM)
@@ -60,7 +61,7 @@ def _written_checksum(folder: Path) -> object:
         return None
 
 
-def join_tables(store: Path, split: str, tables: Sequence[VideoTable]) -> VideoTable:
+def join_tables(store: StorePath, split: str, tables: Sequence[VideoTable]) -> VideoTable:
     """The tables of the parts of a split as one.
 
     Raises:
@@ -90,19 +91,20 @@ def _write(group: zarr.Group, name: str, values: np.ndarray, dtype: str) -> None
     array[:] = values
 
 
-def _read(folder: Path, name: str, num_rows: int) -> np.ndarray:
+def _read(folder: StorePath, name: str, num_rows: int) -> np.ndarray:
     chunk = folder / name / "c" / "0"
     if not chunk.is_file():  # zarr-python would give fill values
         raise CorruptStore(f"the video table {folder} is damaged: {chunk} is missing. Restore the file from a copy.")
-    try:
-        array: Any = zarr.open_array(store=str(folder / name), mode="r", zarr_format=3)
-        values = np.asarray(array[:])
-        codecs = [type(codec) for codec in array.metadata.codecs]
-    # Damaged metadata or data surface as many kinds of exception inside zarr-python.
-    except Exception as error:
-        raise CorruptStore(
-            f"the video table {folder} is damaged, array {name}: {error}. Restore it from a copy."
-        ) from error
+    with readable_folder(folder / name) as readable:
+        try:
+            array: Any = zarr.open_array(store=str(readable), mode="r", zarr_format=3)
+            values = np.asarray(array[:])
+            codecs = [type(codec) for codec in array.metadata.codecs]
+        # Damaged metadata or data surface as many kinds of exception inside zarr-python.
+        except Exception as error:
+            raise CorruptStore(
+                f"the video table {folder} is damaged, array {name}: {error}. Restore it from a copy."
+            ) from error
     if values.shape != (num_rows,) or Crc32cCodec not in codecs:
         raise CorruptStore(
             f"the video table {folder} is damaged: {name} has shape {values.shape}, the manifest says {num_rows} rows. "

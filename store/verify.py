@@ -17,11 +17,12 @@ from typing import Any
 
 from vcache.store.commits import COMMITS, CommitRecord, read_commit
 from vcache.store.constants import CONSTANTS, read_constant
-from vcache.store.errors import StoreError
+from vcache.store.errors import StoreError, StoreUnavailable
 from vcache.store.files import is_temporary
 from vcache.store.findings import Finding, Verification, redo
 from vcache.store.layout import METADATA, ArraySpec, array_metadata, group_metadata, without_remarks
 from vcache.store.manifest import Manifest, VideoTable, read_manifest
+from vcache.store.object_path import ObjectPath, StorePath, local
 from vcache.store.parts import PartName, group_parts
 from vcache.store.reader import FeatureStore
 from vcache.store.tables import join_tables, read_table, write_table
@@ -37,13 +38,13 @@ _SHARD_FILE = re.compile(r"(?P<split>[^/]+)/view-(?P<view>\d+)/(?P<array>.+?)/c/
 class _Scan:
     """What is known of the store while it is verified."""
 
-    store: Path
+    store: StorePath
     manifest: Manifest
     findings: list[Finding] = field(default_factory=list)
     tables: dict[str, VideoTable] = field(default_factory=dict)
-    records: dict[Path, CommitRecord] = field(default_factory=dict)
+    records: dict[StorePath, CommitRecord] = field(default_factory=dict)
     damaged_shards: set[tuple[str, int, int]] = field(default_factory=set)
-    checked_metadata: set[Path] = field(default_factory=set)
+    checked_metadata: set[StorePath] = field(default_factory=set)
 
 
 def verify_store(store: FeatureStore, *, on_progress: Callable[[int, int], None] | None = None) -> Verification:
@@ -85,11 +86,18 @@ def _check_manifest(scan: _Scan) -> None:
         scan.manifest = read_manifest(scan.store)
     # A number too large for a float has no checksum, which is a ValueError.
     except (StoreError, OSError, ValueError) as error:
-        scan.findings.append(Finding(kind="manifest", message=str(error), path=path))
+        scan.findings.append(Finding(kind="manifest", message=_damage(error), path=path))
         return
     if what := _group_damage(path):
         message = f"{path} {what}. Restore it from a copy; the arrays are not affected."
         scan.findings.append(Finding(kind="manifest", message=message, path=path))
+
+
+def _damage(error: Exception) -> str:
+    """What to report; that a store cannot be reached is no damage, and ends the verification."""
+    if isinstance(error, StoreUnavailable):
+        raise error
+    return str(error)
 
 
 def _check_table(scan: _Scan, split: PartName) -> None:
@@ -98,7 +106,7 @@ def _check_table(scan: _Scan, split: PartName) -> None:
     try:
         scan.tables[split] = table = read_table(folder, num_rows)
     except (StoreError, OSError, ValueError) as error:
-        scan.findings.append(Finding(kind="table", message=str(error), path=folder, split=split))
+        scan.findings.append(Finding(kind="table", message=_damage(error), path=folder, split=split))
         return
     with tempfile.TemporaryDirectory() as reference:
         write_table(Path(reference), table)
@@ -127,10 +135,10 @@ def _check_constants(scan: _Scan) -> None:
         try:
             read_constant(scan.store, name, expected)
         except (StoreError, OSError) as error:
-            scan.findings.append(Finding(kind="constant", message=str(error), path=folder, array=name))
+            scan.findings.append(Finding(kind="constant", message=_damage(error), path=folder, array=name))
 
 
-def _same_array_metadata(folder: Path, reference: Path) -> bool:
+def _same_array_metadata(folder: StorePath, reference: Path) -> bool:
     """Whether two arrays are described alike, but for remarks and for a field that versions of Zarr may leave out."""
     defaults: dict[str, Any] = {"storage_transformers": []}
     one, other = (_read_json(path / METADATA) for path in (folder, reference))
@@ -138,7 +146,7 @@ def _same_array_metadata(folder: Path, reference: Path) -> bool:
 
 
 def _read_records(scan: _Scan) -> None:
-    owners: dict[tuple[str, int, int, str], Path] = {}
+    owners: dict[tuple[str, int, int, str], StorePath] = {}
     for path in sorted((scan.store / COMMITS).glob("*/*.json")):
         if (match := _RECORD_NAME.fullmatch(path.name)) is None or is_temporary(path.name):
             continue
@@ -187,7 +195,7 @@ def _contradiction(scan: _Scan, record: CommitRecord) -> str | None:
 
 def _check_metadata(scan: _Scan) -> None:
     """The zarr.json of every committed array and of every group, then of whatever else is declared."""
-    arrays: dict[tuple[PartName, int, str], dict[Path, ArraySpec]] = {}
+    arrays: dict[tuple[PartName, int, str], dict[StorePath, ArraySpec]] = {}
     for path, record in scan.records.items():
         for file in record.files:
             arrays.setdefault((record.split, record.view, file.spec.name), {})[path] = file.spec
@@ -209,7 +217,7 @@ def _check_metadata(scan: _Scan) -> None:
                     _check_declared(scan, split, folder, path)
 
 
-def _check_array(scan: _Scan, split: PartName, view: int, name: str, specs: dict[Path, ArraySpec]) -> None:
+def _check_array(scan: _Scan, split: PartName, view: int, name: str, specs: dict[StorePath, ArraySpec]) -> None:
     path = view_folder(scan.store, split, view) / name / METADATA
     scan.checked_metadata.add(path)
     document = _read_json(path)
@@ -231,27 +239,27 @@ def _check_array(scan: _Scan, split: PartName, view: int, name: str, specs: dict
         )
 
 
-def _check_group(scan: _Scan, path: Path) -> None:
+def _check_group(scan: _Scan, path: StorePath) -> None:
     scan.checked_metadata.add(path)
     if what := _group_damage(path):
         message = f"{path} {what}. Restore it from a copy, or write {json.dumps(group_metadata())} into it."
         scan.findings.append(Finding(kind="metadata", message=message, path=path))
 
 
-def _check_declared(scan: _Scan, split: PartName, folder: Path, path: Path) -> None:
+def _check_declared(scan: _Scan, split: PartName, folder: StorePath, path: StorePath) -> None:
     """The zarr.json of a group, or of an array that no shard of is committed."""
     scan.checked_metadata.add(path)
     name = path.parent.relative_to(folder).as_posix()
     try:
         spec = read_spec(folder, name, scan.manifest.splits[split], scan.manifest.rows_per_shard)
     except (StoreError, OSError) as error:
-        scan.findings.append(Finding(kind="metadata", message=str(error), path=path, split=split, array=name))
+        scan.findings.append(Finding(kind="metadata", message=_damage(error), path=path, split=split, array=name))
         return
     if spec is None:
         _check_group(scan, path)
 
 
-def _group_damage(path: Path) -> str | None:
+def _group_damage(path: StorePath) -> str | None:
     document = _read_json(path)
     if not isinstance(document, dict):
         return "is missing or damaged"
@@ -261,7 +269,7 @@ def _group_damage(path: Path) -> str | None:
     return None if there == known and isinstance(there["attributes"], dict) else "does not describe a Zarr group"
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: StorePath) -> Any:
     """None for a file that is missing or holds no JSON: the caller reports both."""
     try:
         return json.loads(path.read_bytes())
@@ -294,26 +302,32 @@ def _notes(scan: _Scan) -> Iterator[Finding]:
     known |= {scan.store / split / name / "c" / "0" for split in scan.manifest.splits for name in _TABLE}
     for name in scan.manifest.constants:
         known |= {path for path in (scan.store / CONSTANTS / name).rglob("*") if not is_temporary(path.name)}
-    for path in sorted(scan.store.parent.glob(f".{scan.store.name}.*")):
+    for path in _all_files(scan.store):
         if is_temporary(path.name):
             yield _temporary(path)
-    for top, folders, names in os.walk(scan.store):
-        yield from (_temporary(Path(top, name)) for name in sorted(folders) if is_temporary(name))
+        elif path not in known and not _of_damaged_record(scan, path):
+            yield _stray(scan, path)
+
+
+def _all_files(store: StorePath) -> Iterator[StorePath]:
+    """The temporary files and folders beside and in the store, and all other files in it."""
+    if isinstance(store, ObjectPath):
+        yield from store.objects_below()
+        return
+    yield from (path for path in sorted(store.parent.glob(f".{store.name}.*")) if is_temporary(path.name))
+    for top, folders, names in os.walk(local(store)):
+        yield from (Path(top, name) for name in sorted(folders) if is_temporary(name))
         folders[:] = sorted(name for name in folders if not is_temporary(name))
-        for path in sorted(Path(top, name) for name in names):
-            if is_temporary(path.name):
-                yield _temporary(path)
-            elif path not in known and not _of_damaged_record(scan, path):
-                yield _stray(scan, path)
+        yield from sorted(Path(top, name) for name in names)
 
 
-def _of_damaged_record(scan: _Scan, path: Path) -> bool:
+def _of_damaged_record(scan: _Scan, path: StorePath) -> bool:
     """Whether the record that names this shard file may be a damaged one."""
     match = _SHARD_FILE.fullmatch(path.relative_to(scan.store).as_posix())
     return match is not None and (match["split"], int(match["view"]), int(match["shard"])) in scan.damaged_shards
 
 
-def _stray(scan: _Scan, path: Path) -> Finding:
+def _stray(scan: _Scan, path: StorePath) -> Finding:
     match = _SHARD_FILE.fullmatch(path.relative_to(scan.store).as_posix())
     if match is None:
         return Finding(kind="unknown", message=f"{path} is not part of the store; nothing reads it.", path=path)
@@ -331,6 +345,6 @@ def _stray(scan: _Scan, path: Path) -> Finding:
     )
 
 
-def _temporary(path: Path) -> Finding:
+def _temporary(path: StorePath) -> Finding:
     message = f"{path} is temporary: an extraction is writing it, or was killed. The next `vcache extract` removes it."
     return Finding(kind="temporary", message=message, path=path)

@@ -17,6 +17,9 @@ from vcache.store.findings import Finding, redo
 from vcache.store.finite import all_finite
 from vcache.store.layout import CRC_BYTES, ArraySpec
 from vcache.store.manifest import VideoTable
+from vcache.store.object_file import object_size, read_object_offsets, read_object_range
+from vcache.store.object_path import ObjectPath, StorePath, local
+from vcache.store.object_reader import THREADS
 from vcache.store.shard_file import ShardDamage, ShardExchanged, read_fully, read_offsets
 
 # More threads than this only queue up at the disk.
@@ -30,8 +33,8 @@ class ShardFile:
 
     record: CommitRecord
     stored: StoredFile
-    record_path: Path
-    path: Path
+    record_path: StorePath
+    path: StorePath
     rows_per_shard: int
     table: VideoTable | None
     """None: damaged, so that videos cannot be named."""
@@ -54,7 +57,9 @@ class ShardFile:
 def check_files(jobs: list[ShardFile], on_progress: Callable[[int, int], None] | None) -> Iterator[Finding]:
     """Read all the files, a few at a time; findings in the order of the jobs."""
     total, done = sum(job.stored.size_bytes for job in jobs), 0
-    pool = ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="store-verify")
+    remote = any(isinstance(job.path, ObjectPath) for job in jobs)
+    num_threads = THREADS if remote else min(_MAX_THREADS, os.cpu_count() or 1)
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="store-verify")
     try:
         futures = {pool.submit(_check_file, job): job for job in jobs}
         for future in as_completed(futures):
@@ -69,27 +74,67 @@ def check_files(jobs: list[ShardFile], on_progress: Callable[[int, int], None] |
 
 def _check_file(job: ShardFile) -> list[Finding]:
     try:
-        fd = os.open(job.path, os.O_RDONLY | os.O_CLOEXEC)
+        file = _RemoteFile(job.path) if isinstance(job.path, ObjectPath) else _LocalFile(local(job.path))
     except FileNotFoundError:
         return [job.finding("missing", "is missing")]
     except OSError as error:
         return [job.finding("unreadable", f"cannot be opened: {error}")]
     try:
-        return _check_open_file(job, fd)
+        return _check_open_file(job, file)
+    except FileNotFoundError:
+        return [job.finding("missing", "is missing")]
     except ShardExchanged as damage:
         return [job.finding("exchanged", str(damage))]
     except ShardDamage as damage:
-        sized = os.fstat(fd).st_size == job.stored.size_bytes
+        sized = file.size() == job.stored.size_bytes
         return [job.finding("index" if sized else "size", str(damage))]
     except OSError as error:
         return [job.finding("unreadable", f"cannot be read: {error}")]
     finally:
-        os.close(fd)
+        file.close()
 
 
-def _check_open_file(job: ShardFile, fd: int) -> list[Finding]:
+class _LocalFile:
+    """A shard file of the file system, open."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def size(self) -> int:
+        return os.fstat(self._fd).st_size
+
+    def offsets(self, job: ShardFile) -> np.ndarray:
+        return read_offsets(self._fd, job.stored, job.rows_per_shard)
+
+    def read(self, buffer: memoryview, offset: int) -> None:
+        read_fully(self._fd, [buffer], offset, len(buffer))
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class _RemoteFile:
+    """A shard file of an object store; every read is a request."""
+
+    def __init__(self, path: ObjectPath) -> None:
+        self._path = path
+
+    def size(self) -> int:
+        return object_size(self._path)
+
+    def offsets(self, job: ShardFile) -> np.ndarray:
+        return read_object_offsets(self._path, job.stored, job.rows_per_shard)
+
+    def read(self, buffer: memoryview, offset: int) -> None:
+        buffer[:] = read_object_range(self._path, offset, len(buffer))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _check_open_file(job: ShardFile, file: _LocalFile | _RemoteFile) -> list[Finding]:
     spec, record = job.stored.spec, job.record
-    offsets = read_offsets(fd, job.stored, job.rows_per_shard)
+    offsets = file.offsets(job)
     failed = {failure.row for failure in record.failures}
     rows = [row for row in range(record.first_row, record.first_row + record.num_rows) if row not in failed]
     expected = np.full_like(offsets, -1)
@@ -101,7 +146,7 @@ def _check_open_file(job: ShardFile, fd: int) -> list[Finding]:
         ids = _video_ids(job.table, wrong)
         what = f"has an index that does not fit the record: {_name_rows(wrong, ids)} should be written, or failed"
         return [job.finding("index", what, wrong, ids)]
-    damaged, infinite, checksum = _check_chunks(fd, spec, len(rows) * spec.chunks_per_row)
+    damaged, infinite, checksum = _check_chunks(file, spec, len(rows) * spec.chunks_per_row)
     findings = []
     for kind, what, chunks in (
         ("chunk", "has bytes that do not match their checksum", damaged),
@@ -117,7 +162,7 @@ def _check_open_file(job: ShardFile, fd: int) -> list[Finding]:
     return findings
 
 
-def _check_chunks(fd: int, spec: ArraySpec, num_chunks: int) -> tuple[list[int], list[int], int]:
+def _check_chunks(file: _LocalFile | _RemoteFile, spec: ArraySpec, num_chunks: int) -> tuple[list[int], list[int], int]:
     """The chunks that do not match their checksum, those that are not finite, and the CRC32C of the checksums."""
     step = spec.chunk_bytes + CRC_BYTES
     at_once = max(1, min(num_chunks, _BUFFER_BYTES // step))
@@ -125,7 +170,7 @@ def _check_chunks(fd: int, spec: ArraySpec, num_chunks: int) -> tuple[list[int],
     damaged, infinite, checksum = [], [], 0
     for first in range(0, num_chunks, at_once):
         count = min(at_once, num_chunks - first)
-        read_fully(fd, [buffer[: count * step]], first * step, count * step)
+        file.read(buffer[: count * step], first * step)
         for position in range(count):
             data = buffer[position * step : (position + 1) * step - CRC_BYTES]
             stored = buffer[(position + 1) * step - CRC_BYTES : (position + 1) * step]

@@ -3,13 +3,13 @@
 import json
 from collections.abc import Iterable
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
 from vcache.store.commits import CommitRecord, RowFailure, StoredFile, read_commits
 from vcache.store.errors import ArrayNotFound, CorruptStore, UnsupportedFormat
 from vcache.store.layout import METADATA, ArraySpec, spec_of_metadata
+from vcache.store.object_path import StorePath
 from vcache.store.parts import PartName
 
 ABSENT, READABLE, FAILED = 0, 1, 2
@@ -18,7 +18,7 @@ ABSENT, READABLE, FAILED = 0, 1, 2
 class StoredView:
     """A snapshot of `<part>/view-<v>`; what other processes commit later is not in it. Rows are rows of the part."""
 
-    def __init__(self, store: Path, part: PartName, view: int, num_rows: int, rows_per_shard: int) -> None:
+    def __init__(self, store: StorePath, part: PartName, view: int, num_rows: int, rows_per_shard: int) -> None:
         self.store, self.part, self.view = store, part, view
         self.num_rows, self.rows_per_shard = num_rows, rows_per_shard
         self.folder = view_folder(store, part, view)
@@ -134,11 +134,11 @@ class StoredView:
             )
 
 
-def view_folder(store: Path, part: str, view: int) -> Path:
+def view_folder(store: StorePath, part: str, view: int) -> StorePath:
     return store / part / f"view-{view}"
 
 
-def read_spec(view: Path, name: str, num_rows: int, rows_per_shard: int) -> ArraySpec | None:
+def read_spec(view: StorePath, name: str, num_rows: int, rows_per_shard: int) -> ArraySpec | None:
     """The array declared in the folder `name` of a view; None if there is none (a group, or nothing)."""
     path = view / name / METADATA
     try:

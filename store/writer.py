@@ -12,7 +12,6 @@ part = add_videos(store, "train", table)                     # later: again arra
 
 import fcntl
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -33,6 +32,7 @@ from vcache.store.files import (
     remove_stale_temporaries,
     sync_folder,
     write_durably,
+    write_once,
 )
 from vcache.store.finite import all_finite
 from vcache.store.groups import encode_manifest, make_groups, write_manifest
@@ -46,6 +46,7 @@ from vcache.store.layout import (
     widened_bfloat16,
 )
 from vcache.store.manifest import Manifest, VideoTable
+from vcache.store.object_path import ObjectPath, StorePath, local, remove_tree, store_path
 from vcache.store.parts import PartName, check_split_name, part_name, split_of
 from vcache.store.reader import FeatureStore
 from vcache.store.shard_file import ShardFileWriter
@@ -53,14 +54,14 @@ from vcache.store.tables import write_table
 from vcache.store.view import read_spec, view_folder
 
 
-def create_store(path: str | Path, manifest: Manifest, videos: Mapping[str, VideoTable]) -> None:
+def create_store(path: str | StorePath, manifest: Manifest, videos: Mapping[str, VideoTable]) -> None:
     """Make a store with these splits and no arrays: whole at `path`, or not there at all.
 
     Raises:
         StoreExists: there is something at `path`.
         ValueError: `videos` and `manifest.splits` do not agree.
     """
-    path = Path(path)
+    path = store_path(path)
     num_rows = {split: len(table) for split, table in videos.items()}
     if num_rows != manifest.splits:
         raise ValueError(f"the manifest has splits {manifest.splits}, the video tables have {num_rows}")
@@ -110,7 +111,7 @@ def _add_part(store: FeatureStore, part: PartName, table: VideoTable) -> None:
     """The folder first, then the manifest: a part is there once the manifest names it."""
     manifest = replace(store.manifest, splits=store.manifest.splits | {part: len(table)})
     # A part that the manifest does not name is what a killed call left: no array can be in it.
-    shutil.rmtree(store.path / part, ignore_errors=True)
+    remove_tree(store.path / part)
     with published_folder(store.path / part) as folder:
         write_table(folder, table)
     write_manifest(store.path, manifest)
@@ -147,16 +148,20 @@ def declare_arrays(store: FeatureStore, part: PartName, specs: Iterable[ArraySpe
 
 
 @contextmanager
-def sole_writer(path: Path) -> Iterator[None]:
+def sole_writer(path: StorePath) -> Iterator[None]:
     """Hold the store at `path` for writing; ends with the block, or with the process however it dies. Readers are not affected.
 
     Shards are safe without it (the last rename wins, and it brings the same bytes); it saves two processes from doing the
-    same work. What is locked is an empty file, as network file systems do not lock folders.
+    same work. What is locked is an empty file, as network file systems do not lock folders. Object stores have no locks:
+    there two processes may do the same work, and the exclusive commit record says which of them committed a shard.
 
     Raises:
         StoreBusy: another process, or another block of this one, holds it.
     """
-    lock = os.open(path / COMMITS / "writer.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    if isinstance(path, ObjectPath):
+        yield
+        return
+    lock = os.open(local(path) / COMMITS / "writer.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -173,12 +178,15 @@ def sole_writer(path: Path) -> Iterator[None]:
 def clean_temporary(store: FeatureStore) -> int:
     """Remove what killed writers left, and leave what living ones are writing; returns how many leftovers there were.
 
-    Leftovers take space and do no other harm.
+    Leftovers take space and do no other harm. An object store has none: what is not complete is no object.
     """
+    if isinstance(store.path, ObjectPath):
+        return 0
+    path = local(store.path)
 
     def candidates() -> Iterator[Path]:
-        yield from store.path.parent.glob(f".{store.path.name}.*")
-        for folder, subfolders, names in os.walk(store.path):
+        yield from path.parent.glob(f".{path.name}.*")
+        for folder, subfolders, names in os.walk(path):
             yield from (Path(folder, name) for name in [*names, *subfolders])
             subfolders[:] = [name for name in subfolders if name != "c"]  # finished shards only
 
@@ -210,12 +218,7 @@ class ShardWriter:
         self._next_row = self.rows.start
 
     def __enter__(self) -> "ShardWriter":
-        done = [record.arrays for record in read_shard_commits(self.store.path, self.part, self.view, self.shard)]
-        if stored := self.specs.keys() & frozenset[str]().union(*done):
-            raise StoreExists(
-                f"shard {self.shard} of {self.part}/view-{self.view} of {self.store.path} already holds "
-                f"{', '.join(sorted(stored))}; stored features are never written again"
-            )
+        self._refuse_stored()
         try:
             for name, spec in self.specs.items():
                 self._files[name] = ShardFileWriter(self._folder, spec, self.shard, self.store.manifest.rows_per_shard)
@@ -269,6 +272,8 @@ class ShardWriter:
             )
         stored = [self._files[name].finish() for name in sorted(self._files)]
         in_parallel(ShardFileWriter.sync, list(self._files.values()))
+        if isinstance(self.store.path, ObjectPath):  # where no lock kept others from committing it meanwhile
+            self._refuse_stored()
         for file in self._files.values():
             file.publish()
         # Up to the name of the store itself: the run that declared the arrays, or added the split, may have been killed
@@ -288,8 +293,23 @@ class ShardWriter:
         path = self.store.path / record.relative_path
         path.parent.mkdir(exist_ok=True)
         sync_folder(path.parents[1])
-        write_durably(path, record.encode())
+        try:
+            write_once(path, record.encode())
+        except FileExistsError as error:
+            raise StoreExists(
+                f"another process has committed shard {self.shard} of {self.part}/view-{self.view} of {self.store.path} with "
+                "other values while this one wrote it. Run one extraction at a time, and `vcache verify` now: it says whether "
+                "the shard has to be redone."
+            ) from error
         self.store.include(record)
+
+    def _refuse_stored(self) -> None:
+        done = [record.arrays for record in read_shard_commits(self.store.path, self.part, self.view, self.shard)]
+        if stored := self.specs.keys() & frozenset[str]().union(*done):
+            raise StoreExists(
+                f"shard {self.shard} of {self.part}/view-{self.view} of {self.store.path} already holds "
+                f"{', '.join(sorted(stored))}; stored features are never written again"
+            )
 
     def _check_declared(self) -> None:
         if not self.specs:

@@ -1,8 +1,18 @@
 """Real tiny videos, a real tiny CLIP and a real store: what the tests of the pipelines stand on."""
 
+import http.client
 import json
-from collections.abc import Callable
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -81,3 +91,129 @@ def video_folder(tmp_path_factory: pytest.TempPathFactory, write_video: Callable
                 frames = 1 if (i, split, j) == (1, "train", 0) else 14 + 5 * j
                 write_video(root / split / label / f"{label[0]}{j}.mp4", seed=100 * i + j, num_frames=frames)
     return root
+
+
+class FlakyServer(ThreadingHTTPServer):
+    """Passes requests on to an S3 server, writes them down, and spoils those that `fault` says.
+
+    `fault(method, path, number)` returns None, or "drop" (the connection ends, nothing is passed on), "lose" (it ends before the
+    answer), "cut" (in the middle of the answer's body), or a status as "503 SlowDown". `requests` has (method, path with query,
+    Range header) of each.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        super().__init__(("127.0.0.1", 0), _Flaky)
+        self.target = target
+        self.fault: Callable[[str, str, int], str | None] = lambda method, path, number: None
+        self.requests: list[tuple[str, str, str | None]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Flaky(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each answer waits 40 ms for the client's acknowledgement
+    wbufsize = -1
+    server: FlakyServer
+
+    def log_message(self, *args: Any) -> None:
+        """Not on the screen."""
+
+    def handle(self) -> None:
+        try:
+            super().handle()
+        except ConnectionError:
+            self.close_connection = True
+
+    def answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.requests.append((self.command, self.path, self.headers.get("Range")))
+        fault = self.server.fault(self.command, self.path, len(self.server.requests))
+        if fault == "drop":
+            self.close_connection = True
+        elif fault in (None, "cut", "lose"):
+            self._pass_on(body, fault)
+        else:
+            status, code = fault.split()
+            self._send(int(status), [], f"<Error><Code>{code}</Code><Message>planted</Message></Error>".encode())
+
+    def _pass_on(self, body: bytes, fault: str | None) -> None:
+        upstream = http.client.HTTPConnection(*self.server.target)
+        upstream.request(self.command, self.path, body, dict(self.headers))
+        response = upstream.getresponse()
+        data, own = response.read(), ("connection", "content-length", "date", "server", "transfer-encoding")
+        headers = [(name, value) for name, value in response.getheaders() if name.lower() not in own]
+        size = int(response.getheader("Content-Length") or len(data))
+        upstream.close()
+        if fault != "lose":
+            self._send(response.status, headers, data[: len(data) // 2] if fault else data, size)
+        self.close_connection = self.close_connection or fault is not None
+
+    def _send(self, status: int, headers: list[tuple[str, str]], body: bytes, size: int | None = None) -> None:
+        self.send_response(status)
+        for name, value in [*headers, ("Content-Length", str(len(body) if size is None else size))]:
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = answer
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[FlakyServer]:
+    """moto's S3 server in a process of its own, behind the proxy that can spoil requests."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with (
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process,
+        FlakyServer(("127.0.0.1", port)) as proxy,
+    ):
+        try:
+            _wait_for(port)
+            threading.Thread(target=proxy.serve_forever, daemon=True).start()
+            yield proxy
+            proxy.shutdown()
+        finally:
+            process.kill()
+
+
+def _wait_for(port: int) -> None:
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/data.json", timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.05)
+    raise RuntimeError("moto's server did not start")
+
+
+@pytest.fixture
+def bucket(s3_server: FlakyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a fresh bucket, with endpoint and credentials in the environment; requests begin to be counted here."""
+    name = "b-" + "".join(letter if letter.isalnum() else "-" for letter in tmp_path.name.lower())[-50:].strip("-")
+    for variable in [variable for variable in os.environ if variable.startswith("AWS_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAVCACHETEST")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "never-to-be-seen")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setattr("vcache.store.object_client.FIRST_WAIT_SECONDS", 0.001)
+    urllib.request.urlopen(urllib.request.Request(f"{s3_server.url}/{name}", method="PUT")).close()
+    monkeypatch.setattr(s3_server, "fault", lambda method, path, number: None)
+    s3_server.requests.clear()
+    return name
+
+
+@pytest.fixture
+def s3(s3_server: FlakyServer, bucket: str) -> Any:
+    """boto3's client: what is really in the bucket, not as our code sees it."""
+    import boto3
+
+    return boto3.client("s3", endpoint_url=f"http://127.0.0.1:{s3_server.target[1]}")

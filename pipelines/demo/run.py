@@ -20,6 +20,7 @@ from vcache.pipelines.evaluation import evaluate_run
 from vcache.pipelines.extraction import ExtractionConfig, run_extraction
 from vcache.pipelines.runs import next_run_folder
 from vcache.pipelines.training import TrainingConfig, train_head
+from vcache.store.object_path import StorePath
 
 # Chosen for 400 clips of a 128-wide backbone; the paper's 50,000 steps of 256 clips and dropout 0.5 are for Kinetics.
 EVL_SETTINGS = {"epochs": 20, "batch_size": 16, "lr": 2e-3, "mlp_dropout": 0.1, "cls_dropout": 0.1}
@@ -128,7 +129,7 @@ def _render(folder: Path, train: int, val: int, show: bool) -> Path:
         )
 
 
-def _train(row: DemoHead, out: Path, store: Path | None, seed: int, show: bool) -> dict[str, Any]:
+def _train(row: DemoHead, out: Path, store: StorePath | None, seed: int, show: bool) -> dict[str, Any]:
     run = next_run_folder(row.head, out / "runs")
     config = TrainingConfig(head=row.head, store=store, settings=row.settings, out=run, seed=seed)
     pairs = [word for name, value in row.settings.items() for word in ("--set", f"{name}={value}")]

@@ -104,6 +104,6 @@ def store_id(writer: ShardWriter, row: int) -> str:
     return writer.store.part_videos(writer.part).ids[row]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def world() -> World:
     return World()
