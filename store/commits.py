@@ -16,6 +16,7 @@ from typing import Any
 
 from vcache.store.checksum import crc32c
 from vcache.store.errors import CorruptStore
+from vcache.store.findings import mend_command
 from vcache.store.key import canonical_json
 from vcache.store.layout import ArraySpec
 from vcache.store.parts import PartName
@@ -141,6 +142,4 @@ def _decode(document: Mapping[str, Any]) -> CommitRecord:
 
 
 def _damaged(path: Path) -> CorruptStore:
-    return CorruptStore(
-        f"commit record {path} is damaged. Delete it and run the extraction again: it redoes that shard only."
-    )
+    return CorruptStore(f"commit record {path} is damaged. {mend_command(path.parents[2])}")

@@ -8,6 +8,7 @@ StoreError
 ├── SplitNotFound      (KeyError)            the store has no such split
 ├── ArrayNotFound      (KeyError)            the split has no such array
 ├── RowNotCommitted    (LookupError)         the video is not extracted yet, or its extraction failed
+├── CannotRecompute    (RuntimeError)        features are needed again and cannot be made
 └── CorruptStore       (OSError)             bytes are missing or differ from their checksum
 """
 
@@ -73,3 +74,7 @@ class RowNotCommitted(StoreError, LookupError):
 
 class CorruptStore(StoreError, OSError):
     """Stored bytes are missing, cut short, or do not match their checksum."""
+
+
+class CannotRecompute(StoreError, RuntimeError):
+    """A repair needs features or a list of videos again, and they cannot be made as they were; nothing is changed then."""

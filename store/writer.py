@@ -228,7 +228,7 @@ class ShardWriter:
                 f"row {row} must have the arrays of this shard; missing {missing}, not declared here {unknown}"
             )
         for name, array in arrays.items():
-            _check_array(self.specs[name], row, array)
+            check_array(self.specs[name], row, array)
         for name, array in arrays.items():
             self._files[name].append(row - self.rows.start, array)
         self._next_row += 1
@@ -302,7 +302,8 @@ class ShardWriter:
                 discarded.callback(file.discard)
 
 
-def _check_array(spec: ArraySpec, row: int, array: np.ndarray) -> None:
+def check_array(spec: ArraySpec, row: int, array: np.ndarray) -> None:
+    """Raise ValueError unless the array is one row of the spec; NotFinite if it holds NaN or infinity."""
     if array.shape != spec.shape or array.dtype != spec.numpy_dtype:
         raise ValueError(
             f"{spec.name} of row {row} must be {spec.numpy_dtype} of shape {spec.shape}, got {array.dtype} of shape "
