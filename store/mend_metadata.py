@@ -29,7 +29,7 @@ from vcache.store.manifest import ATTRIBUTE, VideoTable
 from vcache.store.origin import Origin
 from vcache.store.parts import PartName
 from vcache.store.reader import FeatureStore
-from vcache.store.tables import read_column, read_table, table_attributes, write_table
+from vcache.store.tables import read_column, read_table, table_attributes, was_written_here, write_table
 from vcache.store.verify import same_array_metadata
 
 
@@ -70,6 +70,10 @@ def mend_table(store: FeatureStore, finding: Finding, origin: Origin) -> str:
     part = PartName(finding.split)
     folder, num_rows = store.path / part, store.manifest.splits[part]
     table = _table(folder, num_rows, origin.list_videos(part))
+    if not was_written_here(folder, table):
+        raise CannotRecompute(
+            f"the dataset's list differs from the one that {folder} was written from. Restore it from a copy"
+        )
     with tempfile.TemporaryDirectory() as temporary:
         rebuilt = Path(temporary)
         write_table(rebuilt, table)

@@ -136,7 +136,7 @@ class ShardMender:
         for writer in writers.values():
             writer.publish()
         for writer in writers.values():
-            sync_folders_up(writer.path.parent, writer.folder)
+            sync_folders_up([writer.path.parent], self.store.path.parent)
         if drop_record or record != self.record:
             path.parent.mkdir(exist_ok=True)
             sync_folder(path.parents[1])

@@ -52,6 +52,11 @@ def table_attributes(table: VideoTable) -> dict[str, int]:
     return {_CHECKSUM: _checksum(table)}
 
 
+def was_written_here(folder: Path, table: VideoTable) -> bool:
+    """Whether the group's checksum, if it can be read, is that of this table."""
+    return _written_checksum(folder) in (None, _checksum(table))
+
+
 def _checksum(table: VideoTable) -> int:
     """CRC32C of the three arrays: each has one of its own, but sound arrays may be exchanged for one another."""
     texts = (len(text).to_bytes(4, "little") + text for text in map(str.encode, chain(table.ids, table.paths)))
