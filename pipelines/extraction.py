@@ -424,6 +424,8 @@ def _manifest(setup: ExtractionSetup) -> Manifest:
             "backbone": asdict(setup.backbone.facts),
             "request": _request(config),
             "root": str(dataset.root.resolve()),
+            # The last bit of a float32 may depend on it, on some devices: `vcache repair` makes the same bits again.
+            "batch_size": config.batch_size,
         },
         versions=_versions("vcache", "zarr", "numpy"),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -19,6 +19,7 @@ from vcache.heads.cross_frame import cross_frame_maps
 from vcache.pipelines.precision import channel_constants, encoded
 from vcache.store.layout import ArraySpec
 from vcache.store.parts import PartName, split_of
+from vcache.store.quantise import source_name
 from vcache.store.reader import FeatureStore
 from vcache.store.writer import RowFailure, ShardWriter
 
@@ -172,10 +173,16 @@ class ShardExtractor:
     def forward(self, clips: list[PreparedClip], arrays: tuple[ArraySpec, ...]) -> list[dict[str, np.ndarray]]:
         """The arrays of each clip, by name, in the dtypes of the store."""
         specs = {spec.name: spec for spec in arrays}
+        # Scales may be asked for without what they scale: a repair writes single arrays.
+        dtypes = {
+            source_name(name): spec.dtype if name == source_name(name) else "int8" for name, spec in specs.items()
+        }
         stored: dict[str, torch.Tensor] = {}
-        for name, feature in self.features(clips, specs).items():
-            stored |= encoded(name, feature, specs[name].dtype, self.constants)
-        split = {name: array.cpu().numpy().reshape(len(clips), *specs[name].shape) for name, array in stored.items()}
+        for name, feature in self.features(clips, dtypes).items():
+            stored |= encoded(name, feature, dtypes[name], self.constants)
+        split = {
+            name: stored[name].cpu().numpy().reshape(len(clips), *specs[name].shape) for name in specs if name in stored
+        }
         return [
             {**{name: values[b] for name, values in split.items()}, **_view_arrays(clip, specs.keys())}
             for b, clip in enumerate(clips)

@@ -19,6 +19,7 @@ from typing import Any
 
 from vcache.store.checksum import crc32c
 from vcache.store.errors import CorruptStore
+from vcache.store.findings import mend_command
 from vcache.store.key import canonical_json
 from vcache.store.layout import ArraySpec
 from vcache.store.object_path import ObjectPath, StorePath, local, read_all
@@ -220,6 +221,5 @@ def _spec(name: str, dims: tuple[str, ...], shape: tuple[int, ...], chunk: tuple
 
 
 def _damaged(path: str) -> CorruptStore:
-    return CorruptStore(
-        f"commit record {path} is damaged. Delete it and run the extraction again: it redoes that shard only."
-    )
+    store = path.rsplit(f"/{COMMITS}/", 1)[0]
+    return CorruptStore(f"commit record {path} is damaged. {mend_command(store)}")

@@ -16,6 +16,7 @@ from zarr.codecs import Crc32cCodec
 from vcache.store.checksum import crc32c
 from vcache.store.errors import CorruptStore, StoreExists
 from vcache.store.files import published_folder
+from vcache.store.findings import mend_command
 from vcache.store.groups import make_groups, write_manifest
 from vcache.store.object_path import StorePath, readable_folder, remove_tree
 
@@ -53,7 +54,7 @@ def write_constants(store: "FeatureStore", constants: Mapping[str, Constant]) ->
         raise StoreExists(f"{store.path} has other values of {', '.join(other)}; what is stored is never changed")
     for name in sorted(checksums):
         if name not in known or not (store.path / CONSTANTS / name).exists():
-            _write(store.path, name, constants[name])
+            rewrite_constant(store.path, name, constants[name])
     if not checksums.keys() <= known.keys():
         write_manifest(store.path, replace(store.manifest, constants=dict(sorted({**known, **checksums}.items()))))
         store.refresh()
@@ -84,7 +85,8 @@ def checksum(values: np.ndarray) -> int:
     return int(crc32c(f"{values.dtype.name}{values.shape}".encode(), crc32c(little.tobytes())))
 
 
-def _write(store: StorePath, name: str, constant: Constant) -> None:
+def rewrite_constant(store: StorePath, name: str, constant: Constant) -> None:
+    """Put a constant in place of whatever is there; the manifest is not changed."""
     folder = store / CONSTANTS / name
     make_groups(folder.parent, store)
     remove_tree(folder)
@@ -104,7 +106,5 @@ def _write(store: StorePath, name: str, constant: Constant) -> None:
 
 
 def _corrupt(folder: StorePath, what: str) -> CorruptStore:
-    return CorruptStore(
-        f"constant {folder} is damaged: {what}. Restore the folder from a copy, or delete it and run `vcache extract` again: "
-        "it makes the same one anew."
-    )
+    store = next(parent.parent for parent in folder.parents if parent.name == CONSTANTS)
+    return CorruptStore(f"constant {folder} is damaged: {what}. {mend_command(store)}")

@@ -10,6 +10,7 @@ StoreError
 ├── RowNotCommitted    (LookupError)         the video is not extracted yet, or its extraction failed
 ├── UnsupportedLocation (ValueError)         a URL of a kind that no store can have
 ├── StoreUnavailable   (RuntimeError)        an object store refuses, or does not answer: nothing is known of the data
+├── CannotRecompute    (RuntimeError)        features are needed again and cannot be made
 └── CorruptStore       (OSError)             bytes are missing or differ from their checksum
 """
 
@@ -86,3 +87,7 @@ class StoreUnavailable(StoreError, RuntimeError):
 
 class CorruptStore(StoreError, OSError):
     """Stored bytes are missing, cut short, or do not match their checksum."""
+
+
+class CannotRecompute(StoreError, RuntimeError):
+    """A repair needs features or a list of videos again, and they cannot be made as they were; nothing is changed then."""

@@ -1,8 +1,12 @@
 """What `verify_store` reports: damage and harmless leftovers, each with its place and what to do."""
 
+import shlex
 from dataclasses import dataclass
 
 from vcache.store.object_path import StorePath
+
+DEEP_KINDS = ("spec", "differs", "unchecked")
+"""Findings about the videos and the backbone, not about the bytes of the store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +28,17 @@ class Finding:
                     exchanged for another
         not_finite  the data of `rows` hold NaN or infinity
 
+    Kinds of what `vcache verify --deep` finds, and no repair can mend:
+        spec        the weights, or another field of the key, are not those that the store was made with
+        differs     the features of `rows` are not what their videos give
+        unchecked   nothing could be extracted again, so nothing was checked
+
     Kinds of notes, which take space and do no other harm:
         orphan      a shard file that no commit record names
         temporary   what a killed writer left, or a living one is writing
         unknown     a file that is not part of a store
+        versions    libraries or decoder are of another version than the store was made with (--deep)
+        gone        the video of `rows` cannot be read any more (--deep)
     """
 
     kind: str
@@ -68,6 +79,11 @@ class Verification:
         return not self.findings
 
 
-def redo(record: StorePath) -> str:
-    """How to mend what a commit record says is there."""
-    return f"Delete {record} and run `vcache extract` again: it redoes that shard only."
+def mend_command(store: StorePath | str) -> str:
+    """How to mend what is damaged in the store at this path."""
+    if str(store).startswith("s3://"):
+        return (
+            "Delete the commit record of its shard (_commit/*/<split>-view-<v>-<shard>.json) and run `vcache extract` again, "
+            "which redoes it; or copy the store to a local folder, and  vcache repair  it there."
+        )
+    return f"Mend it with:  vcache repair {shlex.quote(str(store))}"

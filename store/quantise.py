@@ -29,6 +29,13 @@ def scale_name(name: str) -> str:
     return f"{kind}_scale/{layer}"
 
 
+def source_name(name: str) -> str:
+    """The array that the scales of this name are of, or the name itself: "tokens_scale/8" -> "tokens/8"."""
+    kind, _, layer = name.partition("/")
+    source = kind.removesuffix("_scale")
+    return f"{source}/{layer}" if source != kind and source in QUANTISED_KINDS else name
+
+
 def constant_names(name: str) -> tuple[str, ...]:
     """The constants of the store that an int8 array needs: of "tokens/8" ("tokens_mean/8", "tokens_std/8"), of Q/K none."""
     kind, _, layer = name.partition("/")

@@ -18,6 +18,7 @@ from vcache.store.errors import (
     SplitNotFound,
     StoreKeyMismatch,
 )
+from vcache.store.findings import mend_command
 from vcache.store.key import spec_difference
 from vcache.store.layout import ArraySpec
 from vcache.store.manifest import Manifest, VideoTable, read_manifest
@@ -264,10 +265,9 @@ class FeatureStore:
 
     def _corrupt(self, damage: RowDamage) -> CorruptStore:
         part, name, row = damage.read.stored.part, damage.read.spec.name, damage.row
-        _, record = damage.read.stored.stored_file(name, row // self.manifest.rows_per_shard)
         return CorruptStore(
-            f"{damage}: row {row} of {part}/{name} (video {self.part_videos(part).ids[row]!r}) cannot be read. Delete "
-            f"{self.path / record.relative_path} and run the extraction again: it redoes that shard only."
+            f"{damage}: row {row} of {part}/{name} (video {self.part_videos(part).ids[row]!r}) cannot be read. "
+            f"{mend_command(self.path)}"
         )
 
     def _check_readable(self, stored: StoredView, name: str, wanted: np.ndarray) -> None:

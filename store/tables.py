@@ -15,6 +15,7 @@ from zarr.codecs import Crc32cCodec
 
 from vcache.store.checksum import crc32c
 from vcache.store.errors import CorruptStore
+from vcache.store.findings import mend_command
 from vcache.store.layout import METADATA
 from vcache.store.manifest import VideoTable
 from vcache.store.object_path import StorePath, readable_folder
@@ -24,7 +25,7 @@ _CHECKSUM = "vcache_table_crc32c"
 
 def write_table(folder: Path, table: VideoTable) -> None:
     """Make `folder` a Zarr group with the three arrays; not synced."""
-    group = zarr.create_group(store=str(folder), zarr_format=3, attributes={_CHECKSUM: _checksum(table)})
+    group = zarr.create_group(store=str(folder), zarr_format=3, attributes=table_attributes(table))
     _write(group, "video_id", np.array(table.ids, dtype=np.dtypes.StringDType()), "string")
     _write(group, "path", np.array(table.paths, dtype=np.dtypes.StringDType()), "string")
     _write(group, "label", table.labels, "int64")
@@ -36,7 +37,7 @@ def read_table(folder: StorePath, num_rows: int) -> VideoTable:
     Raises:
         CorruptStore: an array is missing, damaged, or not of `num_rows` rows.
     """
-    ids, paths, labels = (_read(folder, name, num_rows) for name in ("video_id", "path", "label"))
+    ids, paths, labels = (read_column(folder, name, num_rows) for name in ("video_id", "path", "label"))
     labels = np.ascontiguousarray(labels, dtype=np.int64)
     table = VideoTable(tuple(ids.tolist()), tuple(paths.tolist()), labels)
     if (written := _written_checksum(folder)) not in (None, _checksum(table)):
@@ -45,6 +46,16 @@ def read_table(folder: StorePath, num_rows: int) -> VideoTable:
             f"(their checksum is {_checksum(table)}, not {written}). Restore the folder from a copy."
         )
     return table
+
+
+def table_attributes(table: VideoTable) -> dict[str, int]:
+    """What the group of the table says of it."""
+    return {_CHECKSUM: _checksum(table)}
+
+
+def was_written_here(folder: Path, table: VideoTable) -> bool:
+    """Whether the group's checksum, if it can be read, is that of this table."""
+    return _written_checksum(folder) in (None, _checksum(table))
 
 
 def _checksum(table: VideoTable) -> int:
@@ -91,10 +102,11 @@ def _write(group: zarr.Group, name: str, values: np.ndarray, dtype: str) -> None
     array[:] = values
 
 
-def _read(folder: StorePath, name: str, num_rows: int) -> np.ndarray:
+def read_column(folder: StorePath, name: str, num_rows: int) -> np.ndarray:
+    """One of the three arrays; raises CorruptStore as `read_table` does."""
     chunk = folder / name / "c" / "0"
     if not chunk.is_file():  # zarr-python would give fill values
-        raise CorruptStore(f"the video table {folder} is damaged: {chunk} is missing. Restore the file from a copy.")
+        raise CorruptStore(f"the video table {folder} is damaged: {chunk} is missing. {mend_command(folder.parent)}")
     with readable_folder(folder / name) as readable:
         try:
             array: Any = zarr.open_array(store=str(readable), mode="r", zarr_format=3)
@@ -103,11 +115,11 @@ def _read(folder: StorePath, name: str, num_rows: int) -> np.ndarray:
         # Damaged metadata or data surface as many kinds of exception inside zarr-python.
         except Exception as error:
             raise CorruptStore(
-                f"the video table {folder} is damaged, array {name}: {error}. Restore it from a copy."
+                f"the video table {folder} is damaged, array {name}: {error}. {mend_command(folder.parent)}"
             ) from error
     if values.shape != (num_rows,) or Crc32cCodec not in codecs:
         raise CorruptStore(
             f"the video table {folder} is damaged: {name} has shape {values.shape}, the manifest says {num_rows} rows. "
-            "Restore it from a copy."
+            f"{mend_command(folder.parent)}"
         )
     return values

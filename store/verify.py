@@ -10,7 +10,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from vcache.store.commits import COMMITS, CommitRecord, read_commit
 from vcache.store.constants import CONSTANTS, read_constant
 from vcache.store.errors import StoreError, StoreUnavailable
 from vcache.store.files import is_temporary
-from vcache.store.findings import Finding, Verification, redo
+from vcache.store.findings import Finding, Verification, mend_command
 from vcache.store.layout import METADATA, ArraySpec, array_metadata, group_metadata, without_remarks
 from vcache.store.manifest import Manifest, VideoTable, read_manifest
 from vcache.store.object_path import ObjectPath, StorePath, local
@@ -47,11 +47,17 @@ class _Scan:
     checked_metadata: set[StorePath] = field(default_factory=set)
 
 
-def verify_store(store: FeatureStore, *, on_progress: Callable[[int, int], None] | None = None) -> Verification:
+def verify_store(
+    store: FeatureStore,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+    only: Collection[Path] | None = None,
+) -> Verification:
     """Check all that is on disk now, also what was committed after `store` was opened.
 
     Args:
         on_progress: called in this thread after each shard file with (bytes done, bytes in all).
+        only: of the shard files, read these alone; everything else is checked all the same.
 
     Returns:
         All damage, in the order manifest, tables, constants, records, metadata, shard files; shards that are not extracted yet
@@ -65,7 +71,7 @@ def verify_store(store: FeatureStore, *, on_progress: Callable[[int, int], None]
     _check_constants(scan)
     _read_records(scan)
     _check_metadata(scan)
-    jobs = _shard_files(scan)
+    jobs = [job for job in _shard_files(scan) if only is None or job.path in only]
     scan.findings += check_files(jobs, on_progress)
     shards = {(record.split, record.view, record.shard): record.num_rows for record in scan.records.values()}
     failed = {(r.split, r.view, failure.row) for r in scan.records.values() for failure in r.failures}
@@ -89,7 +95,7 @@ def _check_manifest(scan: _Scan) -> None:
         scan.findings.append(Finding(kind="manifest", message=_damage(error), path=path))
         return
     if what := _group_damage(path):
-        message = f"{path} {what}. Restore it from a copy; the arrays are not affected."
+        message = f"{path} {what}. {mend_command(scan.store)}"
         scan.findings.append(Finding(kind="manifest", message=message, path=path))
 
 
@@ -111,9 +117,9 @@ def _check_table(scan: _Scan, split: PartName) -> None:
     with tempfile.TemporaryDirectory() as reference:
         write_table(Path(reference), table)
         for name in _TABLE:
-            if not _same_array_metadata(folder / name, Path(reference, name)):
+            if not same_array_metadata(folder / name, Path(reference, name)):
                 path = folder / name / METADATA
-                message = f"{path} does not describe a video table of {num_rows} rows. Restore it from a copy."
+                message = f"{path} does not describe a video table of {num_rows} rows. {mend_command(scan.store)}"
                 scan.findings.append(Finding(kind="table", message=message, path=path, split=split, array=name))
 
 
@@ -138,7 +144,7 @@ def _check_constants(scan: _Scan) -> None:
             scan.findings.append(Finding(kind="constant", message=_damage(error), path=folder, array=name))
 
 
-def _same_array_metadata(folder: StorePath, reference: Path) -> bool:
+def same_array_metadata(folder: StorePath, reference: Path) -> bool:
     """Whether two arrays are described alike, but for remarks and for a field that versions of Zarr may leave out."""
     defaults: dict[str, Any] = {"storage_transformers": []}
     one, other = (_read_json(path / METADATA) for path in (folder, reference))
@@ -163,7 +169,7 @@ def _read_records(scan: _Scan) -> None:
             scan.records[path] = record
             continue
         scan.damaged_shards.add(place)
-        message = what if record is None else f"commit record {path} {what}. {redo(path)}"
+        message = what if record is None else f"commit record {path} {what}. {mend_command(scan.store)}"
         split, view, shard = place
         scan.findings.append(
             Finding(kind="record", message=str(message), path=path, split=split, view=view, shard=shard)
@@ -227,13 +233,13 @@ def _check_array(scan: _Scan, split: PartName, view: int, name: str, specs: dict
     if len(others) == len(specs):
         message = (
             f"{path} is missing, damaged, or describes another array than the committed {next(iter(specs.values()))}. "
-            "Delete it, if it is there, and run `vcache extract` again: it writes it anew."
+            f"{mend_command(scan.store)}"
         )
         scan.findings.append(Finding(kind="metadata", message=message, path=path, split=split, view=view, array=name))
         return
     for record_path in others:
         shard = scan.records[record_path].shard
-        message = f"commit record {record_path} is of another {name} than {path} describes. {redo(record_path)}"
+        message = f"commit record {record_path} is of another {name} than {path} describes. {mend_command(scan.store)}"
         scan.findings.append(
             Finding(kind="record", message=message, path=record_path, split=split, view=view, shard=shard, array=name)
         )
@@ -242,7 +248,7 @@ def _check_array(scan: _Scan, split: PartName, view: int, name: str, specs: dict
 def _check_group(scan: _Scan, path: StorePath) -> None:
     scan.checked_metadata.add(path)
     if what := _group_damage(path):
-        message = f"{path} {what}. Restore it from a copy, or write {json.dumps(group_metadata())} into it."
+        message = f"{path} {what}. {mend_command(scan.store)}"
         scan.findings.append(Finding(kind="metadata", message=message, path=path))
 
 
@@ -335,7 +341,7 @@ def _stray(scan: _Scan, path: StorePath) -> Finding:
         kind="orphan",
         message=(
             f"{path} has no commit record: a killed extraction left it, its record was deleted, or an extraction is "
-            "running. `vcache extract` writes that shard again; else remove the file."
+            "running. `vcache extract` writes that shard again, and `vcache repair` removes the file."
         ),
         path=path,
         split=match["split"],
@@ -346,5 +352,5 @@ def _stray(scan: _Scan, path: StorePath) -> Finding:
 
 
 def _temporary(path: StorePath) -> Finding:
-    message = f"{path} is temporary: an extraction is writing it, or was killed. The next `vcache extract` removes it."
+    message = f"{path} is temporary: an extraction is writing it, or was killed. `vcache extract` and `vcache repair` remove it."
     return Finding(kind="temporary", message=message, path=path)

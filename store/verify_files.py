@@ -13,7 +13,7 @@ import numpy as np
 
 from vcache.store.checksum import crc32c
 from vcache.store.commits import CommitRecord, StoredFile
-from vcache.store.findings import Finding, redo
+from vcache.store.findings import Finding, mend_command
 from vcache.store.finite import all_finite
 from vcache.store.layout import CRC_BYTES, ArraySpec
 from vcache.store.manifest import VideoTable
@@ -43,7 +43,7 @@ class ShardFile:
         place = f"{self.stored.spec.name} of shard {self.record.shard} of {self.record.split}/view-{self.record.view}"
         return Finding(
             kind=kind,
-            message=f"{self.path} ({place}) {what}. {redo(self.record_path)}",
+            message=f"{self.path} ({place}) {what}. {mend_command(self.record_path.parents[2])}",
             path=self.path,
             split=self.record.split,
             view=self.record.view,

@@ -8,6 +8,7 @@ import numpy as np
 
 from vcache.store.commits import CommitRecord, RowFailure, StoredFile, read_commits
 from vcache.store.errors import ArrayNotFound, CorruptStore, UnsupportedFormat
+from vcache.store.findings import mend_command
 from vcache.store.layout import METADATA, ArraySpec, spec_of_metadata
 from vcache.store.object_path import StorePath
 from vcache.store.parts import PartName
@@ -130,7 +131,7 @@ class StoredView:
         if file.spec != self.spec(name):
             raise CorruptStore(
                 f"{self.folder / name / METADATA} describes {self.spec(name)}, but {record.relative_path} committed "
-                f"{file.spec}: the metadata was changed. Restore it from a copy."
+                f"{file.spec}: the metadata was changed. {mend_command(self.store)}"
             )
 
 
@@ -146,9 +147,10 @@ def read_spec(view: StorePath, name: str, num_rows: int, rows_per_shard: int) ->
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise CorruptStore(f"{path} is damaged: {error}. Restore it from a copy.") from error
+        raise CorruptStore(f"{path} is damaged: {error}. {mend_command(view.parents[1])}") from error
     if not isinstance(metadata, dict) or metadata.get("node_type") not in ("array", "group"):
-        raise CorruptStore(f"{path} is damaged: it describes neither an array nor a group. Restore it from a copy.")
+        what = "it describes neither an array nor a group"
+        raise CorruptStore(f"{path} is damaged: {what}. {mend_command(view.parents[1])}")
     if metadata["node_type"] == "group":
         return None
     try:

@@ -242,7 +242,7 @@ class ShardWriter:
             )
         encoded = {}
         for name, array in arrays.items():
-            _check_array(self.specs[name], row, array)
+            check_array(self.specs[name], row, array)
             encoded[name] = self._files[name].encode_row(array)  # at once, while it is in the processor's cache
         for name, buffers in encoded.items():
             self._files[name].append(row - self.rows.start, buffers)
@@ -337,7 +337,8 @@ class ShardWriter:
                 discarded.callback(file.discard)
 
 
-def _check_array(spec: ArraySpec, row: int, array: np.ndarray) -> None:
+def check_array(spec: ArraySpec, row: int, array: np.ndarray) -> None:
+    """Raise ValueError unless the array is one row of the spec; NotFinite if it holds NaN or infinity."""
     if array.shape != spec.shape or array.dtype != spec.numpy_dtype:
         raise ValueError(
             f"{spec.name} of row {row} must be {spec.numpy_dtype} of shape {spec.shape}, got {array.dtype} of shape "

@@ -310,8 +310,8 @@ def test_verify_finds_damage_and_what_it_says_mends_it(
     assert status == 1
     (finding,) = json.loads(out)["findings"]
     assert (finding["kind"], finding["split"], finding["array"], finding["rows"]) == ("chunk", "train", "tokens/2", [0])
-    record = Path(finding["message"].split("Delete ")[1].split(" and run")[0])
-    record.unlink()
-    assert vcache(extract)[0] == 0
+    status, out, _ = vcache(finding["message"].split("Mend it with:  vcache ")[1])
+    assert status == 0
+    assert "is whole again: 1 mended (1 rows from their videos, 11 rows copied)" in out
     assert shard.read_bytes() == before
     assert vcache(f"verify {store}")[0] == 0

@@ -73,7 +73,7 @@ def test_what_is_not_finite_is_refused_at_writing(world, spec, tmp_path, bad, sh
 
 def test_verify_passes_it_and_finds_what_is_not_finite(store, spec, monkeypatch):
     assert verify_store(store).ok
-    monkeypatch.setattr("vcache.store.writer._check_array", lambda *_: None)
+    monkeypatch.setattr("vcache.store.writer.check_array", lambda *_: None)
     other = replace(spec, name="tokens/9")
     declare_arrays(store, "train", [other])
     values = bits(spec, 0)
