@@ -23,9 +23,10 @@ import numpy as np
 import torch
 
 from vcache.pipelines.demo.render import TINY_CLIP, render_world
-from vcache.pipelines.extraction import ExtractionConfig, run_extraction
+from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.precision import dequantised, encoded
 from vcache.pipelines.precision_error import ErrorSums
+from vcache.pipelines.request import ExtractionConfig
 from vcache.store.layout import ArraySpec
 from vcache.store.quantise import ChannelMoments
 from vcache.store.reader import FeatureStore

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from vcache.pipelines.demo.render import TINY_CLIP, render_world
-from vcache.pipelines.extraction import ExtractionConfig, run_extraction
+from vcache.pipelines.extraction import run_extraction
+from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.training import EpochReport, TrainingConfig, train_head
 from vcache.store.reader import FeatureStore
 

@@ -24,7 +24,8 @@ from vcache.extract.datasets.registry import load_dataset
 from vcache.extract.decode import decode_clip
 from vcache.extract.preprocess import from_open_clip_config
 from vcache.pipelines.demo.render import render_world
-from vcache.pipelines.extraction import ExtractionConfig, run_extraction
+from vcache.pipelines.extraction import run_extraction
+from vcache.pipelines.request import ExtractionConfig
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -24,10 +24,11 @@ import numpy as np
 import torch
 
 from vcache.extract.backbone import BackboneFacts
-from vcache.pipelines.extraction import ExtractionConfig, array_specs
 from vcache.pipelines.listing import describe_folder, describe_store
 from vcache.pipelines.loading import ClipLoader
 from vcache.pipelines.matching import ReadPlan
+from vcache.pipelines.request import ExtractionConfig
+from vcache.pipelines.setup import array_specs
 from vcache.pipelines.shards import missing_shards
 from vcache.store.commits import CommitRecord, RowFailure, StoredFile
 from vcache.store.layout import CRC_BYTES, ArraySpec

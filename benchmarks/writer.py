@@ -25,7 +25,8 @@ from pathlib import Path
 import numpy as np
 from scale import FACTS  # the script beside this one
 
-from vcache.pipelines.extraction import ExtractionConfig, array_specs
+from vcache.pipelines.request import ExtractionConfig
+from vcache.pipelines.setup import array_specs
 from vcache.store.layout import ArraySpec
 from vcache.store.manifest import Manifest, VideoTable
 from vcache.store.reader import FeatureStore

@@ -18,7 +18,7 @@ from vcache.pipelines.options import LOCATION, Device, extraction_config, takes
 from vcache.store.object_path import store_path
 
 if TYPE_CHECKING:  # imported late: it loads torch and zarr
-    from vcache.pipelines.extraction import ExtractionConfig
+    from vcache.pipelines.request import ExtractionConfig
 
 # With OpenMP's default the idle threads of two torch pools spin against each other and against the decode threads:
 # measured twice the CPU time for nothing. Has to be set before torch loads its OpenMP library.

@@ -12,7 +12,7 @@ import typer
 from vcache.store.object_path import store_path
 
 if TYPE_CHECKING:  # imported late: it loads torch and zarr
-    from vcache.pipelines.extraction import ExtractionConfig
+    from vcache.pipelines.request import ExtractionConfig
 
 # Panels of the help: the first is what the store's key is made of.
 VALUES = "What the features are (another value is another store)"
@@ -158,7 +158,7 @@ def extraction_config(
     device: Device = "auto",
 ) -> "ExtractionConfig":
     """The request that the options stand for."""
-    from vcache.pipelines.extraction import ExtractionConfig
+    from vcache.pipelines.request import ExtractionConfig
 
     return ExtractionConfig(
         dataset=dataset,

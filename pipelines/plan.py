@@ -12,20 +12,13 @@ from rich.table import Table
 from vcache.extract.datasets.base import Video
 from vcache.extract.spec import DTYPES
 from vcache.pipelines.console import duration, out, size
-from vcache.pipelines.extraction import (
-    CROSS_FRAME,
-    ExtractionConfig,
-    ExtractionError,
-    ExtractionSetup,
-    bytes_left,
-    prepare_extraction,
-    tasks_left,
-    videos_to_add,
-)
+from vcache.pipelines.extraction import bytes_left, tasks_left, videos_to_add
 from vcache.pipelines.growth import DatasetChanged
 from vcache.pipelines.measuring import measure_rates
 from vcache.pipelines.planning import Choice, ExtractionPlan, Forecast, Rates, recommendation
+from vcache.pipelines.request import CROSS_FRAME, ExtractionConfig, ExtractionError
 from vcache.pipelines.room import free_bytes, nearest_folder, with_reserve
+from vcache.pipelines.setup import ExtractionSetup, prepare_extraction
 from vcache.store.errors import StoreError
 from vcache.store.object_path import ObjectPath, local
 from vcache.store.reader import FeatureStore

@@ -14,9 +14,10 @@ from vcache.extract.decode import VideoError
 from vcache.extract.preprocess import from_open_clip_config
 from vcache.pipelines.derivation import projection_constants
 from vcache.pipelines.device import select_device
-from vcache.pipelines.extraction import ExtractionConfig, extraction_spec
 from vcache.pipelines.growth import video_table
 from vcache.pipelines.precision import channel_constants
+from vcache.pipelines.request import ExtractionConfig
+from vcache.pipelines.setup import extraction_spec
 from vcache.pipelines.shards import PreparedClip, ShardExtractor
 from vcache.store.constants import Constant
 from vcache.store.errors import CannotRecompute, StoreError

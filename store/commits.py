@@ -222,4 +222,4 @@ def _spec(name: str, dims: tuple[str, ...], shape: tuple[int, ...], chunk: tuple
 
 def _damaged(path: str) -> CorruptStore:
     store = path.rsplit(f"/{COMMITS}/", 1)[0]
-    return CorruptStore(f"commit record {path} is damaged. {mend_command(store)}")
+    return CorruptStore(f"commit record {path} is damaged. {mend_command(store, path)}")

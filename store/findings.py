@@ -79,11 +79,10 @@ class Verification:
         return not self.findings
 
 
-def mend_command(store: StorePath | str) -> str:
-    """How to mend what is damaged in the store at this path."""
-    if str(store).startswith("s3://"):
-        return (
-            "Delete the commit record of its shard (_commit/*/<split>-view-<v>-<shard>.json) and run `vcache extract` again, "
-            "which redoes it; or copy the store to a local folder, and  vcache repair  it there."
-        )
-    return f"Mend it with:  vcache repair {shlex.quote(str(store))}"
+def mend_command(store: StorePath | str, record: StorePath | str | None = None) -> str:
+    """How to mend what is damaged in the store at this path; `record` is the commit record of the damaged shard."""
+    if not str(store).startswith("s3://"):
+        return f"Mend it with:  vcache repair {shlex.quote(str(store))}"
+    if record is not None:
+        return f"Delete {record} and run `vcache extract` again: it redoes that shard only."
+    return "Copy the store to a local folder, run `vcache repair` on it there, and copy what changed back."

@@ -265,9 +265,10 @@ class FeatureStore:
 
     def _corrupt(self, damage: RowDamage) -> CorruptStore:
         part, name, row = damage.read.stored.part, damage.read.spec.name, damage.row
+        _, record = damage.read.stored.stored_file(name, row // self.manifest.rows_per_shard)
         return CorruptStore(
             f"{damage}: row {row} of {part}/{name} (video {self.part_videos(part).ids[row]!r}) cannot be read. "
-            f"{mend_command(self.path)}"
+            f"{mend_command(self.path, self.path / record.relative_path)}"
         )
 
     def _check_readable(self, stored: StoredView, name: str, wanted: np.ndarray) -> None:

@@ -169,7 +169,7 @@ def _read_records(scan: _Scan) -> None:
             scan.records[path] = record
             continue
         scan.damaged_shards.add(place)
-        message = what if record is None else f"commit record {path} {what}. {mend_command(scan.store)}"
+        message = what if record is None else f"commit record {path} {what}. {mend_command(scan.store, path)}"
         split, view, shard = place
         scan.findings.append(
             Finding(kind="record", message=str(message), path=path, split=split, view=view, shard=shard)
@@ -239,7 +239,8 @@ def _check_array(scan: _Scan, split: PartName, view: int, name: str, specs: dict
         return
     for record_path in others:
         shard = scan.records[record_path].shard
-        message = f"commit record {record_path} is of another {name} than {path} describes. {mend_command(scan.store)}"
+        mend = mend_command(scan.store, record_path)
+        message = f"commit record {record_path} is of another {name} than {path} describes. {mend}"
         scan.findings.append(
             Finding(kind="record", message=message, path=record_path, split=split, view=view, shard=shard, array=name)
         )

@@ -43,7 +43,7 @@ class ShardFile:
         place = f"{self.stored.spec.name} of shard {self.record.shard} of {self.record.split}/view-{self.record.view}"
         return Finding(
             kind=kind,
-            message=f"{self.path} ({place}) {what}. {mend_command(self.record_path.parents[2])}",
+            message=f"{self.path} ({place}) {what}. {mend_command(self.record_path.parents[2], self.record_path)}",
             path=self.path,
             split=self.record.split,
             view=self.record.view,

@@ -17,7 +17,8 @@ from vcache.pipelines import console
 from vcache.pipelines.demo.motions import MOTIONS
 from vcache.pipelines.demo.render import TINY_CLIP, render_world
 from vcache.pipelines.evaluation import evaluate_run
-from vcache.pipelines.extraction import ExtractionConfig, run_extraction
+from vcache.pipelines.extraction import run_extraction
+from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.runs import next_run_folder
 from vcache.pipelines.training import TrainingConfig, train_head
 from vcache.store.object_path import StorePath

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from vcache.pipelines.cli import main
-from vcache.pipelines.extraction import ExtractionConfig, run_extraction
+from vcache.pipelines.extraction import run_extraction
+from vcache.pipelines.request import ExtractionConfig
 
 
 @pytest.fixture

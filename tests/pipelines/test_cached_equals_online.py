@@ -15,9 +15,10 @@ from vcache.extract.preprocess import from_open_clip_config
 from vcache.heads.cross_frame import cross_frame_maps
 from vcache.heads.registry import get_head
 from vcache.heads.requirements import ClipFeatures
-from vcache.pipelines.extraction import ExtractionConfig, run_extraction
+from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.loading import ClipLoader
 from vcache.pipelines.matching import build_head_config, match
+from vcache.pipelines.request import ExtractionConfig
 from vcache.store.reader import FeatureStore
 
 HEADS = {"linear": {}, "evl": {"layers": "-2:"}}

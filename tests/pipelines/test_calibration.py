@@ -16,11 +16,12 @@ from vcache.extract.decode import decode_clip
 from vcache.extract.preprocess import from_open_clip_config
 from vcache.pipelines import shards
 from vcache.pipelines.calibration import CalibrationError
-from vcache.pipelines.extraction import ExtractionConfig, run_extraction
+from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.listing import describe_store, print_store
 from vcache.pipelines.matching import _bytes_per_clip
 from vcache.pipelines.plan import plan_extraction
 from vcache.pipelines.precision_error import PrecisionRefused
+from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.training import TrainingConfig, train_head
 from vcache.store.errors import NotFinite, StoreExists
 from vcache.store.layout import widened_bfloat16
@@ -163,7 +164,7 @@ def test_a_run_that_dies_resumes_to_the_same_tree(
     config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     """Before the constants, between them and the errors, before the first shard, between shards; whatever the workers."""
-    monkeypatch.setattr("vcache.pipelines.extraction.MAX_ROWS_PER_SHARD", 4)
+    monkeypatch.setattr("vcache.pipelines.setup.MAX_ROWS_PER_SHARD", 4)
     whole, killed = config(dtype="int8", store=tmp_path / "whole.zarr"), config(dtype="int8", store=tmp_path / "k.zarr")
     run_extraction(whole)
     for place in ("calibration.write_constants", "calibration.record_facts", "extraction.missing_shards"):

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vcache.pipelines.extraction import ExtractionConfig, run_extraction
+from vcache.pipelines.extraction import run_extraction
+from vcache.pipelines.request import ExtractionConfig
 from vcache.store.errors import RowNotCommitted
 from vcache.store.reader import FeatureStore
 

@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from vcache.extract.backbone import FrozenBackbone, load_backbone
 from vcache.heads.evl import EVL
 from vcache.heads.official import load_evl_state_dict
-from vcache.pipelines.extraction import ExtractionConfig, array_specs
 from vcache.pipelines.loading import ClipLoader
 from vcache.pipelines.matching import match
+from vcache.pipelines.request import ExtractionConfig
+from vcache.pipelines.setup import array_specs
 from vcache.store.key import cache_key
 from vcache.store.manifest import Manifest, VideoTable
 from vcache.store.reader import FeatureStore

@@ -14,8 +14,9 @@ from vcache.extract.backbone import load_backbone
 from vcache.extract.decode import decode_clip
 from vcache.extract.preprocess import from_open_clip_config
 from vcache.pipelines import shards
-from vcache.pipelines.extraction import ExtractionConfig, ExtractionError, run_extraction
+from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.growth import DatasetChanged
+from vcache.pipelines.request import ExtractionConfig, ExtractionError
 from vcache.store.errors import StoreBusy, StoreKeyMismatch
 from vcache.store.reader import FeatureStore
 from vcache.store.writer import sole_writer
@@ -77,7 +78,7 @@ def test_the_same_command_again_does_nothing_and_says_what_it_skipped(config: Ma
 def test_a_run_that_dies_between_shards_resumes_to_the_same_tree(
     config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vcache.pipelines.extraction.MAX_ROWS_PER_SHARD", 4)
+    monkeypatch.setattr("vcache.pipelines.setup.MAX_ROWS_PER_SHARD", 4)
     run_extraction(config(store=tmp_path / "whole.zarr"))
     batches = 0
 

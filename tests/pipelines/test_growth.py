@@ -15,10 +15,11 @@ from vcache.extract.datasets.registry import load_dataset
 from vcache.heads.registry import get_head
 from vcache.pipelines import shards
 from vcache.pipelines.evaluation import evaluate_run
-from vcache.pipelines.extraction import ExtractionConfig, run_extraction
+from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.growth import DatasetChanged
 from vcache.pipelines.loading import ClipLoader, IncompleteSplit
 from vcache.pipelines.matching import HeadStoreMismatch, match
+from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.training import TrainingConfig, train_head
 from vcache.store.reader import FeatureStore
 from vcache.store.verify import verify_store
@@ -119,7 +120,7 @@ def test_nothing_new_is_no_part_and_the_order_of_the_list_does_not_matter(
         dataset = load_dataset(*args, **options)  # type: ignore[arg-type]
         return replace(dataset, videos=dataset.videos[::-1])
 
-    monkeypatch.setattr("vcache.pipelines.extraction.load_dataset", reversed_list)
+    monkeypatch.setattr("vcache.pipelines.setup.load_dataset", reversed_list)
     again = run_extraction(config())
     assert (again.added, again.progress.videos_done) == ({}, 18)
     assert features(config().store, "train", "tokens/2").keys() == before.keys()
@@ -165,7 +166,7 @@ def test_a_killed_growth_resumes(
 def test_videos_may_be_added_while_a_split_is_unfinished(
     config: MakeConfig, half: Path, video_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vcache.pipelines.extraction.MAX_ROWS_PER_SHARD", 4)
+    monkeypatch.setattr("vcache.pipelines.setup.MAX_ROWS_PER_SHARD", 4)
     made = config(dataset=str(half), batch_size=4)
     original, batches = shards.ShardExtractor._write_batch, []
 

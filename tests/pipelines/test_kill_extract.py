@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vcache.pipelines.extraction import ExtractionConfig
+from vcache.pipelines.request import ExtractionConfig
 from vcache.store.errors import StoreNotFound
 from vcache.store.reader import FeatureStore
 from vcache.store.verify import verify_store
@@ -21,10 +21,10 @@ from vcache.store.writer import clean_temporary
 # Shards of two videos, so that there are many moments between two commits.
 EXTRACT = """
 import torch
-import vcache.pipelines.extraction as extraction
+import vcache.pipelines.setup as setup
 from vcache.pipelines.cli import main
 torch.set_num_threads(1)
-extraction.MAX_ROWS_PER_SHARD = 2
+setup.MAX_ROWS_PER_SHARD = 2
 main()
 """
 

@@ -107,6 +107,10 @@ def test_verify_of_a_bucket_finds_damage_and_what_it_says_mends_it(
         ("train-head evl --store s3://{bucket}/none.zarr", "vcache extract --store s3://{bucket}/none.zarr"),
         ("verify s3://never-made/s.zarr", "there is no bucket 'never-made'"),
         ("ls s3://never-made", "there is no bucket 'never-made'"),
+        (
+            "repair s3://{bucket}/none.zarr",
+            "cannot be mended in place: only local files can. Copy the store to a local",
+        ),
         ("plan {videos} --store s3://{bucket}/s.zarr", "neither the room in a bucket"),
         ("info gs://{bucket}/s.zarr", "stores are folders or s3://BUCKET/PATH"),
         ("info s3://ID:never-to-be-seen@{bucket}/s.zarr", "credentials do not belong in a URL"),

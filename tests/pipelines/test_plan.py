@@ -17,15 +17,12 @@ from vcache.extract.weights import BackboneError
 from vcache.pipelines import measuring
 from vcache.pipelines.cli import app
 from vcache.pipelines.console import duration
-from vcache.pipelines.extraction import (
-    CROSS_FRAME,
-    ExtractionConfig,
-    prepare_extraction,
-    run_extraction,
-)
+from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.growth import DatasetChanged
 from vcache.pipelines.measuring import MeasuringError, measure_decoding, measure_disk
 from vcache.pipelines.plan import describe_plan, plan_extraction, print_plan
+from vcache.pipelines.request import CROSS_FRAME, ExtractionConfig
+from vcache.pipelines.setup import prepare_extraction
 from vcache.store.errors import StoreKeyMismatch, UnsupportedFormat
 from vcache.store.reader import FeatureStore
 

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vcache.extract.backbone import BackboneFacts
-from vcache.pipelines.extraction import ExtractionConfig, array_specs
 from vcache.pipelines.planning import (
     Choice,
     ExtractionPlan,
@@ -16,6 +15,8 @@ from vcache.pipelines.planning import (
     forecast,
     recommendation,
 )
+from vcache.pipelines.request import ExtractionConfig
+from vcache.pipelines.setup import array_specs
 
 VIT_B_16 = BackboneFacts(
     model="ViT-B-16-quickgelu",

@@ -12,8 +12,9 @@ import pytest
 
 from vcache.pipelines import shards
 from vcache.pipelines.cli import main
-from vcache.pipelines.extraction import ExtractionConfig, run_extraction
+from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.repairing import repair
+from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.verification import verify
 from vcache.store.errors import StoreBusy
 from vcache.store.layout import CRC_BYTES
@@ -44,7 +45,7 @@ def whole(
         batch_size=3,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vcache.pipelines.extraction.MAX_ROWS_PER_SHARD", 4)
+        patch.setattr("vcache.pipelines.setup.MAX_ROWS_PER_SHARD", 4)
         run_extraction(config)
     return folder / "s.zarr"
 
@@ -201,7 +202,7 @@ def test_a_store_made_elsewhere_is_repaired_only_where_the_key_comes_out_the_sam
     flip(tokens(store, 1), -9)  # needs no video
     before = tree(store)
     versions = {"decoder": "pyav", "av": "99.0", "libavcodec": "1", "libavformat": "1", "libswscale": "1"}
-    monkeypatch.setattr("vcache.pipelines.extraction.decoder_versions", lambda: versions)
+    monkeypatch.setattr("vcache.pipelines.setup.decoder_versions", lambda: versions)
     result = repair(store)
     assert not result["ok"]
     (left,) = result["left"]
@@ -301,7 +302,7 @@ def test_deep_names_other_weights_and_compares_nothing(whole: Path, tiny_clip: P
 
 
 def test_deep_names_another_decoder_and_compares_all_the_same(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vcache.pipelines.extraction.decoder_versions", lambda: {"decoder": "pyav", "av": "99.0"})
+    monkeypatch.setattr("vcache.pipelines.setup.decoder_versions", lambda: {"decoder": "pyav", "av": "99.0"})
     result = verify(whole, deep=3)
     assert result["ok"]
     assert result["deep"]["equal_rows"] == 3

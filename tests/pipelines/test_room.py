@@ -7,15 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from vcache.pipelines.extraction import (
-    CROSS_FRAME,
-    ExtractionConfig,
-    bytes_left,
-    prepare_extraction,
-    run_extraction,
-    videos_to_add,
-)
+from vcache.pipelines.extraction import bytes_left, run_extraction, videos_to_add
+from vcache.pipelines.request import CROSS_FRAME, ExtractionConfig
 from vcache.pipelines.room import NotEnoughSpace, free_bytes, nearest_folder, with_reserve
+from vcache.pipelines.setup import prepare_extraction
 from vcache.store.reader import FeatureStore
 
 MakeConfig = Callable[..., ExtractionConfig]
@@ -47,7 +42,7 @@ def limit_free_space(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
 def test_the_predicted_bytes_are_those_of_the_finished_store(
     config: MakeConfig, monkeypatch: pytest.MonkeyPatch, cross_frame: str, dtype: str, rows_per_shard: int
 ) -> None:
-    monkeypatch.setattr("vcache.pipelines.extraction.MAX_ROWS_PER_SHARD", rows_per_shard)
+    monkeypatch.setattr("vcache.pipelines.setup.MAX_ROWS_PER_SHARD", rows_per_shard)
     asked = config(cross_frame=cross_frame, dtype=dtype)
     predicted = predicted_bytes(asked)
     run_extraction(asked)
@@ -57,7 +52,7 @@ def test_the_predicted_bytes_are_those_of_the_finished_store(
 
 def test_only_what_is_missing_counts(config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A split, a layer, Q/K, and what derived Q/K need are added; each time the prediction is what the store grows by."""
-    monkeypatch.setattr("vcache.pipelines.extraction.MAX_ROWS_PER_SHARD", 4)
+    monkeypatch.setattr("vcache.pipelines.setup.MAX_ROWS_PER_SHARD", 4)
     stored = 0
     for asked in (
         config(layers="-1", cross_frame="none", split=("val",)),
@@ -76,7 +71,7 @@ def test_videos_that_the_store_does_not_know_count(
     config: MakeConfig, video_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two videos and a layer are added at once: the new rows are a part of their own, the old ones lack the layer."""
-    monkeypatch.setattr("vcache.pipelines.extraction.MAX_ROWS_PER_SHARD", 4)
+    monkeypatch.setattr("vcache.pipelines.setup.MAX_ROWS_PER_SHARD", 4)
     copy = tmp_path / "copy"
     shutil.copytree(video_folder, copy)
     run_extraction(config(dataset=str(copy), layers="-1"))

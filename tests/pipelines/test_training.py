@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 from vcache.heads.requirements import Recipe
 from vcache.pipelines.evaluation import compute_metrics, evaluate_run
-from vcache.pipelines.extraction import ExtractionConfig, run_extraction
+from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.loading import ClipLoader, IncompleteSplit
 from vcache.pipelines.matching import HeadStoreMismatch, NoFittingStore, ReadPlan
+from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.runs import Run, RunError, next_run_folder
 from vcache.pipelines.settings import SettingError
 from vcache.pipelines.training import TrainingConfig, TrainingError, learning_rate, train_head
@@ -232,7 +233,7 @@ def test_a_run_trained_on_val_is_not_evaluated_on_val_unless_asked(float32_store
 def test_an_incomplete_split_is_evaluated_where_that_is_asked_for(
     config: Callable[..., ExtractionConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vcache.pipelines.extraction.MAX_ROWS_PER_SHARD", 4)
+    monkeypatch.setattr("vcache.pipelines.setup.MAX_ROWS_PER_SHARD", 4)
     run_extraction(config())
     run = train(config().store, tmp_path / "run", "linear")
     next((config().store / "_commit").rglob("val-view-0-0.json")).unlink()

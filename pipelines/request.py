@@ -1,0 +1,120 @@
+"""What `vcache extract` is asked for: the options, checked, and the words of them that a store records."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vcache.extract.datasets.registry import list_datasets
+from vcache.extract.sampling import Sampling, StridedSampling, TSNSampling
+from vcache.extract.spec import DTYPES
+from vcache.pipelines.precision_error import MAX_ERROR
+from vcache.store.object_path import StorePath
+
+CROSS_FRAME = ("qk", "maps", "derive", "none")
+PREPROCESS = ("fast", "exact")
+
+_LOCAL_DIR = "local-dir:"  # open_clip's prefix for a model in a folder
+
+
+class ExtractionError(ValueError):
+    """What was asked cannot be extracted into this store; the message says what differs and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionConfig:
+    """One `vcache extract` command.
+
+    Only `frames`, `stride`, `tsn`, `preprocess`, `dtype`, `model` and `pretrained` change a stored value, through the spec and
+    its key; the rest says what to store, where, and how fast.
+    """
+
+    dataset: str
+    """A registered name, a folder, or a CSV file."""
+    layers: str = "-4:"
+    split: tuple[str, ...] | None = None
+    """Splits to extract; None is all that the dataset has."""
+    frames: int = 8
+    stride: int = 16
+    """Frames between two sampled ones; not used with `tsn`."""
+    tsn: bool = False
+    """Segment centres over the whole video in place of a strided window in its middle."""
+    cross_frame: str = "qk"
+    """"qk": the queries and keys of the same layers; "maps": the head-mean softmax maps made of them; "derive": what enters
+    these blocks, and their frozen weights, from which training makes Q/K again; "none": nothing."""
+    dtype: str = "float16"
+    """"float16", "bfloat16", "float32", or "int8" with a scale per token (store/quantise.py)."""
+    max_error: float = MAX_ERROR
+    """How much of the standardised features the dtype may lose on a sample before the extraction is refused."""
+    model: str = "ViT-B-16-quickgelu"
+    pretrained: str | None = "openai"
+    random_weights: bool = False
+    preprocess: str = "fast"
+    root: Path | None = None
+    store: StorePath | None = None
+    val_fraction: float = 0.2
+    """Share of the videos that a dataset without splits of its own puts into `val`."""
+    device: str = "auto"
+    workers: int = 2
+    """Decode threads."""
+    batch_size: int = 4
+    """Clips in one forward pass."""
+    max_failures: float = 0.01
+    """Share of the videos that may fail, at least one, before the exit status says so."""
+    ignore_free_space: bool = False
+    """Begin although the disk has less room than the features take."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in {"cross_frame": CROSS_FRAME, "dtype": DTYPES, "preprocess": PREPROCESS}.items():
+            if getattr(self, name) not in allowed:
+                raise ExtractionError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)!r}: there are {', '.join(allowed)}."
+                )
+        for name in ("frames", "stride", "workers", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ExtractionError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1.")
+        if not 0 <= self.max_failures <= 1:
+            raise ExtractionError(f"--max-failures {self.max_failures:g}: a share of the videos, from 0 to 1.")
+        if not self.max_error > 0:
+            raise ExtractionError(f"--max-error {self.max_error:g}: must be above 0.")
+        if self.cross_frame == "maps" and self.frames < 2:
+            raise ExtractionError("--cross-frame maps needs at least two frames: maps are between neighbours.")
+        if self.tsn and self.stride != ExtractionConfig.stride:
+            raise ExtractionError(f"--stride {self.stride} has no meaning with --tsn, which covers the whole video.")
+
+    @property
+    def sampling(self) -> Sampling:
+        if self.tsn:
+            return TSNSampling(num_frames=self.frames)
+        return StridedSampling(num_frames=self.frames, stride_frames=self.stride)
+
+
+def recorded_request(config: ExtractionConfig) -> dict[str, object]:
+    """The command's words that make the same store again, from any folder; matching.py turns them back into a command."""
+    registered = {name for name, info in list_datasets().items() if not info.chosen_by_path}
+    return {
+        "dataset": config.dataset if config.dataset in registered else _absolute(config.dataset),
+        "root": _absolute(config.root) if config.root else None,
+        "split": ",".join(config.split) if config.split else None,
+        "frames": config.frames,
+        "stride": config.stride,
+        "tsn": config.tsn,
+        "dtype": config.dtype,
+        "model": _absolute_model(config.model),
+        "pretrained": _absolute_file(config.pretrained),
+        "random_weights": config.random_weights,
+        "preprocess": config.preprocess,
+        "val_fraction": config.val_fraction,
+    }
+
+
+def _absolute(path: str | Path) -> str:
+    return str(Path(path).expanduser().resolve())
+
+
+def _absolute_model(model: str) -> str:
+    folder = model.removeprefix(_LOCAL_DIR)
+    return model if folder == model else _LOCAL_DIR + _absolute(folder)
+
+
+def _absolute_file(pretrained: str | None) -> str | None:
+    """A checkpoint's path made absolute; a tag stays a tag."""
+    return _absolute(pretrained) if pretrained and Path(pretrained).expanduser().is_file() else pretrained

@@ -1,0 +1,187 @@
+"""A request with all that its words stand for: videos, backbone, preprocessing, and from them the key and the arrays."""
+
+import importlib.metadata
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from vcache.extract.backbone import BackboneFacts, FrozenBackbone, load_backbone
+from vcache.extract.datasets.base import VideoDataset
+from vcache.extract.datasets.registry import load_dataset
+from vcache.extract.decode import decoder_versions
+from vcache.extract.layers import resolve_layers
+from vcache.extract.preprocess import Preprocessing, from_open_clip_config
+from vcache.extract.spec import ExtractionSpec
+from vcache.pipelines.derivation import input_array, projection_constants
+from vcache.pipelines.device import select_device
+from vcache.pipelines.request import ExtractionConfig, ExtractionError
+from vcache.pipelines.shards import ShardExtractor
+from vcache.pipelines.stores import default_store_path
+from vcache.store.constants import Constant
+from vcache.store.key import cache_key
+from vcache.store.layout import ArraySpec
+from vcache.store.object_path import StorePath
+from vcache.store.parts import check_split_name
+from vcache.store.quantise import quantised_specs
+
+# A shard is what a killed run loses. Larger files than 128 MB are no faster to write or read, and where rows are small the
+# bound on the rows is what keeps the loss small.
+SHARD_BYTES = 128 * 2**20
+MAX_ROWS_PER_SHARD = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionSetup:
+    """A command with all that its words stand for, loaded and checked; nothing is written yet."""
+
+    config: ExtractionConfig
+    dataset: VideoDataset
+    backbone: FrozenBackbone
+    preprocessing: Preprocessing
+    layers: tuple[int, ...]
+    """Absolute."""
+
+    @cached_property
+    def arrays(self) -> tuple[ArraySpec, ...]:
+        return array_specs(self.backbone.facts, self.layers, self.config)
+
+    @cached_property
+    def constants(self) -> dict[str, Constant]:
+        """What the arrays of all videos are read with."""
+        return projection_constants(self.backbone, self.layers) if self.config.cross_frame == "derive" else {}
+
+    @cached_property
+    def spec(self) -> ExtractionSpec:
+        return extraction_spec(self.config, self.backbone, self.preprocessing)
+
+    @cached_property
+    def key(self) -> str:
+        return cache_key(self.spec.to_dict())
+
+    @cached_property
+    def path(self) -> StorePath:
+        """The store that the command writes or extends."""
+        config = self.config
+        return config.store or default_store_path(self.dataset.name, config.model, config.frames, self.key)
+
+    @property
+    def rows_per_shard(self) -> int:
+        """Of a store that is made by this command; one that is there has its own."""
+        largest = max(spec.row_bytes for spec in self.arrays)
+        return max(1, min(MAX_ROWS_PER_SHARD, SHARD_BYTES // largest))
+
+    def extractor(self) -> ShardExtractor:
+        return ShardExtractor(
+            self.dataset,
+            self.config.sampling,
+            self.preprocessing,
+            self.backbone,
+            num_threads=self.config.workers,
+            batch_size=self.config.batch_size,
+        )
+
+
+def prepare_extraction(config: ExtractionConfig) -> ExtractionSetup:
+    """Find the videos and load the backbone.
+
+    Raises:
+        DatasetError, LayerError, RandomWeightsRefused: the request itself cannot be met.
+        ExtractionError: none of the videos is there.
+    """
+    dataset = load_dataset(config.dataset, root=config.root, splits=config.split, val_fraction=config.val_fraction)
+    _check_dataset(dataset)
+    backbone = load_backbone(
+        config.model, config.pretrained, random_weights=config.random_weights, device=select_device(config.device)
+    )
+    preprocessing = from_open_clip_config(backbone.preprocess_config, mode=config.preprocess)
+    return ExtractionSetup(
+        config=config,
+        dataset=dataset,
+        backbone=backbone,
+        preprocessing=preprocessing,
+        layers=resolve_layers(config.layers, backbone.facts.num_layers),
+    )
+
+
+def extraction_spec(config: ExtractionConfig, backbone: FrozenBackbone, preprocessing: Preprocessing) -> ExtractionSpec:
+    """Everything of this command that changes a stored value."""
+    return ExtractionSpec(
+        model=backbone.facts.model,
+        weights_sha256=backbone.weights_sha256,
+        preprocessing=preprocessing.to_dict(),
+        sampling=config.sampling.to_dict(),
+        view={"crop": "centre", "flip": False},
+        decoder=decoder_versions(),
+        versions={**preprocessing.versions(), **versions_of("torch", "open_clip_torch")},
+        dtype=config.dtype,
+    )
+
+
+def array_specs(facts: BackboneFacts, layers: Iterable[int], config: ExtractionConfig) -> tuple[ArraySpec, ...]:
+    """The arrays of one view, row by row of videos; ARCHITECTURE "What is stored" has the layout."""
+    T, N, D, H = config.frames, facts.num_tokens, facts.width, facts.num_heads
+    dtype = "float16" if config.dtype == "int8" else config.dtype
+    specs = [
+        ArraySpec(name="frame_index", dims=("frame",), shape=(T,), chunk=(T,), dtype="int32"),
+        ArraySpec(name="crop", dims=("box",), shape=(4,), chunk=(4,), dtype="float32"),
+        ArraySpec(name="flip", dims=(), shape=(), chunk=(), dtype="uint8"),
+        ArraySpec(
+            name="embed",
+            dims=("frame", "channel"),
+            shape=(T, facts.embed_dim),
+            chunk=(T, facts.embed_dim),
+            dtype=dtype,
+        ),
+    ]
+    for layer in layers:
+        tokens = ArraySpec(
+            name=f"tokens/{layer}",
+            dims=("frame", "token", "channel"),
+            shape=(T, N, D),
+            chunk=(1, N, D),
+            dtype=dtype,
+        )
+        cls = ArraySpec(name=f"cls/{layer}", dims=("frame", "channel"), shape=(T, D), chunk=(T, D), dtype=dtype)
+        specs += [tokens, cls]
+        if config.cross_frame == "qk":
+            head = replace(
+                tokens,
+                name=f"q/{layer}",
+                dims=("frame", "head", "token", "dim"),
+                shape=(T, H, N, facts.head_dim),
+                chunk=(1, H, N, facts.head_dim),
+            )
+            specs += [head, replace(head, name=f"k/{layer}")]
+        if config.cross_frame == "maps":
+            P = N - 1
+            maps = replace(
+                tokens,
+                name=f"maps/{layer}",
+                dims=("pair", "side", "query", "key"),
+                shape=(T - 1, 2, P, P),
+                chunk=(1, 2, P, P),
+            )
+            specs.append(maps)
+        if config.cross_frame == "derive":
+            specs.append(replace(tokens, name=input_array(layer)))
+    if config.dtype == "int8":
+        specs = [stored for spec in specs for stored in quantised_specs(spec)]
+    return tuple({spec.name: spec for spec in specs}.values())  # what enters a block may be another one's tokens
+
+
+def _check_dataset(dataset: VideoDataset) -> None:
+    """Refuse what a store cannot hold, and a wrong root: every video would be recorded as failed, for good."""
+    for split in dataset.splits:
+        try:
+            check_split_name(split)
+        except ValueError as error:
+            raise ExtractionError(f"{dataset.name}: {error}. Rename the split in the dataset.") from error
+    if not any((dataset.root / video.path).is_file() for video in dataset.videos):
+        raise ExtractionError(
+            f"none of the {len(dataset.videos)} videos that {dataset.name} lists is in {dataset.root}; the first should be "
+            f"{dataset.root / dataset.videos[0].path}. Say where they are with --root FOLDER; `vcache datasets` has the layouts."
+        )
+
+
+def versions_of(*packages: str) -> dict[str, str]:
+    return {package: importlib.metadata.version(package) for package in packages}
