@@ -1,6 +1,7 @@
 """Rows of a store made again, from the videos and the backbone that its manifest names."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -12,6 +13,7 @@ from vcache.extract.datasets.base import DatasetError, Video, VideoDataset
 from vcache.extract.datasets.registry import load_dataset
 from vcache.extract.decode import VideoError
 from vcache.extract.preprocess import from_open_clip_config
+from vcache.pipelines.calibration import Calibration, calibrate
 from vcache.pipelines.derivation import projection_constants
 from vcache.pipelines.device import select_device
 from vcache.pipelines.growth import video_table
@@ -26,7 +28,7 @@ from vcache.store.layout import ArraySpec
 from vcache.store.manifest import Manifest, VideoTable
 from vcache.store.origin import Recomputed
 from vcache.store.parts import PartName, split_of
-from vcache.store.quantise import source_name
+from vcache.store.quantise import constant_names, source_name
 from vcache.store.reader import FeatureStore
 from vcache.store.writer import RowFailure
 
@@ -85,7 +87,7 @@ class Reextraction:
     def list_videos(self, part: PartName) -> VideoTable:
         """The videos of the part's split as the dataset lists them now; the classes must be those of the store."""
         try:
-            dataset = load_dataset(self.config.dataset, root=self.config.root, val_fraction=self.config.val_fraction)
+            dataset = self._load_dataset(None)
             if dataset.class_names != self.store.manifest.class_names:
                 raise CannotRecompute(
                     f"the dataset {dataset.name} has other classes now than {self.store.path} was made with"
@@ -95,13 +97,30 @@ class Reextraction:
             raise CannotRecompute(f"the videos of {part!r} cannot be listed: {error}") from error
 
     def constant(self, name: str) -> Constant:
-        """The frozen weights of a block."""
+        """The frozen weights of a block, or channel statistics of int8, taken once more from the same sample of videos."""
         kind, _, rest = name.partition("/")
         layer = rest.partition("/")[0]
-        made = projection_constants(self._backbone, [int(layer)]) if kind == "blocks" and layer.isdecimal() else {}
+        if kind == "blocks" and layer.isdecimal():
+            made = projection_constants(self._backbone, [int(layer)])
+        else:
+            made = self._channel_statistics(name)
         if name not in made:
-            raise CannotRecompute(f"{name} was measured when the store was made. Restore its folder from a copy")
+            raise CannotRecompute(f"nothing says how {name} is made. Restore its folder from a copy")
         return made[name]
+
+    def _channel_statistics(self, name: str) -> dict[str, Constant]:
+        declared = (spec for split in self.store.splits for spec in self.store.arrays(split).values())
+        spec = next((spec for spec in declared if spec.dtype == "int8" and name in constant_names(spec.name)), None)
+        if spec is None:
+            return {}
+        extractor = self._checked_extractor
+        extractor.dataset = self._load_dataset(self.config.split)
+        values = calibrate(extractor, [spec], Calibration(), max_error=math.inf).constants
+        return {name: Constant(("channel",), array) for name, array in values.items()}
+
+    def _load_dataset(self, splits: tuple[str, ...] | None) -> VideoDataset:
+        config = self.config
+        return load_dataset(config.dataset, root=config.root, splits=splits, val_fraction=config.val_fraction)
 
     @cached_property
     def _backbone(self) -> FrozenBackbone:
@@ -176,6 +195,7 @@ def config_of(manifest: Manifest) -> ExtractionConfig:
     return ExtractionConfig(
         dataset=request["dataset"],
         root=Path(request["root"]) if request["root"] else None,
+        split=tuple(request["split"].split(",")) if request["split"] else None,
         **{word: request[word] for word in words},
     )
 

@@ -193,12 +193,12 @@ class ShardExtractor:
 
         Frame by frame, (B*T, *shape of a frame), but maps, which are clip by clip: (B, T-1, 2, P, P).
         """
-        layers = {kind: _layers(names, kind) for kind in ("tokens", "cls", "q", "maps", "block_input")}
+        layers = {kind: _layers(names, kind) for kind in ("tokens", "cls", "q", "k", "maps", "block_input")}
         images = torch.cat([clip.images for clip in clips]).to(self.backbone.device)  # (B*T, 3, S, S)
         taps = self.backbone(
             images,
             tokens=sorted({*layers["tokens"], *layers["cls"]}),
-            qk=sorted({*layers["q"], *layers["maps"]}),
+            qk=sorted({*layers["q"], *layers["k"], *layers["maps"]}),
             inputs=layers["block_input"],
         )
         computed = _by_array_name(taps) | _maps(taps, layers["maps"], len(clips))

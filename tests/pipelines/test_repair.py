@@ -24,7 +24,7 @@ from vcache.store.writer import sole_writer
 MakeConfig = Callable[..., ExtractionConfig]
 
 
-@pytest.fixture(scope="module", params=["qk", "derive"])
+@pytest.fixture(scope="module", params=[("qk", "float32"), ("derive", "float32"), ("qk", "int8")], ids="-".join)
 def whole(
     request: pytest.FixtureRequest, video_folder: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
@@ -39,8 +39,8 @@ def whole(
         stride=3,
         model=f"local-dir:{tiny_clip}",
         pretrained=None,
-        dtype="float32",
-        cross_frame=request.param,
+        dtype=request.param[1],
+        cross_frame=request.param[0],
         store=folder / "s.zarr",
         batch_size=3,
     )
@@ -144,6 +144,31 @@ def main_status(run: Callable[[], None]) -> None:
     assert not caught.value.code
 
 
+@pytest.mark.parametrize("array", ["tokens", "tokens_scale", "q", "k", "q_scale", "k_scale", "cls"])
+def test_each_array_is_mended_without_the_others(store: Path, array: str) -> None:
+    if not (store / "train/view-0" / array).is_dir():
+        pytest.skip("not in this store")
+    before = tree(store)
+    for path in (store / "train/view-0" / array).glob("2/c/1/**/0"):
+        if path.is_file():
+            flip(path, 3)
+    result = repair(store)
+    assert result["ok"], [left["reason"] for left in result["left"]]
+    assert len(result["mended"]) == 1
+    assert tree(store) == before
+
+
+def test_channel_statistics_are_taken_again(store: Path) -> None:
+    if not (store / "constants/tokens_mean").is_dir():
+        pytest.skip("not a store of int8")
+    before = tree(store)
+    flip(store / "constants/tokens_mean/2/c/0", 1)
+    shutil.rmtree(store / "constants/tokens_std/2")
+    assert not verify(store)["ok"]
+    assert repair(store)["ok"]
+    assert tree(store) == before
+
+
 def test_damaged_weights_of_a_store_that_derives_are_made_again(store: Path) -> None:
     before = tree(store)
     for constant in store.glob("constants/blocks/2/*/c/**/*"):
@@ -152,7 +177,7 @@ def test_damaged_weights_of_a_store_that_derives_are_made_again(store: Path) -> 
     result = repair(store)
     assert result["ok"]
     assert tree(store) == before
-    assert len(result["mended"]) == (4 if (store / "constants").exists() else 0)
+    assert len(result["mended"]) == (4 if (store / "constants/blocks").exists() else 0)
 
 
 def test_a_grown_split_is_mended_part_by_part(config: MakeConfig, video_folder: Path, tmp_path: Path) -> None:
