@@ -41,6 +41,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:,.1f} days"
 
 
+def count(number: int, noun: str) -> str:
+    """ "1 row", "2 rows"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 @contextmanager
 def extraction_bar(title: str) -> Iterator[Callable[[ExtractionProgress], None]]:
     """A bar with videos/s, frames/s, ETA, bytes written and failures; yields the callback that moves it."""

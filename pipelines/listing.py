@@ -143,6 +143,7 @@ def _describe_row(path: StorePath, store: FeatureStore) -> dict[str, Any]:
         "splits": store.splits,
         "parts": {split: len(store.parts(split)) for split in store.splits},
         "layers": tokens,
+        "dtype": store.manifest.facts["request"]["dtype"],
         "cross_frame": _cross_frame([*arrays, *store.manifest.constants]),
         "size_bytes": store.size_bytes(),
         "key": store.manifest.key,
@@ -159,16 +160,16 @@ def print_folder(folder: StorePath, rows: list[dict[str, Any]]) -> None:
         out.print(f"no stores in {folder}. Make one with:  vcache extract DATASET --layers -4:", soft_wrap=True)
         return
     table = Table(title=escape(str(folder)), title_justify="left")
-    for column in ("store", "videos", "layers", "cross-frame", "size"):
+    for column in ("store", "videos", "layers", "dtype", "cross-frame", "size"):
         table.add_column(column, overflow="fold")
     for row in rows:
         name = escape(store_path(row["path"]).name)
         if "error" in row:
-            table.add_row(name, f"[red]{escape(row['error'])}[/red]", "", "", "")
+            table.add_row(name, f"[red]{escape(row['error'])}[/red]", "", "", "", "")
             continue
         splits = ", ".join(_sized(split, count, row["parts"][split]) for split, count in row["splits"].items())
         layers = ",".join(map(str, row["layers"]))
-        table.add_row(name, splits, layers, row["cross_frame"], size(row["size_bytes"]))
+        table.add_row(name, splits, layers, row["dtype"], row["cross_frame"], size(row["size_bytes"]))
     out.print(table)
 
 

@@ -186,7 +186,7 @@ def _choices_table(plan: ExtractionPlan) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in ("  dtype", "cross-frame"):
         table.add_column(column, no_wrap=True)
-    for column in ["a video", "to write"] + (["extraction", "epoch", "pays from"] if plan.rates else []):
+    for column in ["a video", "to write"] + (["extraction", "epoch", "pays in"] if plan.rates else []):
         table.add_column(column, justify="right", no_wrap=True)
     for choice in plan.choices:
         to_write = size(choice.missing_bytes) if choice.missing_bytes else "stored"

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from vcache.pipelines.console import out
+from vcache.pipelines.console import count, out
 from vcache.pipelines.reextraction import Reextraction
 from vcache.pipelines.verification import describe_finding, verification_bar
 from vcache.store.errors import UnsupportedLocation
@@ -88,12 +88,16 @@ def _reason(left: dict[str, Any]) -> str:
 def _verdict(result: dict[str, Any]) -> str:
     store = escape(result["store"])
     if not result["found"] and not result["mended"]:
-        return f"{store} is whole: nothing to mend in {result['rows']} rows and {result['files']} files"
-    videos = f"{result['recomputed_rows']} rows from their videos, {result['copied_rows']} rows copied"
+        return (
+            f"{store} is whole: nothing to mend in {count(result['rows'], 'row')} and {count(result['files'], 'file')}"
+        )
+    videos = (
+        f"{count(result['recomputed_rows'], 'row')} from their videos, {count(result['copied_rows'], 'row')} copied"
+    )
     if result["dry_run"]:
         command = shlex.join(["vcache", "repair", result["store"]])
-        again = f"{result['recomputed_rows']} rows to extract again"
-        return f"{result['found']} findings, {again}. Mend them with:  {escape(command)}"
+        again = f"{count(result['recomputed_rows'], 'row')} to extract again"
+        return f"{count(result['found'], 'finding')}, {again}. Mend them with:  {escape(command)}"
     if result["ok"]:
         return f"{store} is whole again: {len(result['mended'])} mended ({videos})"
     return f"{store} is still damaged: {len(result['mended'])} mended ({videos}), {len(result['left'])} left"

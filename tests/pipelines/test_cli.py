@@ -312,6 +312,6 @@ def test_verify_finds_damage_and_what_it_says_mends_it(
     assert (finding["kind"], finding["split"], finding["array"], finding["rows"]) == ("chunk", "train", "tokens/2", [0])
     status, out, _ = vcache(finding["message"].split("Mend it with:  vcache ")[1])
     assert status == 0
-    assert "is whole again: 1 mended (1 rows from their videos, 11 rows copied)" in out
+    assert "is whole again: 1 mended (1 row from their videos, 11 rows copied)" in out
     assert shard.read_bytes() == before
     assert vcache(f"verify {store}")[0] == 0
