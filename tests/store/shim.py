@@ -9,8 +9,10 @@ import fcntl
 import io
 import os
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -143,3 +145,14 @@ class _RawFile(io.RawIOBase):
         if not self.closed:
             super().close()
             os.close(self._fd)
+
+
+def wait_for_threads_of_zarr(before):
+    """Those that were writing beside the one that failed."""
+    deadline = time.monotonic() + 5
+    while open_files() != before and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def open_files():
+    return {file.name: file.readlink() for file in Path("/proc/self/fd").iterdir() if file.is_symlink()}

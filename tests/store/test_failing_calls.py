@@ -2,13 +2,11 @@
 run ends in the very tree of an undisturbed one."""
 
 import shutil
-import time
-from pathlib import Path
 
 import pytest
 import scenario
 from conftest import World
-from shim import FAULTS, Died, Shim
+from shim import FAULTS, Died, Shim, open_files, wait_for_threads_of_zarr
 
 from vcache.store.reader import FeatureStore
 from vcache.store.writer import clean_temporary
@@ -65,17 +63,6 @@ class Stages:
             with FeatureStore.open(top / "s.zarr") as store:
                 clean_temporary(store)
         assert self.world.tree(top) == self.world.tree(self.before(number + 1))
-
-
-def wait_for_threads_of_zarr(before):
-    """Those that were writing beside the one that failed."""
-    deadline = time.monotonic() + 5
-    while open_files() != before and time.monotonic() < deadline:
-        time.sleep(0.01)
-
-
-def open_files():
-    return {file.name: file.readlink() for file in Path("/proc/self/fd").iterdir() if file.is_symlink()}
 
 
 @pytest.fixture(scope="module")

