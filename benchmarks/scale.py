@@ -80,7 +80,7 @@ def make_store(path: Path, num_rows: int, num_passes: int) -> None:
         class_names=tuple(f"class {label}" for label in range(400)),
         rows_per_shard=ROWS_PER_SHARD,
         splits=splits,
-        facts={"backbone": vars(FACTS), "request": {"dataset": "k400", "frames": 8}},
+        facts={"backbone": vars(FACTS), "request": {"dataset": "k400", "frames": 8, "dtype": "float16"}},
     )
     create_store(path, manifest, {split: table_of(split, rows) for split, rows in splits.items()})
     with FeatureStore.open(path) as store:
