@@ -77,7 +77,7 @@ def test_every_flipped_bit_of_a_record_is_noticed(tmp_path, reason):
         damaged = bytearray(data)
         damaged[bit // 8] ^= 1 << bit % 8
         file.write_bytes(damaged)
-        with pytest.raises(CorruptStore, match="is damaged. Delete it and run the extraction again"):
+        with pytest.raises(CorruptStore, match="is damaged. Mend it with:  vcache repair "):
             read_commit(file)
             pytest.fail(f"bit {bit} was flipped and nobody noticed")
     file.write_bytes(data)
