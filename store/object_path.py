@@ -217,7 +217,8 @@ def store_path(location: str | StorePath) -> StorePath:
             and re.fullmatch(r"[A-Za-z0-9+.-]{2,}:", location.parts[0])
         ):
             raise UnsupportedLocation(
-                f"{location} was a URL before it became a Path, which merges slashes; give it as text."
+                f"{location} has one slash after the colon; a store in a bucket is s3://BUCKET/PATH (in Python a text: a Path "
+                "merges slashes)."
             )
         return location
     if (match := _SCHEME.fullmatch(location)) is None:

@@ -1,5 +1,6 @@
 """Reading rows of several arrays at once: the threads, the open files, and where the rows of each shard lie."""
 
+import errno
 import os
 import time
 from collections import deque
@@ -133,10 +134,14 @@ class RowReader:
                 raise RowDamage(read, row, f"{_shard_path(read, shard)} is missing") from error
             except ShardDamage as error:
                 raise RowDamage(read, row, f"{_shard_path(read, shard)} {error}") from error
+            except OSError as error:
+                if error.errno != errno.EIO:  # too many open files, say, is no damage
+                    raise
+                raise RowDamage(read, row, f"{_shard_path(read, shard)} cannot be read: {error.strerror}") from error
 
     def _announce(self, pieces: deque[_Piece]) -> None:
         """Tell the kernel which bytes come next, so that the disk does not wait for the copy and the checksum."""
-        with suppress(IndexError, FileNotFoundError, NotADirectoryError, ShardDamage):  # for the read itself to say
+        with suppress(IndexError, OSError, ShardDamage):  # for the read itself to say
             for piece in (pieces[ahead] for ahead in range(_AHEAD)):
                 if piece.announced:
                     continue

@@ -1,6 +1,8 @@
 """No read returns unwritten or damaged data: it raises, and says which file and which video."""
 
+import errno
 import json
+import os
 import random
 import shutil
 
@@ -226,3 +228,21 @@ def test_a_crc_of_a_whole_file_of_chunks_with_their_crc_would_say_nothing():
     files = [b"".join(c + crc32c(c).to_bytes(4, "little") for c in pair) for pair in (chunks[:2], chunks[2:])]
     assert files[0] != files[1]
     assert crc32c(files[0]) == crc32c(files[1])
+
+
+def test_a_disk_that_fails_to_read_names_file_and_video(world, sound, monkeypatch):
+    def preadv(fd, buffers, offset):
+        raise OSError(number, os.strerror(number))
+
+    with FeatureStore.open(sound) as store:
+        store.read("train", "tokens/8", [3])
+        monkeypatch.setattr(os, "preadv", preadv)
+        number = errno.EIO
+        with pytest.raises(
+            CorruptStore, match=r"/tokens/8/c/1/0/0/0 cannot be read: .*row 3 .*'vidéo-3'.*vcache repair"
+        ):
+            store.read("train", "tokens/8", [3])
+        number = errno.EMFILE
+        with pytest.raises(OSError, match=os.strerror(errno.EMFILE)) as caught:
+            store.read("train", "tokens/8", [3])
+        assert not isinstance(caught.value, CorruptStore)

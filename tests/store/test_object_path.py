@@ -46,7 +46,7 @@ def test_a_url_is_printed_as_it_was_given():
         ("s3:///a", "not of the form"),
         ("s3://bucket/../other", "not of the form"),
         ("s3://bucket/a?versionId=1", "not of the form"),
-        (Path("s3://bucket/a"), "give it as text"),
+        (Path("s3://bucket/a"), "one slash after the colon; a store in a bucket is s3://BUCKET/PATH"),
     ],
 )
 def test_other_urls_are_refused(location, words):
