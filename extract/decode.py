@@ -29,36 +29,11 @@ from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
 from vcache.extract.containers import missing_bytes
-from vcache.extract.sampling import Sampling
+from vcache.extract.sampling import ClipRule, Sampling
+from vcache.extract.video import DecodedVideo, DecodeRequest, VideoError
 
-KINDS = (
-    "missing",  # no such file, or it may not be read
-    "empty",  # zero bytes
-    "not_video",  # no container that FFmpeg knows
-    "no_video_stream",  # sound only, or a container without streams
-    "no_frames",  # a video stream without a frame to show
-    "decode_error",  # the decoder gave up
-    "frame_count",  # far fewer frames than packets, without an error
-    "corrupt_frames",  # decoded, but the decoder had to invent parts of the picture
-    "truncated",  # the file ends before its container says
-)
-"""What can be wrong with a video, for `VideoError.kind`."""
-
-_MAX_REASON_CHARS = 200
 # Headers round, and the last frame's duration is often not known, so that durations only show what is clearly cut.
 _MIN_SHARE_OF_DURATION = 0.9
-
-
-class VideoError(Exception):
-    """A video that cannot be used: `.kind` is one of KINDS, `.reason` one line of at most 200 characters."""
-
-    def __init__(self, kind: str, reason: str) -> None:
-        lines = reason.strip().splitlines() or [""]
-        self.kind, self.reason = kind, lines[0][:_MAX_REASON_CHARS]
-        super().__init__(f"{kind}: {self.reason}")
-
-    def __reduce__(self) -> tuple[type["VideoError"], tuple[str, str]]:
-        return type(self), (self.kind, self.reason)
 
 
 @dataclass(frozen=True)
@@ -88,24 +63,43 @@ class _Packets:
 
 
 def decode_clip(path: Path, sampling: Sampling) -> DecodedClip:
-    """Decode the frames that the evaluation rule of `sampling` picks. One thread; safe on different files at once.
+    """The one clip that the evaluation rule of `sampling` picks; `decode_video` says more."""
+    video = decode_video(DecodeRequest(path=path, clips=(ClipRule(sampling=sampling),)))
+    return DecodedClip(video.clip(0), video.clips[0], video.num_video_frames, video.fps)
+
+
+def decode_video(request: DecodeRequest) -> DecodedVideo:
+    """Decode the frames of all clips in one pass. One thread; safe on different files at once.
 
     Raises:
         VideoError: and nothing else, whatever the file.
     """
+    path = request.path
     _check_file(path)
     with _open(path) as (container, stream):
         packets = _read_packets(container, stream)
     _check_whole(packets)
-    wanted = sampling.indices(packets.num_shown)
-    frames, num_frames = _decode(path, wanted)
+    clips = _clips(request, packets.num_shown)
+    frames, num_frames = _decode(path, _wanted(clips))
     if num_frames != packets.num_shown:
         _check_count(packets.num_shown, num_frames)
-        wanted = sampling.indices(num_frames)
-        frames, again = _decode(path, wanted)
+        clips = _clips(request, num_frames)
+        frames, again = _decode(path, _wanted(clips))
         if again != num_frames:
             raise VideoError("frame_count", f"decoding gave {num_frames} frames, and {again} the second time")
-    return DecodedClip(_stack(frames, wanted), wanted, num_frames, packets.fps)
+    numbers = _wanted(clips)
+    return DecodedVideo(
+        frames=_stack(frames, numbers), numbers=numbers, clips=clips, num_video_frames=num_frames, fps=packets.fps
+    )
+
+
+def _clips(request: DecodeRequest, num_frames: int) -> tuple[tuple[int, ...], ...]:
+    return tuple(rule.indices(num_frames) for rule in request.clips)
+
+
+def _wanted(clips: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+    """The frames of all clips, each once, ascending."""
+    return tuple(sorted({frame for clip in clips for frame in clip}))
 
 
 def decoder_versions() -> dict[str, str]:

@@ -50,8 +50,15 @@ class Preprocessing:
 
     def __call__(self, frames: UInt8[np.ndarray, "T H W 3"]) -> Float[Tensor, "T 3 S S"]:
         """The normalised images of one clip, float32."""
-        images = self.pixels(frames).to(torch.float32).div_(255)
-        mean, std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (self.mean, self.std))
+        return self.normalise(self.pixels(frames))
+
+    def normalise(self, pixels: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
+        """float32 images of what `pixels` gave, on its device."""
+        images = pixels.to(torch.float32).div_(255)
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device=pixels.device)[:, None, None]
+            for values in (self.mean, self.std)
+        )
         return images.sub_(mean).div_(std)
 
     def pixels(self, frames: UInt8[np.ndarray, "T H W 3"]) -> UInt8[Tensor, "T 3 S S"]:

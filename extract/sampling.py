@@ -102,6 +102,28 @@ class TSNSampling:
 Sampling = StridedSampling | TSNSampling
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClipRule:
+    """Which frames of a video of any length make one clip: an evaluation view of a sampling, or a random one with a seed."""
+
+    sampling: Sampling
+    view: int = 0
+    """Evaluation view `view` of `num_views`; not used with a seed."""
+    num_views: int = 1
+    seed: int | None = None
+    """Of the training rule."""
+
+    def indices(self, num_video_frames: int) -> tuple[int, ...]:
+        """Frames of the video, 0-based and ascending, repeats allowed.
+
+        Raises:
+            ValueError: no frames, or no such view.
+        """
+        if self.seed is not None:
+            return self.sampling.random_indices(num_video_frames, seed=self.seed)
+        return self.sampling.indices(num_video_frames, view=self.view, num_views=self.num_views)
+
+
 def sampling_from_dict(values: dict[str, Any]) -> Sampling:
     """The inverse of `.to_dict()`.
 

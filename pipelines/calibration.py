@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from vcache.extract.datasets.base import Video
-from vcache.extract.decode import VideoError
+from vcache.extract.video import VideoError
+from vcache.extract.views import PreparedClip
 from vcache.heads.query_key import QueryKeyProjection
 from vcache.pipelines.derivation import input_array
 from vcache.pipelines.precision import dequantised, encoded
 from vcache.pipelines.precision_error import MAX_ERROR, Error, ErrorSums, check_error, maps_moved
-from vcache.pipelines.shards import PreparedClip, ShardExtractor
+from vcache.pipelines.shards import ShardExtractor
 from vcache.store.constants import Constant, write_constants
 from vcache.store.errors import CorruptStore
 from vcache.store.layout import ArraySpec

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vcache.extract.datasets.base import Video
-from vcache.extract.decode import VideoError
+from vcache.extract.video import VideoError
+from vcache.extract.views import PreparedClip
 from vcache.pipelines.planning import Rates
 from vcache.pipelines.precision import unit_constants
 from vcache.pipelines.room import free_bytes, nearest_folder
 from vcache.pipelines.setup import ExtractionSetup
-from vcache.pipelines.shards import PreparedClip, ShardExtractor
+from vcache.pipelines.shards import ShardExtractor
 from vcache.store.layout import ArraySpec
 from vcache.store.object_path import local
 

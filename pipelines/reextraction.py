@@ -11,8 +11,9 @@ from typing import Any
 from vcache.extract.backbone import BackboneError, FrozenBackbone, load_backbone
 from vcache.extract.datasets.base import DatasetError, Video, VideoDataset
 from vcache.extract.datasets.registry import load_dataset
-from vcache.extract.decode import VideoError
 from vcache.extract.preprocess import from_open_clip_config
+from vcache.extract.video import VideoError
+from vcache.extract.views import PreparedClip
 from vcache.pipelines.calibration import Calibration, calibrate
 from vcache.pipelines.derivation import projection_constants
 from vcache.pipelines.device import select_device
@@ -20,7 +21,7 @@ from vcache.pipelines.growth import video_table
 from vcache.pipelines.precision import channel_constants
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.setup import extraction_spec
-from vcache.pipelines.shards import PreparedClip, ShardExtractor
+from vcache.pipelines.shards import ShardExtractor
 from vcache.store.constants import Constant
 from vcache.store.errors import CannotRecompute, StoreError
 from vcache.store.key import spec_difference

@@ -12,9 +12,11 @@ import torch
 
 from vcache.extract.backbone import FrozenBackbone, Taps
 from vcache.extract.datasets.base import Video, VideoDataset
-from vcache.extract.decode import VideoError, decode_clip
+from vcache.extract.decode import decode_video
 from vcache.extract.preprocess import Preprocessing
 from vcache.extract.sampling import Sampling
+from vcache.extract.video import DecodeRequest, VideoError
+from vcache.extract.views import PreparedClip, View
 from vcache.heads.cross_frame import cross_frame_maps
 from vcache.pipelines.precision import channel_constants, encoded
 from vcache.store.layout import ArraySpec
@@ -49,15 +51,6 @@ class ExtractionProgress:
     failures: int = 0
     frames_done: int = 0
     bytes_written: int = 0
-
-
-@dataclass(frozen=True)
-class PreparedClip:
-    """A decoded clip ready for the backbone, with what the store keeps about its view."""
-
-    images: torch.Tensor  # (T, 3, S, S), normalised
-    frame_index: np.ndarray  # (T,)
-    crop: np.ndarray  # (4,): top, left, height, width in source pixels
 
 
 @dataclass(frozen=True)
@@ -146,13 +139,9 @@ class ShardExtractor:
 
     def prepare(self, video: Video) -> PreparedClip:
         """Decode and preprocess one video; VideoError if it cannot be used. Safe in several threads."""
-        decoded = decode_clip(self.dataset.root / video.path, self.sampling)
-        height, width = decoded.frames.shape[1:3]
-        return PreparedClip(
-            images=self.preprocessing(decoded.frames),
-            frame_index=np.array(decoded.frame_index, dtype=np.int32),
-            crop=np.array(self.preprocessing.crop_box(height, width), dtype=np.float32),
-        )
+        view, path = View(), self.dataset.root / video.path
+        rules = (view.clip_rule(self.sampling, video.video_id),)
+        return view.prepare(decode_video(DecodeRequest(path=path, clips=rules)), 0, self.preprocessing, video.video_id)
 
     def _write_batch(self, writer: ShardWriter, batch: tuple[_Row, ...], progress: ExtractionProgress) -> None:
         clips = [row.clip for row in batch if isinstance(row.clip, PreparedClip)]
@@ -166,7 +155,7 @@ class ShardExtractor:
             else:
                 arrays = next(features)
                 writer.write(row.row, arrays)
-                progress.frames_done += len(row.clip.frame_index)
+                progress.frames_done += len(row.clip.images)
                 progress.bytes_written += sum(array.nbytes for array in arrays.values())
             progress.videos_done += 1
 
@@ -184,7 +173,8 @@ class ShardExtractor:
             name: stored[name].cpu().numpy().reshape(len(clips), *specs[name].shape) for name in specs if name in stored
         }
         return [
-            {**{name: values[b] for name, values in split.items()}, **_view_arrays(clip, specs.keys())}
+            {name: values[b] for name, values in split.items()}
+            | {name: array for name, array in clip.record.items() if name in specs}
             for b, clip in enumerate(clips)
         ]
 
@@ -194,7 +184,8 @@ class ShardExtractor:
         Frame by frame, (B*T, *shape of a frame), but maps, which are clip by clip: (B, T-1, 2, P, P).
         """
         layers = {kind: _layers(names, kind) for kind in ("tokens", "cls", "q", "k", "maps", "block_input")}
-        images = torch.cat([clip.images for clip in clips]).to(self.backbone.device)  # (B*T, 3, S, S)
+        pixels = torch.cat([clip.images for clip in clips]).to(self.backbone.device)
+        images = self.preprocessing.normalise(pixels)  # (B*T, 3, S, S)
         taps = self.backbone(
             images,
             tokens=sorted({*layers["tokens"], *layers["cls"]}),
@@ -225,12 +216,6 @@ def _maps(taps: Taps, layers: Iterable[int], num_clips: int) -> dict[str, torch.
         return x.unflatten(0, (num_clips, -1))  # (B, T, H, N, d)
 
     return {f"maps/{layer}": cross_frame_maps(clips(taps.q[layer]), clips(taps.k[layer])) for layer in layers}
-
-
-def _view_arrays(clip: PreparedClip, wanted: Collection[str]) -> dict[str, np.ndarray]:
-    """What was done to make the view, where the shard does not hold it yet."""
-    arrays = {"frame_index": clip.frame_index, "crop": clip.crop, "flip": np.zeros((), dtype=np.uint8)}
-    return {name: array for name, array in arrays.items() if name in wanted}
 
 
 def _batched(items: Iterable[_Item], size: int) -> Iterator[tuple[_Item, ...]]:

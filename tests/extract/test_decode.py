@@ -13,9 +13,11 @@ import av
 import numpy as np
 import pytest
 
+from vcache.extract import decode
 from vcache.extract.containers import missing_bytes
-from vcache.extract.decode import KINDS, VideoError, decode_clip, decoder_versions
-from vcache.extract.sampling import StridedSampling, TSNSampling
+from vcache.extract.decode import decode_clip, decode_video, decoder_versions
+from vcache.extract.sampling import ClipRule, StridedSampling, TSNSampling
+from vcache.extract.video import KINDS, DecodeRequest, VideoError
 
 CLIPS = Path(__file__).parents[2].parent / "shared" / "clips"
 needs_clips = pytest.mark.skipif(not CLIPS.is_dir(), reason="the shared clips are not beside the checkout")
@@ -366,3 +368,25 @@ def test_frames_equal_those_of_the_ffmpeg_program(name: str) -> None:
     truth = np.frombuffer(raw, dtype=np.uint8).reshape(num_frames, height, width, 3)
     difference = np.abs(truth[list(clip.frame_index)].astype(int) - clip.frames)
     assert difference.max() <= 2
+
+
+def test_all_clips_come_from_one_pass_and_each_is_what_it_is_alone(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.mp4", "libx264")
+    rules = (
+        ClipRule(sampling=StridedSampling(num_frames=3, stride_frames=5), view=2, num_views=3),
+        ClipRule(sampling=TSNSampling(num_frames=5)),
+        ClipRule(sampling=StridedSampling(num_frames=4, stride_frames=2), seed=7),
+    )
+    alone = [decode_video(DecodeRequest(path=path, clips=(rule,))).clip(0) for rule in rules]
+    passes = []
+    original = decode._decode
+    monkeypatch.setattr(decode, "_decode", lambda *args: passes.append(args) or original(*args))
+
+    video = decode_video(DecodeRequest(path=path, clips=rules))
+
+    assert len(passes) == 1
+    assert video.clips == tuple(rule.indices(len(NUMBERS)) for rule in rules)
+    assert video.numbers == tuple(sorted(set().union(*video.clips)))
+    for number, frames in enumerate(alone):
+        np.testing.assert_array_equal(video.clip(number), frames)
+        assert [number_of(frame) for frame in frames] == list(video.clips[number])

@@ -12,6 +12,7 @@ import torch
 
 from vcache.extract.datasets.base import VideoDataset
 from vcache.extract.datasets.registry import load_dataset
+from vcache.extract.video import DecodedVideo, DecodeRequest
 from vcache.heads.registry import get_head
 from vcache.pipelines import shards
 from vcache.pipelines.evaluation import evaluate_run
@@ -33,13 +34,13 @@ RunCommand = Callable[[str], tuple[int, str, str]]
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the video files that are decoded from here on."""
     names: list[str] = []
-    original = shards.decode_clip
+    original = shards.decode_video
 
-    def count(path: Path, sampling: object) -> object:
-        names.append(path.name)
-        return original(path, sampling)
+    def count(request: DecodeRequest) -> DecodedVideo:
+        names.append(request.path.name)
+        return original(request)
 
-    monkeypatch.setattr(shards, "decode_clip", count)
+    monkeypatch.setattr(shards, "decode_video", count)
     return names
 
 

@@ -11,8 +11,8 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from vcache.extract.decode import VideoError
 from vcache.extract.spec import DTYPES
+from vcache.extract.video import VideoError
 from vcache.extract.weights import BackboneError
 from vcache.pipelines import measuring
 from vcache.pipelines.cli import app

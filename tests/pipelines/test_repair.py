@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from vcache.extract.video import DecodedVideo, DecodeRequest
 from vcache.pipelines import shards
 from vcache.pipelines.cli import main
 from vcache.pipelines.extraction import run_extraction
@@ -62,12 +63,12 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The names of the videos that are decoded."""
     names: list[str] = []
 
-    def decode(path: Path, sampling: object) -> object:
-        names.append(path.name)
-        return original(path, sampling)  # type: ignore[arg-type]
+    def decode(request: DecodeRequest) -> DecodedVideo:
+        names.append(request.path.name)
+        return original(request)
 
-    original = shards.decode_clip
-    monkeypatch.setattr(shards, "decode_clip", decode)
+    original = shards.decode_video
+    monkeypatch.setattr(shards, "decode_video", decode)
     return names
 
 
