@@ -8,6 +8,9 @@ anyway, where open_clip's fused attention never shows them. Checked against open
                   x = x + out_proj(softmax(q k' / sqrt(d)) v)
                   x = x + mlp(ln_2(x))              ->  tokens[i]      (before ln_post)
     embed = ln_post(x[cls]) @ proj                                     (not normalised)
+
+In float32, or in half precision as the official repositories run their frozen CLIP on a GPU: products and the residual stream
+x in float16 or bfloat16, LayerNorms in float32.
 """
 
 from collections.abc import Iterable, Sequence
@@ -98,13 +101,18 @@ class FrozenBackbone(nn.Module):
     preprocess_config: dict[str, Any]
     """open_clip's preprocessing of these weights: size, mean, std, interpolation, resize_mode, ..."""
     weights_sha256: str
+    """Of the float32 weights, whatever the precision."""
+    dtype: torch.dtype
+    """Of the products and the residual stream, and so of all taps."""
 
-    def __init__(self, visual: VisionTransformer, architecture: Architecture) -> None:
+    def __init__(self, visual: VisionTransformer, architecture: Architecture, precision: str = "float32") -> None:
         super().__init__()
         self.visual = visual.requires_grad_(False).eval()
         self.facts = _facts(visual, architecture)
         self.preprocess_config = {**asdict(PreprocessCfg()), **architecture.preprocess, "size": visual.image_size}
         self.weights_sha256 = weights_sha256(visual.state_dict())
+        self.dtype = getattr(torch, precision)
+        _cast_products(visual, self.dtype)
 
     @property
     def device(self) -> torch.device:
@@ -134,7 +142,7 @@ class FrozenBackbone(nn.Module):
         kept: dict[int, Tensor] = {}
         queries: dict[int, Tensor] = {}
         keys: dict[int, Tensor] = {}
-        x = _embed_patches(self.visual, images)
+        x = _embed_patches(self.visual, images.to(self.dtype))
         for layer, block in enumerate(self.visual.transformer.resblocks):
             if layer in inputs:
                 entering[layer] = x
@@ -143,7 +151,7 @@ class FrozenBackbone(nn.Module):
                 kept[layer] = x
             if layer in qk:
                 queries[layer], keys[layer] = q, k
-        embed = self.visual.ln_post(x[:, 0]) @ self.visual.proj
+        embed = _normed(self.visual.ln_post, x[:, 0]) @ self.visual.proj
         return Taps(kept, queries, keys, embed, entering)
 
     def query_key_weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -169,15 +177,17 @@ def load_backbone(
     *,
     random_weights: bool = False,
     device: str | torch.device = "cpu",
+    precision: str = "float32",
     seed: int = 0,
 ) -> FrozenBackbone:
-    """The image tower of an open_clip model, in float32; the text tower is not built.
+    """The image tower of an open_clip model; the text tower is not built.
 
     Args:
         model: A name of open_clip ("ViT-B-16-quickgelu"), or "local-dir:FOLDER" with open_clip_config.json and weights.
         pretrained: A tag of that model ("openai") or a checkpoint file: .safetensors, a state dict or training
             checkpoint of torch, OpenAI's TorchScript archive. None with "local-dir:": the folder has the weights.
         random_weights: Draw the weights from `seed` instead; `pretrained` is then not looked at.
+        precision: One of spec.PRECISIONS. In half precision a tap is within a few roundings of its dtype of that in float32.
 
     Raises:
         RandomWeightsRefused: the weights are not given, not found, not downloadable or do not fit the model exactly.
@@ -196,7 +206,7 @@ def load_backbone(
             visual = _build(architecture)
     else:
         _load(visual, architecture, read_checkpoint(find_checkpoint(model, pretrained, architecture)))
-    return FrozenBackbone(visual, architecture).to(device)
+    return FrozenBackbone(visual, architecture, precision).to(device)
 
 
 def _build(architecture: Architecture) -> nn.Module:
@@ -280,15 +290,28 @@ def _embed_patches(visual: VisionTransformer, images: Tensor) -> Tensor:
     # The convolution conv1, as a matrix product: on a GPU torch runs convolutions in TF32 unless told otherwise.
     patches = F.linear(patches, visual.conv1.weight.flatten(1))  # (B, P, D)
     cls = visual.class_embedding.expand(len(images), 1, -1)
-    return visual.ln_pre(torch.cat([cls, patches], dim=1) + visual.positional_embedding)
+    return _normed(visual.ln_pre, torch.cat([cls, patches], dim=1) + visual.positional_embedding)
 
 
 def _run_block(block: ResidualAttentionBlock, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The block's output (B, N, D) with its queries and keys (B, H, N, d)."""
     B, N, D = x.shape
     attention = block.attn
-    qkv = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)  # (B, N, 3*D)
+    qkv = F.linear(_normed(block.ln_1, x), attention.in_proj_weight, attention.in_proj_bias)  # (B, N, 3*D)
     q, k, v = qkv.view(B, N, 3, attention.num_heads, attention.head_dim).permute(2, 0, 3, 1, 4)  # each (B, H, N, d)
     mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, N, D)
     x = x + block.ls_1(attention.out_proj(mixed))  # ls_1, ls_2: LayerScale, or nothing
-    return x + block.ls_2(block.mlp(block.ln_2(x))), q, k
+    return x + block.ls_2(block.mlp(_normed(block.ln_2, x))), q, k
+
+
+def _normed(norm: nn.Module, x: Tensor) -> Tensor:
+    """LayerNorm, or nothing where the model has none: always computed in float32."""
+    return norm(x.float()).to(x.dtype)
+
+
+def _cast_products(visual: VisionTransformer, dtype: torch.dtype) -> None:
+    """All weights but those of LayerNorms."""
+    for module in visual.modules():
+        if not isinstance(module, nn.LayerNorm):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)

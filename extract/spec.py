@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 DTYPES = ("float16", "bfloat16", "float32", "int8")
+PRECISIONS = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class ExtractionSpec:
       error of int8.
     - batch size, decode threads, shard size: how fast, not what. A row agrees with itself in any batch to float32
       rounding (tested at 1e-6), far below a float16 step.
-    - device: the arithmetic is float32 on every one of them, and equal to rounding.
+    - device: the arithmetic is of the same precision on every one of them, and equal to rounding.
     """
 
     model: str
@@ -36,12 +37,20 @@ class ExtractionSpec:
     """Libraries that compute the rest."""
     dtype: str
     """Of the stored values, one of DTYPES. "int8" is of tokens, queries and keys; the rest is then float16."""
+    precision: str = "float32"
+    """Of the backbone's products and residual stream, one of PRECISIONS; see backbone.py."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype ({self.dtype!r}) must be one of {', '.join(DTYPES)}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision ({self.precision!r}) must be one of {', '.join(PRECISIONS)}")
         self.to_dict()  # what JSON cannot hold has no digest: say so here, not after an hour of extraction
 
     def to_dict(self) -> dict[str, Any]:
-        """A deep copy of plain JSON values: tuples are lists, as they are when read back from a manifest."""
-        return json.loads(json.dumps(asdict(self), allow_nan=False))
+        """A deep copy of plain JSON values: tuples are lists, as they are when read back from a manifest.
+
+        float32 is not told: stores of before there was another precision keep their key.
+        """
+        told = {name: value for name, value in asdict(self).items() if (name, value) != ("precision", "float32")}
+        return json.loads(json.dumps(told, allow_nan=False))

@@ -34,12 +34,12 @@ def unit_constants(arrays: Iterable[ArraySpec], device: torch.device) -> dict[st
 
 
 def encoded(name: str, x: Tensor, dtype: str, constants: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a store of `dtype` keeps of float32 features: one array, and of int8 its scales.
+    """What a store of `dtype` keeps of features: one array, and of int8 its scales.
 
     NaN and infinity stay what they are; of int8 they show in the scales. The writer refuses them.
     """
     if dtype == "int8":
-        q, scale = _quantised(x, [constants[constant] for constant in constant_names(name)])
+        q, scale = _quantised(x.float(), [constants[constant] for constant in constant_names(name)])
         return {name: q, scale_name(name): scale}
     if dtype == BFLOAT16:
         return {name: x.to(torch.bfloat16).view(torch.uint16)}

@@ -228,6 +228,57 @@ def test_only_what_was_asked_is_kept_and_asking_changes_nothing(
     assert torch.equal(taps.embed, everything.embed)
 
 
+HALF = {"float16": 2e-3, "bfloat16": 1.6e-2}
+
+
+@pytest.mark.parametrize("precision", HALF)
+def test_half_precision_taps_are_those_of_open_clips_own_half_precision_model(
+    precision: str, quick_gelu: bool, clip_folder: Callable[..., Path], images: Tensor
+) -> None:
+    weights = draw_weights(build_visual(VISION, quick_gelu=quick_gelu).state_dict(), seed=6)
+    folder = clip_folder(VISION, weights, embed_dim=E, quick_gelu=quick_gelu)
+    half = load_backbone(f"local-dir:{folder}", None, precision=precision)
+    dtype = getattr(torch, precision)
+    text = open_clip.CLIPTextCfg(context_length=3, vocab_size=5, width=8, heads=2, layers=1)
+    clip = open_clip.CLIP(E, open_clip.CLIPVisionCfg(**VISION), text, quick_gelu=quick_gelu, cast_dtype=dtype).eval()
+    clip.visual.load_state_dict(weights)
+    open_clip.model.convert_weights_to_lp(clip, dtype)
+    tokens: list[Tensor] = []
+    for block in clip.visual.transformer.resblocks:
+        block.register_forward_hook(lambda module, args, output: tokens.append(output))
+
+    with torch.no_grad():
+        embed = clip.visual(images.to(dtype))
+    taps = run_all(half, images)
+
+    for layer in ALL:
+        assert taps.tokens[layer].dtype == taps.q[layer].dtype == taps.k[layer].dtype == taps.embed.dtype == dtype
+        assert relative(taps.tokens[layer], tokens[layer]) < HALF[precision] / 2
+    assert relative(taps.embed, embed) < HALF[precision] / 2
+
+
+@pytest.mark.parametrize("precision", HALF)
+def test_half_precision_is_near_full_precision_and_keeps_layer_norms_and_the_digest(
+    precision: str, clip_folder: Callable[..., Path], images: Tensor
+) -> None:
+    weights = draw_weights(build_visual(VISION, quick_gelu=True).state_dict(), seed=6)
+    folder = clip_folder(VISION, weights, embed_dim=E, quick_gelu=True)
+    half, whole = (load_backbone(f"local-dir:{folder}", None, precision=name) for name in (precision, "float32"))
+
+    taps, full = run_all(half, images), run_all(whole, images)
+
+    assert half.weights_sha256 == whole.weights_sha256
+    assert all(norm.weight.dtype == torch.float32 for norm in half.modules() if isinstance(norm, nn.LayerNorm))
+    for layer in ALL:
+        for kind in ("tokens", "q", "k"):
+            assert 0 < relative(getattr(taps, kind)[layer], getattr(full, kind)[layer]) < HALF[precision]
+
+
+def relative(actual: Tensor, expected: Tensor) -> float:
+    difference = (actual.double() - expected.double()).norm() / expected.double().norm()
+    return difference.item()
+
+
 def test_the_backbone_stays_frozen(backbone: FrozenBackbone, images: Tensor) -> None:
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     given = images.clone()

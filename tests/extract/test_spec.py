@@ -31,11 +31,16 @@ def test_a_spec_is_the_same_after_a_trip_through_json() -> None:
 
 
 def test_every_field_is_told_and_changes_what_is_told() -> None:
-    told = make_spec().to_dict()
+    told = make_spec(precision="bfloat16").to_dict()
     assert set(told) == {field.name for field in dataclasses.fields(ExtractionSpec)}
-    others = {"model": "ViT-L-14", "weights_sha256": "cd" * 32, "dtype": "float32"}
+    others = {"model": "ViT-L-14", "weights_sha256": "cd" * 32, "dtype": "float32", "precision": "float16"}
     for name in told:
-        assert make_spec(**{name: others.get(name, {"other": "1"})}).to_dict() != told
+        assert make_spec(**{"precision": "bfloat16", name: others.get(name, {"other": "1"})}).to_dict() != told
+
+
+def test_full_precision_is_not_told_so_that_older_stores_keep_their_key() -> None:
+    assert "precision" not in make_spec().to_dict()
+    assert make_spec(precision="float32").to_dict() == make_spec().to_dict()
 
 
 def test_no_batch_size_layer_or_path_is_told() -> None:
@@ -54,6 +59,8 @@ def test_changing_the_told_dict_does_not_change_the_spec() -> None:
 def test_another_dtype_is_refused() -> None:
     with pytest.raises(ValueError, match=r"dtype \('float8'\) must be one of float16, bfloat16, float32, int8"):
         make_spec(dtype="float8")
+    with pytest.raises(ValueError, match=r"precision \('tf32'\) must be one of float32, float16, bfloat16"):
+        make_spec(precision="tf32")
 
 
 @pytest.mark.parametrize("value", [{1, 2}, float("nan"), object()])
