@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -111,6 +112,20 @@ def check_unique_ids(videos: Iterable[tuple[Video, Path, int]]) -> None:
                 line=line,
             )
         seen[key] = (file, line)
+
+
+def inside(root: Path, listed: str, file: Path, line: int) -> str:
+    """The path relative to `root`, without following links: a link inside the root may lead where its owner wants.
+
+    Raises:
+        DatasetError: the path, as `line` of `file` lists it, leaves the root or is the root itself.
+    """
+    relative = os.path.relpath(os.path.normpath(root / listed), os.path.normpath(root))
+    if Path(relative).parts[:1] == (os.pardir,) or relative == os.curdir:
+        raise DatasetError(
+            f"{listed!r} leaves {root}; say --root FOLDER with one that holds all videos", file=file, line=line
+        )
+    return Path(relative).as_posix()
 
 
 def read_csv(path: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:

@@ -1,6 +1,5 @@
 """A CSV file with the columns path,label and perhaps split."""
 
-import os.path
 from pathlib import Path
 
 from vcache.extract.datasets.base import (
@@ -10,6 +9,7 @@ from vcache.extract.datasets.base import (
     canonical_split,
     check_unique_ids,
     hashed_split,
+    inside,
     read_csv,
     split_order,
 )
@@ -35,7 +35,7 @@ def load_csv(path: Path, root: Path | None, val_fraction: float) -> VideoDataset
     class_names, label_of = _classes(path, rows)
     located = []
     for line, row in rows:
-        relative = _inside(base, row["path"], path, line)
+        relative = inside(base, row["path"], path, line)
         split = canonical_split(row["split"]) if "split" in row else hashed_split(relative, val_fraction)
         located.append((Video(relative, relative, label_of[row["label"]], split), path, line))
     check_unique_ids(located)
@@ -58,13 +58,3 @@ def _classes(path: Path, rows: list[tuple[int, dict[str, str]]]) -> tuple[tuple[
 
 def _is_integer(text: str) -> bool:
     return text.removeprefix("-").isdecimal()
-
-
-def _inside(base: Path, listed: str, file: Path, line: int) -> str:
-    """The path relative to `base`, without following links: a link inside the root may lead where its owner wants."""
-    relative = os.path.relpath(os.path.normpath(base / listed), os.path.normpath(base))
-    if Path(relative).parts[:1] == (os.pardir,) or relative == os.curdir:
-        raise DatasetError(
-            f"{listed!r} leaves {base}; say --root FOLDER with one that holds all videos", file=file, line=line
-        )
-    return Path(relative).as_posix()
