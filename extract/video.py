@@ -60,6 +60,8 @@ class DecodeRequest:
 
     path: Path
     clips: tuple[ClipRule, ...]
+    decoder: str = "pyav"
+    """One of `list_decoders()`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ import av
 import numpy as np
 import pytest
 
-from vcache.extract import decode
 from vcache.extract.containers import missing_bytes
 from vcache.extract.decode import decode_clip, decode_video, decoder_versions
+from vcache.extract.decoders import pyav
 from vcache.extract.sampling import ClipRule, StridedSampling, TSNSampling
 from vcache.extract.video import KINDS, DecodeRequest, VideoError
 
@@ -379,8 +379,8 @@ def test_all_clips_come_from_one_pass_and_each_is_what_it_is_alone(tmp_path, mon
     )
     alone = [decode_video(DecodeRequest(path=path, clips=(rule,))).clip(0) for rule in rules]
     passes = []
-    original = decode._decode
-    monkeypatch.setattr(decode, "_decode", lambda *args: passes.append(args) or original(*args))
+    original = pyav._decode
+    monkeypatch.setattr(pyav, "_decode", lambda *args: passes.append(args) or original(*args))
 
     video = decode_video(DecodeRequest(path=path, clips=rules))
 
