@@ -61,22 +61,21 @@ class Preprocessing:
         )
         return images.sub_(mean).div_(std)
 
-    def pixels(self, frames: UInt8[np.ndarray, "T H W 3"]) -> UInt8[Tensor, "T 3 S S"]:
-        """The resized and cropped frames before normalisation."""
-        height, width = self._resized(*frames.shape[1:3])
-        top, left = self._crop_offset(height), self._crop_offset(width)
-        resized = (
-            self._resize_exact(frames, height, width)
-            if self.mode == "exact"
-            else self._resize_fast(frames, height, width)
-        )
-        return resized[:, :, top : top + self.image_size, left : left + self.image_size].contiguous()
+    def pixels(self, frames: UInt8[np.ndarray, "T H W 3"], position: float = 0.5) -> UInt8[Tensor, "T 3 S S"]:
+        """The resized and cropped frames before normalisation.
 
-    def crop_box(self, height: int, width: int) -> tuple[float, float, float, float]:
+        `position` is the place of the square along the long side: 0 left or top, 0.5 the centre, 1 right or bottom.
+        """
+        height, width = self._resized(*frames.shape[1:3])
+        top, left = self._crop_offset(height, position), self._crop_offset(width, position)
+        images = resize(as_images(frames), height, width, interpolation=self.interpolation, mode=self.mode)
+        return images[:, :, top : top + self.image_size, left : left + self.image_size].contiguous()
+
+    def crop_box(self, height: int, width: int, position: float = 0.5) -> tuple[float, float, float, float]:
         """What part of a frame of this size the images show: top, left, height, width in its pixels."""
         resized_height, resized_width = self._resized(height, width)
         y, x = height / resized_height, width / resized_width
-        top, left = self._crop_offset(resized_height) * y, self._crop_offset(resized_width) * x
+        top, left = self._crop_offset(resized_height, position) * y, self._crop_offset(resized_width, position) * x
         return top, left, self.image_size * y, self.image_size * x
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,23 +92,37 @@ class Preprocessing:
         size = self.image_size
         if self.resize_mode == "squash":
             return size, size
-        # torchvision cuts the long side down to an integer, and so do we, or the crop would lie half a pixel off.
-        if height <= width:
-            return size, int(size * width / height)
-        return int(size * height / width), size
+        return resized_to_short_side(height, width, size)
 
-    def _crop_offset(self, length: int) -> int:
-        return round((length - self.image_size) / 2.0)
+    def _crop_offset(self, length: int, position: float) -> int:
+        return round((length - self.image_size) * position)  # 0 along the short side, wherever the square lies
 
-    def _resize_fast(self, frames: UInt8[np.ndarray, "T H W 3"], height: int, width: int) -> UInt8[Tensor, "T 3 h w"]:
-        # A view in channels-last order: the kernel is twice as slow on contiguous (T, 3, H, W).
-        images = torch.from_numpy(np.require(frames, requirements=["C", "W"])).permute(0, 3, 1, 2)
-        return F.resize(images, [height, width], interpolation=_INTERPOLATIONS[self.interpolation], antialias=True)
 
-    def _resize_exact(self, frames: UInt8[np.ndarray, "T H W 3"], height: int, width: int) -> UInt8[Tensor, "T 3 h w"]:
-        resample = Image.Resampling.BICUBIC if self.interpolation == "bicubic" else Image.Resampling.BILINEAR
+def as_images(frames: UInt8[np.ndarray, "T H W 3"]) -> UInt8[Tensor, "T 3 H W"]:
+    """The frames as torch has them: a view in channels-last order, of the same memory where it may be written to."""
+    return torch.from_numpy(np.require(frames, requirements=["C", "W"])).permute(0, 3, 1, 2)
+
+
+def resized_to_short_side(height: int, width: int, size: int) -> tuple[int, int]:
+    """The size of a frame whose short side becomes `size`."""
+    # torchvision cuts the long side down to an integer, and so do we, or the crop would lie half a pixel off.
+    if height <= width:
+        return size, int(size * width / height)
+    return int(size * height / width), size
+
+
+def resize(
+    images: UInt8[Tensor, "T 3 H W"], height: int, width: int, *, interpolation: str, mode: str
+) -> UInt8[Tensor, "T 3 h w"]:
+    """A whole clip resized with antialiasing, in one of the two modes at the head of this file."""
+    if mode == "exact":
+        resample = Image.Resampling.BICUBIC if interpolation == "bicubic" else Image.Resampling.BILINEAR
+        frames = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
         resized = [Image.fromarray(frame).resize((width, height), resample) for frame in frames]
         return torch.from_numpy(np.stack([np.asarray(image) for image in resized])).permute(0, 3, 1, 2)
+    # The kernel is twice as slow on contiguous (T, 3, H, W).
+    images = images.contiguous(memory_format=torch.channels_last)
+    return F.resize(images, [height, width], interpolation=_INTERPOLATIONS[interpolation], antialias=True)
 
 
 def from_open_clip_config(preprocess_cfg: Mapping[str, Any], mode: str = "fast") -> Preprocessing:

@@ -7,10 +7,18 @@ frame works. With T frames taken from a video of n:
                                                     n = 3    x . x(x)              the last frame is repeated
     TSNSampling(num_frames=3),                      n = 9    . x . . x . . x .     the middle of each third
                                                     n = 2    x(x)x
+
+A head may want more frames as pixels than as features (DiST). With two pixel frames for each frame of the clip, the x are
+also pixel frames, and the o are the others, halfway to the next one, rounded down:
+
+    StridedSampling(num_frames=3, stride_frames=2), n = 9    . . x o x o x o .
+                                                    n = 3    x o x(o x o)
+    TSNSampling(num_frames=3),                      n = 9    . x o . x o . x o
 """
 
 import random
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import Any
 
 
@@ -57,6 +65,10 @@ class StridedSampling:
         last = (num_video_frames - 1) // self.stride_frames
         return tuple(self.stride_frames * min(i, last) for i in range(self.num_frames))
 
+    def spacing(self, num_video_frames: int) -> Fraction:
+        """Frames of the video from one of the clip to the next."""
+        return Fraction(self.stride_frames)
+
     def to_dict(self) -> dict[str, Any]:
         """Everything that `sampling_from_dict` needs to make an equal object."""
         return {"rule": "strided", **asdict(self)}
@@ -94,6 +106,10 @@ class TSNSampling:
         segment = (num_video_frames - 1) / self.num_frames
         return tuple(rng.randint(round(segment * i), round(segment * (i + 1))) for i in range(self.num_frames))
 
+    def spacing(self, num_video_frames: int) -> Fraction:
+        """The length of a segment: frames of the video from one of the clip to the next, on average."""
+        return Fraction(num_video_frames, self.num_frames)
+
     def to_dict(self) -> dict[str, Any]:
         """Everything that `sampling_from_dict` needs to make an equal object."""
         return {"rule": "tsn", **asdict(self)}
@@ -122,6 +138,40 @@ class ClipRule:
         if self.seed is not None:
             return self.sampling.random_indices(num_video_frames, seed=self.seed)
         return self.sampling.indices(num_video_frames, view=self.view, num_views=self.num_views)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelRule:
+    """The frames of a clip and those between them: `pixels_per_frame` for each frame of the clip, which is the first of them."""
+
+    clip: ClipRule
+    pixels_per_frame: int
+
+    def __post_init__(self) -> None:
+        _check_positive(pixels_per_frame=self.pixels_per_frame)
+
+    def indices(self, num_video_frames: int) -> tuple[int, ...]:
+        """Frames of the video, ascending; every `pixels_per_frame`-th is a frame of the clip.
+
+        They are spread evenly from one frame of the clip to the next, and after its last one by the spacing of the sampling,
+        rounded down and kept inside the video.
+
+        Raises:
+            ValueError: no frames, or no such view.
+        """
+        clip = tuple(Fraction(frame) for frame in self.clip.indices(num_video_frames))
+        after = clip[-1] + self.clip.sampling.spacing(num_video_frames)
+        num = self.pixels_per_frame
+        wanted = (
+            start + (stop - start) * j / num
+            for start, stop in zip(clip, (*clip[1:], after), strict=True)
+            for j in range(num)
+        )
+        return tuple(min(int(frame), num_video_frames - 1) for frame in wanted)
+
+
+FrameRule = ClipRule | PixelRule
+"""Anything that says which frames of a video of any length are wanted, as `.indices(num_video_frames)`."""
 
 
 def sampling_from_dict(values: dict[str, Any]) -> Sampling:

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from vcache.extract.sampling import ClipRule
+from vcache.extract.sampling import FrameRule
 
 KINDS = (
     "missing",  # no such file, or it may not be read
@@ -59,7 +59,7 @@ class DecodeRequest:
     """The frames that are wanted of one video. Every clip comes from the same pass over the file."""
 
     path: Path
-    clips: tuple[ClipRule, ...]
+    clips: tuple[FrameRule, ...]
     decoder: str = "pyav"
     """One of `list_decoders()`."""
 

@@ -16,7 +16,7 @@ from vcache.extract.decode import decode_video
 from vcache.extract.preprocess import Preprocessing
 from vcache.extract.sampling import Sampling
 from vcache.extract.video import DecodeRequest, VideoError
-from vcache.extract.views import PreparedClip, View
+from vcache.extract.views import EvaluationView, PreparedClip
 from vcache.heads.cross_frame import cross_frame_maps
 from vcache.pipelines.precision import channel_constants, encoded
 from vcache.store.layout import ArraySpec
@@ -139,7 +139,7 @@ class ShardExtractor:
 
     def prepare(self, video: Video) -> PreparedClip:
         """Decode and preprocess one video; VideoError if it cannot be used. Safe in several threads."""
-        view, path = View(), self.dataset.root / video.path
+        view, path = EvaluationView(), self.dataset.root / video.path
         rules = (view.clip_rule(self.sampling, video.video_id),)
         return view.prepare(decode_video(DecodeRequest(path=path, clips=rules)), 0, self.preprocessing, video.video_id)
 
