@@ -1,6 +1,7 @@
 """What is in a store: its manifest, kept in the attributes of the Zarr group, and the table of videos of a split."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -17,6 +18,11 @@ from vcache.store.parts import PartName, group_parts
 
 FORMAT_VERSION = 1
 ATTRIBUTE = "vcache"
+TABLE_ARRAYS = ("video_id", "path", "label")
+"""The arrays that every video table has; the others are its columns."""
+# "c" would look like the folder in which Zarr keeps chunks.
+_COLUMN_NAME = re.compile(r"(?!c$)[a-z][a-z0-9_]*")
+_COLUMN_DTYPES = tuple(np.dtype(name) for name in ("int64", "float64", "uint8", "bool"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +93,8 @@ class VideoTable:
     ids: tuple[str, ...]
     paths: tuple[str, ...]
     labels: np.ndarray
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """More of each video, by name: (rows,) or (rows, k) int64, float64, uint8 or bool, or (rows,) text (NumPy's StringDType)."""
 
     def __post_init__(self) -> None:
         if not len(self.ids) == len(self.paths) == len(self.labels) or self.labels.ndim != 1:
@@ -99,6 +107,19 @@ class VideoTable:
         if len(set(self.ids)) < len(self.ids):
             twice, _ = Counter(self.ids).most_common(1)[0]
             raise ValueError(f"video id {twice!r} is there twice; ids must be unique in a split")
+        for name, values in self.columns.items():
+            self._check_column(name, values)
+
+    def _check_column(self, name: str, values: np.ndarray) -> None:
+        if not _COLUMN_NAME.fullmatch(name) or name in TABLE_ARRAYS:
+            raise ValueError(
+                f"column name {name!r} must be lower-case letters, digits and '_', and not {', '.join(TABLE_ARRAYS)}"
+            )
+        text = values.dtype.kind == "T"
+        if not text and values.dtype not in _COLUMN_DTYPES:
+            raise ValueError(f"column {name!r} must be int64, float64, uint8, bool or text, got {values.dtype}")
+        if values.shape[:1] != (len(self),) or values.ndim > (1 if text else 2) or 0 in values.shape[1:]:
+            raise ValueError(f"column {name!r} must have {len(self)} rows along 1 or 2 axes, got {values.shape}")
 
     def __len__(self) -> int:
         return len(self.ids)

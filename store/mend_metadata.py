@@ -25,7 +25,7 @@ from vcache.store.layout import (
     encode_metadata,
     group_metadata,
 )
-from vcache.store.manifest import ATTRIBUTE, VideoTable
+from vcache.store.manifest import ATTRIBUTE, TABLE_ARRAYS, VideoTable
 from vcache.store.object_path import local
 from vcache.store.origin import Origin
 from vcache.store.parts import PartName
@@ -87,9 +87,20 @@ def mend_table(store: FeatureStore, finding: Finding, origin: Origin) -> str:
                 there.parent.mkdir(parents=True, exist_ok=True)
                 write_durably(there, path.read_bytes())
                 changed.append(there.relative_to(folder).as_posix())
+    if _mend_table_attributes(folder, table):
+        changed.append(METADATA)
     if not changed:
         raise CannotRecompute(finding.message)
     return f"is mended from the dataset's list of videos ({', '.join(changed)})"
+
+
+def _mend_table_attributes(folder: Path, table: VideoTable) -> bool:
+    """Whether the names of the columns in the group, whose checksum is sound, had to be written anew."""
+    there, sound = _attributes(folder / METADATA), table_attributes(table)
+    if not there or sound.items() <= there.items():
+        return False  # a group that cannot be read at all is mended as any other
+    write_durably(folder / METADATA, _group_bytes(there | sound))
+    return True
 
 
 def mend_constant(store: FeatureStore, finding: Finding, origin: Origin) -> str:
@@ -126,7 +137,12 @@ def _group_file(store: FeatureStore, path: Path, part: str) -> bytes:
     """The zarr.json of a group; that of a part is zarr-python's, as it comes with the video table and says its checksum."""
     if part not in store.manifest.splits:
         return encode_metadata(group_metadata(_attributes(path)))
-    attributes = _attributes(path) | table_attributes(read_table(path.parent, store.manifest.splits[PartName(part)]))
+    return _group_bytes(
+        _attributes(path) | table_attributes(read_table(path.parent, store.manifest.splits[PartName(part)]))
+    )
+
+
+def _group_bytes(attributes: dict[str, Any]) -> bytes:
     with tempfile.TemporaryDirectory() as temporary:
         zarr.create_group(store=temporary, zarr_format=3, attributes=attributes)
         return Path(temporary, METADATA).read_bytes()
@@ -149,7 +165,7 @@ def _attributes(path: Path) -> dict[str, Any]:
 
 def _table(folder: Path, num_rows: int, listed: VideoTable) -> VideoTable:
     """What is left of the table, with the rest from the list: by the ids, which a list that grew still holds."""
-    ids, paths, labels = (_sound_column(folder, name, num_rows) for name in ("video_id", "path", "label"))
+    ids, paths, labels = (_sound_column(folder, name, num_rows) for name in TABLE_ARRAYS)
     if ids is None:
         return listed
     known = tuple(str(video_id) for video_id in ids)
@@ -161,7 +177,15 @@ def _table(folder: Path, num_rows: int, listed: VideoTable) -> VideoTable:
         known,
         tuple(listed.paths[row] for row in rows) if paths is None else tuple(str(path) for path in paths),
         np.ascontiguousarray(listed.labels[rows] if labels is None else labels, dtype=np.int64),
+        {name: _column(folder, name, values[rows]) for name, values in listed.columns.items()},
     )
+
+
+def _column(folder: Path, name: str, listed: np.ndarray) -> np.ndarray:
+    """The stored column, or what the list gives for it if it is damaged."""
+    stored = _sound_column(folder, name, len(listed))
+    like_listed = stored is not None and (stored.dtype, stored.shape) == (listed.dtype, listed.shape)
+    return stored if stored is not None and like_listed else listed
 
 
 def _sound_column(folder: Path, name: str, num_rows: int) -> np.ndarray | None:
@@ -177,7 +201,7 @@ def _check_same_list(folder: Path, rebuilt: Path, num_rows: int, num_listed: int
     if num_listed != num_rows:
         raise CannotRecompute(f"the dataset now lists {num_listed} videos, not {num_rows}. {restore}")
     known = set()
-    for chunk in sorted(rebuilt.glob("*/c/*")):
+    for chunk in sorted(path for path in rebuilt.glob("*/c/**/*") if path.is_file()):
         there, data = folder / chunk.relative_to(rebuilt), chunk.read_bytes()
         stored = there.read_bytes() if there.is_file() else b""
         if (

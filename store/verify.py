@@ -21,15 +21,14 @@ from vcache.store.errors import StoreError, StoreUnavailable
 from vcache.store.files import is_temporary
 from vcache.store.findings import Finding, Verification, mend_command
 from vcache.store.layout import METADATA, ArraySpec, array_metadata, group_metadata, without_remarks
-from vcache.store.manifest import Manifest, VideoTable, read_manifest
+from vcache.store.manifest import TABLE_ARRAYS, Manifest, VideoTable, read_manifest
 from vcache.store.object_path import ObjectPath, StorePath, local
 from vcache.store.parts import PartName, group_parts
 from vcache.store.reader import FeatureStore
-from vcache.store.tables import join_tables, read_table, write_table
+from vcache.store.tables import join_tables, read_table, table_files, write_table
 from vcache.store.verify_files import ShardFile, check_files
 from vcache.store.view import read_spec, view_folder
 
-_TABLE = ("video_id", "path", "label")
 _RECORD_NAME = re.compile(r"(?P<split>.+)-view-(?P<view>\d+)-(?P<shard>\d+)\.json")
 _SHARD_FILE = re.compile(r"(?P<split>[^/]+)/view-(?P<view>\d+)/(?P<array>.+?)/c/(?P<shard>\d+)(/0)*")
 
@@ -45,6 +44,7 @@ class _Scan:
     records: dict[StorePath, CommitRecord] = field(default_factory=dict)
     damaged_shards: set[tuple[str, int, int]] = field(default_factory=set)
     checked_metadata: set[StorePath] = field(default_factory=set)
+    table_files: set[StorePath] = field(default_factory=set)
 
 
 def verify_store(
@@ -108,15 +108,15 @@ def _damage(error: Exception) -> str:
 
 def _check_table(scan: _Scan, split: PartName) -> None:
     folder, num_rows = scan.store / split, scan.manifest.splits[split]
-    scan.checked_metadata |= {folder / name / METADATA for name in _TABLE}
     try:
+        scan.table_files |= table_files(folder)
         scan.tables[split] = table = read_table(folder, num_rows)
     except (StoreError, OSError, ValueError) as error:
         scan.findings.append(Finding(kind="table", message=_damage(error), path=folder, split=split))
         return
     with tempfile.TemporaryDirectory() as reference:
         write_table(Path(reference), table)
-        for name in _TABLE:
+        for name in (*TABLE_ARRAYS, *table.columns):
             if not same_array_metadata(folder / name, Path(reference, name)):
                 path = folder / name / METADATA
                 message = f"{path} does not describe a video table of {num_rows} rows. {mend_command(scan.store)}"
@@ -306,7 +306,7 @@ def _notes(scan: _Scan) -> Iterator[Finding]:
     )
     known.add(scan.store / COMMITS / "writer.lock")
     known |= {finding.path for finding in scan.findings}
-    known |= {scan.store / split / name / "c" / "0" for split in scan.manifest.splits for name in _TABLE}
+    known |= scan.table_files
     for name in scan.manifest.constants:
         known |= {path for path in (scan.store / CONSTANTS / name).rglob("*") if not is_temporary(path.name)}
     for path in _all_files(scan.store):

@@ -50,7 +50,7 @@ from vcache.store.object_path import ObjectPath, StorePath, local, remove_tree, 
 from vcache.store.parts import PartName, check_split_name, part_name, split_of
 from vcache.store.reader import FeatureStore
 from vcache.store.shard_file import ShardFileWriter
-from vcache.store.tables import write_table
+from vcache.store.tables import check_columns, write_table
 from vcache.store.view import read_spec, view_folder
 
 
@@ -98,10 +98,12 @@ def add_videos(store: FeatureStore, split: str, table: VideoTable) -> PartName:
     Raises:
         SplitNotFound: there is no such split to add to.
         StoreExists: the split has one of the videos.
+        ValueError: the split has other columns.
     """
     store.refresh()
     if known := frozenset(store.videos(split).ids).intersection(table.ids):
         raise StoreExists(f"split {split!r} of {store.path} already has video {min(known)!r}")
+    check_columns(table, store.videos(split))
     part = part_name(split, len(store.parts(split)))
     _add_part(store, part, table)
     return part
