@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vcache.extract.datasets.base import Video, VideoDataset
 from vcache.pipelines.calibration import Calibration, calibrate, record_calibration, stored_calibration
-from vcache.pipelines.growth import check_classes, new_videos, video_table
+from vcache.pipelines.growth import check_classes, label_facts, new_videos, video_table
 from vcache.pipelines.request import ExtractionConfig, ExtractionError, recorded_request
 from vcache.pipelines.room import check_room, tasks_bytes
 from vcache.pipelines.setup import ExtractionSetup, prepare_extraction, versions_of
@@ -80,7 +80,7 @@ def run_extraction(
         _check_room(setup, None, to_add)
         # Before there is a store: what is refused here may be asked for in another way, with the same --store.
         calibration = _calibrate(setup, extractor, Calibration())
-        create_store(path, _manifest(setup), {split: video_table(videos) for split, videos in to_add.items()})
+        create_store(path, _manifest(setup), {split: video_table(videos, dataset) for split, videos in to_add.items()})
     with FeatureStore.open(path) as store, sole_writer(path):
         to_add = videos_to_add(setup, store)
         clean_temporary(store)
@@ -166,9 +166,9 @@ def _extend(store: FeatureStore, setup: ExtractionSetup, to_add: Mapping[str, tu
     added = {split: len(videos) for split, videos in to_add.items() if split in store.splits and videos}
     for split, videos in to_add.items():
         if split not in store.splits:
-            add_split(store, split, video_table(videos))
+            add_split(store, split, video_table(videos, setup.dataset))
         elif split in added:
-            add_videos(store, split, video_table(videos))
+            add_videos(store, split, video_table(videos, setup.dataset))
         for part in store.parts(split):
             declare_arrays(store, part, setup.arrays)
     write_constants(store, setup.constants)
@@ -191,6 +191,7 @@ def _manifest(setup: ExtractionSetup) -> Manifest:
             "root": str(dataset.root.resolve()),
             # The last bit of a float32 may depend on it, on some devices: `vcache repair` makes the same bits again.
             "batch_size": config.batch_size,
+            **label_facts(dataset),
         },
         versions=versions_of("vcache", "zarr", "numpy"),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -17,7 +17,7 @@ from vcache.extract.views import PreparedClip
 from vcache.pipelines.calibration import Calibration, calibrate
 from vcache.pipelines.derivation import projection_constants
 from vcache.pipelines.device import select_device
-from vcache.pipelines.growth import video_table
+from vcache.pipelines.growth import video_table, videos_of
 from vcache.pipelines.precision import channel_constants
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.setup import extraction_spec
@@ -79,7 +79,7 @@ class Reextraction:
         }
         extractor.constants = channel_constants(self.store, int8, self._backbone.device)
         sizes, table = self._batch_sizes(part, rows), self.store.part_videos(part)
-        videos = [Video(table.ids[row], table.paths[row], int(table.labels[row]), part) for row in rows]
+        videos = videos_of(table, part, rows)
         with ThreadPoolExecutor(self.workers, thread_name_prefix="decode") as pool:
             clips = zip(rows, videos, pool.map(self._prepare, videos), strict=True)
             for (_, size), batch in itertools.groupby(clips, key=lambda clip: sizes[clip[0]]):
@@ -93,7 +93,7 @@ class Reextraction:
                 raise CannotRecompute(
                     f"the dataset {dataset.name} has other classes now than {self.store.path} was made with"
                 )
-            return video_table(dataset.split(split_of(part)))
+            return video_table(dataset.split(split_of(part)), dataset)
         except DatasetError as error:
             raise CannotRecompute(f"the videos of {part!r} cannot be listed: {error}") from error
 

@@ -176,7 +176,7 @@ def _check_dataset(dataset: VideoDataset) -> None:
             check_split_name(split)
         except ValueError as error:
             raise ExtractionError(f"{dataset.name}: {error}. Rename the split in the dataset.") from error
-    if not any((dataset.root / video.path).is_file() for video in dataset.videos):
+    if not any((dataset.root / video.path).exists() for video in dataset.videos):
         raise ExtractionError(
             f"none of the {len(dataset.videos)} videos that {dataset.name} lists is in {dataset.root}; the first should be "
             f"{dataset.root / dataset.videos[0].path}. Say where they are with --root FOLDER; `vcache datasets` has the layouts."

@@ -3,10 +3,12 @@
 import csv
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+
+from vcache.extract.video import Segment
 
 VIDEO_SUFFIXES = (
     ".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".ogv",
@@ -28,15 +30,23 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True)
 class Video:
-    """One row of the annotation."""
+    """One row of the annotation: a whole file, a segment of one, or a folder of frames."""
 
     video_id: str
     """Unique within its split."""
     path: str
-    """Relative to the dataset's root, with forward slashes."""
+    """Relative to the dataset's root, with forward slashes; several videos may be segments of one file."""
     label: int
-    """Index into `VideoDataset.class_names`."""
+    """Index into `VideoDataset.class_names`. Of several classes the first one listed, of none -1."""
     split: str
+    segment: Segment | None = None
+    """What of the file is the video; None: all of it."""
+    labels: tuple[tuple[str, int], ...] = ()
+    """Labels of other kinds as (kind, index into `VideoDataset.label_names[kind]`), sorted by kind."""
+    classes: tuple[int, ...] = ()
+    """In a multi-label dataset all classes of the video, ascending; indices into `VideoDataset.class_names`."""
+    actions: tuple[tuple[int, float, float], ...] = ()
+    """When each class is seen, where the annotation says it: (class, start, stop) in seconds, in its own order."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,10 @@ class VideoDataset:
     root: Path
     class_names: tuple[str, ...]
     videos: tuple[Video, ...]
+    label_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The classes of each other kind of label, as "verb"; every video has a label of each kind."""
+    multi_label: bool = False
+    """A video may have several classes (`Video.classes`), or none."""
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -66,7 +80,7 @@ class VideoDataset:
     @cached_property
     def missing(self) -> tuple[Video, ...]:
         """Videos that are listed and not on the disk. They stay in the list, and extraction records them as failed."""
-        return tuple(video for video in self.videos if not (self.root / video.path).is_file())
+        return tuple(video for video in self.videos if not (self.root / video.path).exists())
 
     def only(self, splits: Sequence[str]) -> "VideoDataset":
         """The same dataset with some of its splits; all classes are kept.
@@ -75,7 +89,7 @@ class VideoDataset:
             DatasetError: there is no such split.
         """
         chosen = frozenset(video for name in splits for video in self.split(name))
-        return VideoDataset(self.name, self.root, self.class_names, tuple(v for v in self.videos if v in chosen))
+        return replace(self, videos=tuple(video for video in self.videos if video in chosen))
 
 
 def canonical_split(name: str) -> str:
