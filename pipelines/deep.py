@@ -13,6 +13,7 @@ from vcache.store.compare import Difference, compare
 from vcache.store.errors import CorruptStore, StoreError
 from vcache.store.findings import Finding
 from vcache.store.layout import METADATA
+from vcache.store.origin import arrays_of
 from vcache.store.parts import PartName, split_of
 from vcache.store.reader import FeatureStore
 from vcache.store.view import READABLE
@@ -112,7 +113,8 @@ def _check_row(store: FeatureStore, origin: Reextraction, sampled: SampledRow, c
         stored = _read(store, sampled)
     except CorruptStore:
         return  # found by the check of the bytes
-    differences = {spec.name: compare(stored[spec.name], result[spec.name], spec.dtype) for spec in wanted}
+    made = arrays_of(result)
+    differences = {spec.name: compare(stored[spec.name], made[spec.name], spec.dtype) for spec in wanted}
     check.rows += 1
     check.equal_rows += all(difference.equal for difference in differences.values())
     for name, difference in differences.items():

@@ -46,6 +46,7 @@ def _describe_split(store: FeatureStore, split: str) -> dict[str, Any]:
         "parts": {part: store.manifest.splits[part] for part in parts},
         "failed": len(failures),
         "failures": [dataclasses.asdict(failure) for failure in failures],
+        "partial": [dataclasses.asdict(row) for row in store.partial(split)],
         "arrays": {
             name: {
                 "shape": list(spec.shape),
@@ -99,6 +100,8 @@ def print_store(store: dict[str, Any]) -> None:
     for name, split in splits.items():
         for kind, count in Counter(failure["kind"] for failure in split["failures"]).most_common():
             out.print(f"  {name}: {count} failed, {kind}", highlight=False)
+        for kind, count in Counter(row["kind"] for row in split["partial"]).most_common():
+            out.print(f"  {name}: {count} stored from damaged videos, {kind}", highlight=False)
 
 
 def _title(split: str, num_videos: int, num_parts: int) -> str:

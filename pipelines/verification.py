@@ -34,6 +34,7 @@ def verify(
             "bytes": result.num_bytes,
             "rows": result.num_rows,
             "failed_rows": result.num_failures,
+            "partial_rows": result.num_partial,
             "findings": [describe_finding(finding) for finding in result.findings],
             "notes": [describe_finding(note) for note in result.notes],
         }
@@ -81,9 +82,10 @@ def print_verification(result: dict[str, Any], most: int = 20) -> None:
     if "deep" in result:
         _print_deep(result["deep"])
     read = f"{result['shards']} shards, {result['files']} files, {size(result['bytes'])} read"
+    partial = f", {result['partial_rows']} partial" if result["partial_rows"] else ""
     out.print(
-        f"{escape(result['store'])} is {_verdict(result['findings'])}: {result['rows']} rows ({result['failed_rows']} failed) "
-        f"in {read}",
+        f"{escape(result['store'])} is {_verdict(result['findings'])}: {result['rows']} rows ({result['failed_rows']} failed"
+        f"{partial}) in {read}",
         highlight=False,
         soft_wrap=True,
     )

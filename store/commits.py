@@ -35,9 +35,9 @@ _READ_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class RowFailure:
-    """A video that could not be extracted: its row, why in a word (`kind`) and in a line (`reason`).
+    """A video that could not be extracted, or only in part: its row, why in a word (`kind`) and in a line (`reason`).
 
-    The row is one of the part in a commit record, and one of the split from `FeatureStore.failures`.
+    The row is one of the part in a commit record, and one of the split from `FeatureStore.failures` and `.partial`.
     """
 
     row: int
@@ -64,7 +64,7 @@ class StoredFile:
 
 @dataclass(frozen=True, kw_only=True)
 class CommitRecord:
-    """Which arrays of a shard are complete, and which of its rows failed."""
+    """Which arrays of a shard are complete, which of its rows failed, and which are stored although their video is damaged."""
 
     split: PartName
     """The part; records say "split" as there were no parts when their form was settled."""
@@ -74,6 +74,19 @@ class CommitRecord:
     num_rows: int
     files: tuple[StoredFile, ...]
     failures: tuple[RowFailure, ...]
+    partial: tuple[RowFailure, ...] = ()
+    """Rows with data of a damaged video, and what is wrong with it. A record without any has no such field, as before there
+    were partial rows; a vcache of that time takes a record with some for a damaged one."""
+
+    @property
+    def failed_rows(self) -> frozenset[int]:
+        return frozenset(failure.row for failure in self.failures)
+
+    @property
+    def stored_rows(self) -> tuple[int, ...]:
+        """The rows that hold data, in their order in the files."""
+        failed = self.failed_rows
+        return tuple(row for row in range(self.first_row, self.first_row + self.num_rows) if row not in failed)
 
     @cached_property
     def arrays(self) -> frozenset[str]:
@@ -101,6 +114,8 @@ class CommitRecord:
         }
         fields = {name: getattr(self, name) for name in ("split", "view", "shard", "first_row", "num_rows")}
         document = fields | {"arrays": arrays, "failures": [asdict(failure) for failure in self.failures]}
+        if self.partial:
+            document["partial"] = [asdict(row) for row in self.partial]
         checksum = crc32c(canonical_json(document).encode())
         return canonical_json(document | {"crc32c": checksum}).encode() + b"\n"
 
@@ -196,17 +211,18 @@ def _checked(data: bytes) -> bytes:
 
 
 def _record_of(document: Mapping[str, Any]) -> CommitRecord:
-    if document.keys() != _FIELDS:
+    if document.keys() - {"partial"} != _FIELDS or document.get("partial") == []:
         raise ValueError(f"fields {sorted(document)}")
     files = tuple([_stored_file(name, entry) for name, entry in document["arrays"].items()])
     return CommitRecord(
         **{name: document[name] for name in ("split", "view", "shard", "first_row", "num_rows")},
         files=files,
         failures=tuple([RowFailure(**failure) for failure in document["failures"]]),
+        partial=tuple([RowFailure(**row) for row in document.get("partial", ())]),
     )
 
 
-_FIELDS = {field.name for field in fields(CommitRecord)} - {"files"} | {"arrays", "crc32c"}
+_FIELDS = {field.name for field in fields(CommitRecord)} - {"files", "partial"} | {"arrays", "crc32c"}
 
 
 def _stored_file(name: str, entry: Mapping[str, Any]) -> StoredFile:

@@ -73,6 +73,8 @@ class Verification:
     """Rows of the committed shards, failed ones too."""
     num_failures: int
     """Those of `num_rows` that failed in some pass."""
+    num_partial: int = 0
+    """Those of `num_rows` that some pass stored although their video is damaged."""
 
     @property
     def ok(self) -> bool:

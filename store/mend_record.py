@@ -18,7 +18,7 @@ from vcache.store.files import sync_folder
 from vcache.store.layout import CRC_BYTES, ArraySpec
 from vcache.store.mend_shard import ShardMender
 from vcache.store.object_path import local
-from vcache.store.origin import Origin
+from vcache.store.origin import Origin, PartialRow, arrays_of
 from vcache.store.parts import PartName
 from vcache.store.reader import FeatureStore
 from vcache.store.salvage import shard_index, written_rows
@@ -28,6 +28,8 @@ RECORD_NAME = re.compile(r"(?P<split>.+)-view-(?P<view>\d+)-(?P<shard>\d+)\.json
 _ARRAY_NAMES = re.compile(r'"([A-Za-z0-9_]+(?:/[A-Za-z0-9_]+)*)":\{"chunk"')
 _CHECKSUM = re.compile(r'"crc32c":(\d+),"failures":')
 _FAILURES = re.compile(r'"failures":(\[.*\]),"first_row":', re.DOTALL)
+_PARTIAL = re.compile(r'"partial":(\[.*\]),"shard":', re.DOTALL)
+_NO_PARTIAL = re.compile(r'"num_rows":\d+,"shard":')
 
 
 @dataclass
@@ -69,7 +71,9 @@ class RecordMender:
         specs = self.store.view(self.split, self.view).specs
         if unknown := left - specs.keys():
             return self._give_up(f"{', '.join(sorted(unknown))} is not declared")
-        record = self._mend([specs[name] for name in sorted(left)])
+        if (partial := self._partial()) is None:
+            return self._give_up("nothing says which of its rows are of damaged videos")
+        record = self._mend([specs[name] for name in sorted(left)], partial)
         return f"is rebuilt from its {len(record.files)} shard files, {self._num_written} of them written anew"
 
     def _names(self) -> frozenset[str] | None:
@@ -105,8 +109,9 @@ class RecordMender:
         self.path.unlink()
         sync_folder(self.path.parent)
 
-    def _mend(self, specs: list[ArraySpec]) -> CommitRecord:
+    def _mend(self, specs: list[ArraySpec], partial: tuple[RowFailure, ...]) -> CommitRecord:
         record = self._guess(specs)
+        record = replace(record, partial=tuple(row for row in partial if row.row in record.stored_rows))
         mender = self.mender = ShardMender(self.store, record, self.path, self.origin)
         mender.look(record.arrays)
         # What the files' own checksums say stands in for what was committed.
@@ -119,6 +124,7 @@ class RecordMender:
             for name in self._strangers(mender, bad):
                 bad[name] = set(mender.rows)
             self._name_failures(mender)
+            self._name_damage(mender)
         bad = {name: rows for name, rows in bad.items() if rows or not mender.salvaged[name].framed}
         self._num_written = len(bad)
         return mender.mend(bad, drop_record=True)
@@ -146,14 +152,32 @@ class RecordMender:
 
     def _failures(self, written: Collection[int]) -> tuple[RowFailure, ...]:
         rows, table = [row for row in self.rows if row not in written], self.store.part_videos(self.split)
-        try:
-            (text,) = _FAILURES.findall(self.text)
-            failures = tuple(RowFailure(**failure) for failure in json.loads(text))
-        except (ValueError, TypeError):
-            failures = ()
-        if [(f.row, f.video_id, f.path) for f in failures] == [(row, table.ids[row], table.paths[row]) for row in rows]:
+        failures = self._entries(_FAILURES) or ()
+        if [failure.row for failure in failures] == rows:
             return failures
         return tuple(RowFailure(row, table.ids[row], table.paths[row], "", "") for row in rows)
+
+    def _partial(self) -> tuple[RowFailure, ...] | None:
+        """The rows that the damaged record still calls partial; None if it had some, or may have had, and does not say which."""
+        if _NO_PARTIAL.search(self.text):
+            return ()
+        if (entries := self._entries(_PARTIAL)) is not None:
+            return entries
+        known = '"partial":' in self.text or any(record.partial for record in self.others.values())
+        return None if known else ()
+
+    def _entries(self, pattern: re.Pattern[str]) -> tuple[RowFailure, ...] | None:
+        """A list of rows in the damaged record; None unless it can be read and names the videos that these rows are of."""
+        table = self.store.part_videos(self.split)
+        try:
+            (text,) = pattern.findall(self.text)
+            entries = tuple(RowFailure(**entry) for entry in json.loads(text))
+            rows = [entry.row for entry in entries]
+            told = [(entry.video_id, entry.path) for entry in entries]
+            known = set(rows) <= set(self.rows) and rows == sorted(set(rows))
+            return entries if known and told == [(table.ids[row], table.paths[row]) for row in rows] else None
+        except (ValueError, TypeError):
+            return None
 
     def _is_what_was_committed(self, record: CommitRecord) -> bool:
         there = _CHECKSUM.findall(self.text)
@@ -171,8 +195,9 @@ class RecordMender:
             if isinstance(result, RowFailure):
                 reason = f"{result.path}: {result.reason}"
                 continue
+            made = arrays_of(result)
             stored = {spec.name: mender.salvaged[spec.name].read(row) for spec in specs}
-            return [s.name for s in specs if not compare(stored[s.name], result[s.name], s.dtype).agrees]
+            return [s.name for s in specs if not compare(stored[s.name], made[s.name], s.dtype).agrees]
         if not mender.rows:
             return []
         raise CannotRecompute(
@@ -192,6 +217,15 @@ class RecordMender:
                 f"are not whole. Delete {self.path} and run `vcache extract` again: it redoes that shard only"
             )
         mender.record = replace(mender.record, failures=tuple(named))
+
+    def _name_damage(self, mender: ShardMender) -> None:
+        """What is wrong with the videos of partial rows, likewise; a video that was replaced cannot tell any more."""
+        specs, partial = tuple(file.spec for file in mender.record.files), mender.record.partial
+        rows = [entry.row for entry in partial]
+        found = dict(self.origin.recompute(self.split, self.view, rows, specs)) if rows else {}
+        damages = {row: result.damage if isinstance(result, PartialRow) else result for row, result in found.items()}
+        named = [damage if isinstance(damage := damages[entry.row], RowFailure) else entry for entry in partial]
+        mender.record = replace(mender.record, partial=tuple(named))
 
 
 def _empty_file(spec: ArraySpec, local_rows: list[int], rows_per_shard: int) -> StoredFile:

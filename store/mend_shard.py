@@ -15,7 +15,7 @@ from vcache.store.errors import CannotRecompute
 from vcache.store.files import folders_up, in_parallel, sync_folder, write_durably
 from vcache.store.layout import ArraySpec
 from vcache.store.object_path import local
-from vcache.store.origin import Origin
+from vcache.store.origin import Origin, arrays_of
 from vcache.store.reader import FeatureStore
 from vcache.store.salvage import Salvage, salvage
 from vcache.store.shard_file import ShardFileWriter
@@ -40,8 +40,7 @@ class ShardMender:
     @property
     def rows(self) -> list[int]:
         """The rows that hold data."""
-        failed = {failure.row for failure in self.record.failures}
-        return [row for row in self.store.shard_rows(self.record.split, self.record.shard) if row not in failed]
+        return list(self.record.stored_rows)
 
     def look(self, names: Collection[str]) -> dict[str, set[int]]:
         """The rows of each array that have to be computed again."""
@@ -119,10 +118,11 @@ class ShardMender:
                     f"row {row} is damaged and its video {result.video_id!r} ({result.path}) cannot be read "
                     f"({result.kind}: {result.reason}). Put the video back and run the command again"
                 )
+            arrays = arrays_of(result)
             for spec in specs:
-                check_array(spec, row, result[spec.name])
+                check_array(spec, row, arrays[spec.name])
             self.recomputed_rows.add(row)
-            yield result
+            yield arrays
 
     def _publish(
         self, writers: Mapping[str, ShardFileWriter], stored: Mapping[str, StoredFile], drop_record: bool

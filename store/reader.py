@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -139,12 +139,11 @@ class FeatureStore:
 
     def failures(self, split: str, view: int = 0) -> tuple[RowFailure, ...]:
         """The recorded failures of the split, in the order of its rows."""
-        parts = self._split(split)
-        return tuple(
-            replace(failure, row=start + failure.row)
-            for part, start in zip(parts.names, parts.starts, strict=True)
-            for failure in self.view(part, view).failures()
-        )
+        return self._of_split(split, view, StoredView.failures)
+
+    def partial(self, split: str, view: int = 0) -> tuple[RowFailure, ...]:
+        """The rows of the split that are stored although their video is damaged, in order, with what is wrong with it."""
+        return self._of_split(split, view, StoredView.partial)
 
     def views(self, split: str) -> tuple[int, ...]:
         """The views that have arrays in all parts of the split."""
@@ -288,6 +287,16 @@ class FeatureStore:
         return RowNotCommitted(
             f"{self.path} holds no {name} for video {self.part_videos(stored.part).ids[row]!r} (row {row} of "
             f"{stored.part}/view-{stored.view}): {reason}"
+        )
+
+    def _of_split(
+        self, split: str, view: int, entries: Callable[[StoredView], list[RowFailure]]
+    ) -> tuple[RowFailure, ...]:
+        parts = self._split(split)
+        return tuple(
+            replace(entry, row=start + entry.row)
+            for part, start in zip(parts.names, parts.starts, strict=True)
+            for entry in entries(self.view(part, view))
         )
 
     def _spec(self, split: str, name: str, view: int) -> ArraySpec:

@@ -75,6 +75,7 @@ def verify_store(
     scan.findings += check_files(jobs, on_progress)
     shards = {(record.split, record.view, record.shard): record.num_rows for record in scan.records.values()}
     failed = {(r.split, r.view, failure.row) for r in scan.records.values() for failure in r.failures}
+    partial = {(r.split, r.view, row.row) for r in scan.records.values() for row in r.partial}
     return Verification(
         findings=tuple(scan.findings),
         notes=tuple(_notes(scan)),
@@ -83,6 +84,7 @@ def verify_store(
         num_bytes=sum(job.stored.size_bytes for job in jobs),
         num_rows=sum(shards.values()),
         num_failures=len(failed),
+        num_partial=len(partial),
     )
 
 
@@ -188,8 +190,11 @@ def _contradiction(scan: _Scan, record: CommitRecord) -> str | None:
     failed = [failure.row for failure in record.failures]
     if failed != sorted(set(failed)) or not set(failed) <= set(rows):
         return f"says that rows {failed} failed, but its shard has {rows}"
+    partial = [row.row for row in record.partial]
+    if partial != sorted(set(partial)) or not set(partial) <= set(rows) - set(failed):
+        return f"says that rows {partial} are partial, but its shard holds {[row for row in rows if row not in failed]}"
     table = scan.tables.get(record.split)
-    for failure in record.failures if table else ():
+    for failure in (*record.failures, *record.partial) if table else ():
         if table and (failure.video_id, failure.path) != (table.ids[failure.row], table.paths[failure.row]):
             return f"calls row {failure.row} {failure.video_id!r}, but the video table {table.ids[failure.row]!r}"
     for file in record.files:

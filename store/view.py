@@ -1,7 +1,7 @@
 """What one view of a part holds: its arrays, its commit records, and the state of every row. Filled from disk once."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 import numpy as np
@@ -98,9 +98,16 @@ class StoredView:
 
     def failures(self, name: str | None = None) -> list[RowFailure]:
         """Failed rows in order, one entry each; of one array or of any."""
-        passes = [records for arrays, records in self._passes.items() if name is None or name in arrays]
-        by_row = {failure.row: failure for records in passes for record in records for failure in record.failures}
-        return [by_row[row] for row in sorted(by_row)]
+        return _by_row(failure for record in self._records_of(name) for failure in record.failures)
+
+    def partial(self, name: str | None = None) -> list[RowFailure]:
+        """Rows stored although their video is damaged, in order, one entry each; of one array or of any."""
+        return _by_row(row for record in self._records_of(name) for row in record.partial)
+
+    def _records_of(self, name: str | None) -> Iterator[CommitRecord]:
+        for arrays, records in self._passes.items():
+            if name is None or name in arrays:
+                yield from records
 
     def stored_file(self, name: str, shard: int) -> tuple[StoredFile, CommitRecord]:
         """What was committed of an array in a shard, and the record that says so."""
@@ -133,6 +140,11 @@ class StoredView:
                 f"{self.folder / name / METADATA} describes {self.spec(name)}, but {record.relative_path} committed "
                 f"{file.spec}: the metadata was changed. {mend_command(self.store)}"
             )
+
+
+def _by_row(entries: Iterable[RowFailure]) -> list[RowFailure]:
+    by_row = {entry.row: entry for entry in entries}
+    return [by_row[row] for row in sorted(by_row)]
 
 
 def view_folder(store: StorePath, part: str, view: int) -> StorePath:

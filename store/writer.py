@@ -217,6 +217,7 @@ class ShardWriter:
         self._check_declared()
         self._files: dict[str, ShardFileWriter] = {}
         self._failures: list[RowFailure] = []
+        self._partial: list[RowFailure] = []
         self._next_row = self.rows.start
 
     def __enter__(self) -> "ShardWriter":
@@ -229,14 +230,16 @@ class ShardWriter:
             raise
         return self
 
-    def write(self, row: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Append one row of every array.
+    def write(self, row: int, arrays: Mapping[str, np.ndarray], *, partial: RowFailure | None = None) -> None:
+        """Append one row of every array; `partial` says what is wrong with its video if that is damaged.
 
         Raises:
             ValueError: the row is not the next one, an array is missing or too many, or has another shape or dtype than
                 declared; or it holds NaN or infinity (NotFinite). Nothing of the row is written then.
         """
         self._check_next(row)
+        if partial is not None and partial.row != row:
+            raise ValueError(f"row {row} is written with the damage of row {partial.row}")
         if arrays.keys() != self.specs.keys():
             missing, unknown = sorted(self.specs.keys() - arrays.keys()), sorted(arrays.keys() - self.specs.keys())
             raise ValueError(
@@ -248,6 +251,8 @@ class ShardWriter:
             encoded[name] = self._files[name].encode_row(array)  # at once, while it is in the processor's cache
         for name, buffers in encoded.items():
             self._files[name].append(row - self.rows.start, buffers)
+        if partial is not None:
+            self._partial.append(partial)
         self._next_row += 1
 
     def fail(self, failure: RowFailure) -> None:
@@ -291,6 +296,7 @@ class ShardWriter:
             num_rows=len(self.rows),
             files=tuple(stored),
             failures=tuple(self._failures),
+            partial=tuple(self._partial),
         )
         path = self.store.path / record.relative_path
         path.parent.mkdir(exist_ok=True)
