@@ -235,9 +235,10 @@ def _remove_and_close(path: Path, fd: int) -> None:
 
 def _remove_if_stale(path: Path) -> bool:
     try:
-        fd = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return False  # published or removed since the folder was listed
+        # For writing, without which a network file system gives no exclusive lock.
+        fd = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    except (FileNotFoundError, PermissionError):
+        return False  # published or removed since the folder was listed, or another user's
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if path.is_dir():

@@ -21,6 +21,7 @@ from vcache.store.errors import StoreError, StoreUnavailable
 from vcache.store.files import is_temporary
 from vcache.store.findings import Finding, Verification, mend_command
 from vcache.store.layout import METADATA, ArraySpec, array_metadata, group_metadata, without_remarks
+from vcache.store.locks import WRITER_LOCK
 from vcache.store.manifest import TABLE_ARRAYS, Manifest, VideoTable, read_manifest
 from vcache.store.object_path import ObjectPath, StorePath, local
 from vcache.store.parts import PartName, group_parts
@@ -309,7 +310,7 @@ def _notes(scan: _Scan) -> Iterator[Finding]:
     known = (
         {job.path for job in _shard_files(scan)} | set(scan.records) | scan.checked_metadata | {scan.store / METADATA}
     )
-    known.add(scan.store / COMMITS / "writer.lock")
+    known.add(scan.store / WRITER_LOCK)
     known |= {finding.path for finding in scan.findings}
     known |= scan.table_files
     for name in scan.manifest.constants:

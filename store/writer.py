@@ -10,10 +10,9 @@ with ShardWriter(store, part, 0, specs) as writer:
 part = add_videos(store, "train", table)                     # later: again arrays and shards, of that part
 """
 
-import fcntl
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +22,7 @@ import numpy as np
 
 from vcache.store.commits import COMMITS, CommitRecord, read_shard_commits
 from vcache.store.commits import RowFailure as RowFailure
-from vcache.store.errors import ArrayNotFound, NotFinite, StoreBusy, StoreExists
+from vcache.store.errors import ArrayNotFound, NotFinite, StoreExists
 from vcache.store.files import (
     folders_up,
     in_parallel,
@@ -45,6 +44,7 @@ from vcache.store.layout import (
     group_metadata,
     widened_bfloat16,
 )
+from vcache.store.locks import sole_writer as sole_writer
 from vcache.store.manifest import Manifest, VideoTable
 from vcache.store.object_path import ObjectPath, StorePath, local, remove_tree, store_path
 from vcache.store.parts import PartName, check_split_name, part_name, split_of
@@ -149,38 +149,11 @@ def declare_arrays(store: FeatureStore, part: PartName, specs: Iterable[ArraySpe
     store.refresh()
 
 
-@contextmanager
-def sole_writer(path: StorePath) -> Iterator[None]:
-    """Hold the store at `path` for writing; ends with the block, or with the process however it dies. Readers are not affected.
-
-    Shards are safe without it (the last rename wins, and it brings the same bytes); it saves two processes from doing the
-    same work. What is locked is an empty file, as network file systems do not lock folders. Object stores have no locks:
-    there two processes may do the same work, and the exclusive commit record says which of them committed a shard.
-
-    Raises:
-        StoreBusy: another process, or another block of this one, holds it.
-    """
-    if isinstance(path, ObjectPath):
-        yield
-        return
-    lock = os.open(local(path) / COMMITS / "writer.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StoreBusy(
-                f"another process is extracting into {path}. Wait for it and run the command again, which then does what is "
-                "left, or stop it first."
-            ) from error
-        yield
-    finally:
-        os.close(lock)
-
-
 def clean_temporary(store: FeatureStore) -> int:
     """Remove what killed writers left, and leave what living ones are writing; returns how many leftovers there were.
 
-    Leftovers take space and do no other harm. An object store has none: what is not complete is no object.
+    Leftovers take space and do no other harm. An object store has none: what is not complete is no object. Beside processes
+    on other machines it takes a `set_up_turn`: the folder that one of them fills is locked for its own machine alone.
     """
     if isinstance(store.path, ObjectPath):
         return 0

@@ -12,7 +12,12 @@ import subprocess
 import sys
 import time
 import traceback
+from contextlib import ExitStack
 from pathlib import Path
+
+from vcache.store.manifest import VideoTable
+
+NUM_ROWS, NUM_MORE, ROWS_PER_SHARD = 25, 9, 2  # of what `write_every_fourth` makes: 13 and 5 shards
 
 
 class Processes:
@@ -73,6 +78,32 @@ def write_shuffled(path: Path, seed: int) -> None:
                 continue
 
 
+def write_every_fourth(path: Path, number: int) -> None:
+    """One of four that make a store together: whoever comes first makes it, each writes every fourth shard."""
+    world = World()
+    with ExitStack() as stack:
+        with set_up_turn(path):
+            if not path.exists():
+                world.create(path, NUM_ROWS, ROWS_PER_SHARD).close()
+            stack.enter_context(shared_writer(path))
+            store = stack.enter_context(FeatureStore.open(path))
+            clean_temporary(store)
+            if "train+1" not in store.manifest.splits:
+                add_videos(store, "train", more_videos(world))
+            for part in store.parts("train"):
+                declare_arrays(store, part, scenario.ALL)
+        tasks = [(part, shard) for part in store.parts("train") for shard in range(store.num_shards(part))]
+        for part, shard in tasks[number::4]:
+            clean_temporary(store)  # nobody has to, and it must not hurt
+            if not store.committed_arrays(part, shard):
+                scenario.write_shard(world, store, part, shard, scenario.ALL)
+
+
+def more_videos(world: "World") -> VideoTable:
+    table, few = world.videos(NUM_ROWS + NUM_MORE), slice(NUM_ROWS, None)
+    return VideoTable(table.ids[few], table.paths[few], table.labels[few])
+
+
 def read_on(path: Path, argument: int) -> None:
     """Look again and again, until there is a file `stop` beside the store; write how many states were seen into `seen`."""
     world, found, states = World(), set(), 0
@@ -103,7 +134,8 @@ def refresh_on(path: Path, argument: int) -> None:
 
 
 MODES = {
-    function.__name__: function for function in (run, run_with_limit, slow_run, write_shuffled, read_on, refresh_on)
+    function.__name__: function
+    for function in (run, run_with_limit, slow_run, write_shuffled, write_every_fourth, read_on, refresh_on)
 }
 
 
@@ -133,6 +165,8 @@ if __name__ == "__main__":
     from conftest import World
 
     from vcache.store.errors import StoreExists
+    from vcache.store.locks import set_up_turn, shared_writer
     from vcache.store.reader import FeatureStore
+    from vcache.store.writer import add_videos, clean_temporary, declare_arrays
 
     serve()

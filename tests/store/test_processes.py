@@ -108,6 +108,39 @@ def test_writers_side_by_side_with_shuffled_and_repeated_shards_give_one_tree(pr
     assert trees == [world.tree(alone.path.parent)] * 4
 
 
+def test_four_processes_that_share_a_store_from_its_creation_on_make_the_tree_of_one(processes, folder):
+    path, alone = folder / "shared" / "s.zarr", folder / "alone" / "s.zarr"
+    writers = [processes.start("write_every_fourth", path, number) for number in range(4)]
+    assert [processes.wait(writer) for writer in writers] == [0] * 4
+    for number in range(4):
+        assert processes.wait(processes.start("write_every_fourth", alone, number)) == 0
+    assert World().tree(path) == World().tree(alone)
+    with FeatureStore.open(path) as store:
+        found = verify_store(store)
+        assert (found.findings, found.notes, found.num_shards) == ((), (), 18)
+
+
+def test_of_four_processes_that_share_a_store_any_may_be_killed_and_started_again(processes, folder):
+    path, alone, rng = folder / "shared" / "s.zarr", folder / "alone" / "s.zarr", random.Random(3)
+    begin = time.monotonic()
+    for number in range(4):
+        assert processes.wait(processes.start("write_every_fourth", alone, number)) == 0
+    seconds, killed = time.monotonic() - begin, 0
+    for _ in range(6):
+        writers = [processes.start("write_every_fourth", path, number) for number in range(4)]
+        time.sleep(rng.uniform(0, 0.7 * seconds))
+        with suppress(ProcessLookupError):
+            os.kill(writers[rng.randrange(4)], signal.SIGKILL)
+        ends = [processes.wait(writer) for writer in writers]
+        killed += ends.count(-signal.SIGKILL)
+        assert set(ends) <= {0, -signal.SIGKILL}
+    for number in range(4):
+        assert processes.wait(processes.start("write_every_fourth", path, number)) == 0
+    clean(path)
+    assert World().tree(path) == World().tree(alone)
+    assert killed
+
+
 @pytest.mark.parametrize("reader", ["read_on", "refresh_on"])
 def test_a_reader_beside_a_writer_sees_old_or_complete(processes, folder, reader):
     path = folder / "s.zarr"
