@@ -25,6 +25,8 @@ KINDS = (
     "frame_count",  # far fewer frames than packets, without an error
     "corrupt_frames",  # decoded, but the decoder had to invent parts of the picture
     "truncated",  # the file ends before its container says
+    "timeout",  # the decode process gave no answer in time
+    "worker_crash",  # the decode process died
 )
 """What can be wrong with a video, for `VideoError.kind`."""
 
