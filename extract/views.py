@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from vcache.extract.augment import Augmentation, augmentation_from_dict
+from vcache.extract.operations import ROW
 from vcache.extract.preprocess import Preprocessing
 from vcache.extract.sampling import ClipRule, FrameRule, PixelRule, Sampling
 from vcache.extract.video import DecodedVideo
@@ -194,6 +195,13 @@ class TrainingView(View):
             interpolation=preprocessing.interpolation,
             mode=preprocessing.mode,
         )
+
+    def record_specs(self, num_frames: int) -> dict[str, RecordSpec]:
+        """The arrays of the record of a clip, without the pixels: `augment` is there where the recipe has operations."""
+        specs, num_operations = super().record_specs(num_frames), self.augmentation.num_operations
+        if num_operations:
+            specs["augment"] = (("frame", "operation", "value"), (num_frames, num_operations, ROW), "float32")
+        return specs
 
     def _frames_of_clip(self, sampling: Sampling, video_id: str) -> ClipRule:
         return ClipRule(sampling=sampling, seed=_seed(f"{self.seed}/{video_id}/{self.view}"))

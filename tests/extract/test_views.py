@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from vcache.extract.augment import Augmentation
 from vcache.extract.preprocess import Preprocessing
+from vcache.extract.randaugment import ColourJitter, RandAugment
 from vcache.extract.sampling import StridedSampling, TSNSampling
 from vcache.extract.video import DecodedVideo
 from vcache.extract.views import (
@@ -32,6 +33,12 @@ AUGMENTATIONS = {
     "resized": Augmentation(resize_short=40, scale=(0.4, 1.0), interpolation="bilinear"),
     "multiscale": Augmentation(crop="multiscale"),
     "centre": Augmentation(crop="centre", resize_short=36, flip=0.0),
+    "randaugment": Augmentation(randaugment=RandAugment(probability=0.9), grey=0.5),
+    "per-frame": Augmentation(
+        randaugment=RandAugment(num_ops=2, max_magnitude=30.0, operations="absolute", per_frame=True),
+        jitter=ColourJitter(per_frame=True),
+        erasing=0.5,
+    ),
 }
 augmentations = st.sampled_from(sorted(AUGMENTATIONS))
 grids = st.tuples(st.integers(1, 4), st.sampled_from([1, 3]))
@@ -87,6 +94,7 @@ def test_spatial_crops_are_cut_from_the_same_resized_frames() -> None:
 def test_definitions_survive_json() -> None:
     views = views_of_request(3, (4, 3), AUGMENTATIONS["resized"], seed=5)
     assert len(views) == 1 + 2 + 12
+    views += [TrainingView(seed=7, view=1, augmentation=augmentation) for augmentation in AUGMENTATIONS.values()]
     assert [view_from_dict(json.loads(json.dumps(view.to_dict()))) for view in views] == views
     assert views[0].to_dict() == {"kind": "evaluation", "temporal": [0, 1], "spatial": [0, 1]}
 
@@ -145,7 +153,7 @@ def test_replay_of_the_record_gives_the_images_bit_for_bit(
 @settings(deadline=None, max_examples=40)
 @given(augmentations, st.integers(0, 2**40), st.integers(33, 70), st.integers(33, 70))
 def test_crop_lies_inside_the_video_and_shows_what_it_says(name: str, seed: int, height: int, width: int) -> None:
-    view = TrainingView(seed=seed, view=1, augmentation=replace(AUGMENTATIONS[name], flip=0.0))
+    view = TrainingView(seed=seed, view=1, augmentation=AUGMENTATIONS[name])
     video = decoded_for([view], make_video(height, width))
     top, left, box_height, box_width = view.prepare(video, 0, PREPROCESSING, "a").record["crop"].tolist()
     assert top >= 0 and left >= 0
@@ -153,9 +161,9 @@ def test_crop_lies_inside_the_video_and_shows_what_it_says(name: str, seed: int,
     # White inside the box and black outside gives a white image, away from the resizer's border.
     frames = np.zeros((1, height, width, 3), dtype=np.uint8)
     frames[:, round(top) : round(top + box_height), round(left) : round(left + box_width)] = 255
-    record = {"crop": np.array([top, left, box_height, box_width], np.float32), "flip": np.uint8(0)}
-    inner = view.replay(frames, {k: np.asarray(v) for k, v in record.items()}, PREPROCESSING)[..., 6:-6, 6:-6]
-    assert inner.min() == 255
+    geometry = replace(view.augmentation, randaugment=None, jitter=None, grey=0.0, erasing=0.0)
+    record = {"crop": np.array([top, left, box_height, box_width], np.float32), "flip": np.zeros((), np.uint8)}
+    assert replace(view, augmentation=geometry).replay(frames, record, PREPROCESSING)[..., 6:-6, 6:-6].min() == 255
 
 
 @pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
