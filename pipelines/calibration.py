@@ -17,10 +17,10 @@ from vcache.extract.datasets.base import Video
 from vcache.extract.video import VideoError
 from vcache.extract.views import PreparedClip
 from vcache.heads.query_key import QueryKeyProjection
+from vcache.pipelines.batches import ClipExtractor
 from vcache.pipelines.derivation import input_array
 from vcache.pipelines.precision import dequantised, encoded
 from vcache.pipelines.precision_error import MAX_ERROR, Error, ErrorSums, check_error, maps_moved
-from vcache.pipelines.shards import ShardExtractor
 from vcache.store.constants import Constant, write_constants
 from vcache.store.errors import CorruptStore
 from vcache.store.layout import ArraySpec
@@ -65,7 +65,7 @@ def record_calibration(store: FeatureStore, new: Calibration) -> None:
 
 
 def calibrate(
-    extractor: ShardExtractor,
+    extractor: ClipExtractor,
     arrays: Iterable[ArraySpec],
     known: Calibration,
     *,
@@ -101,7 +101,7 @@ def _needs_statistics(spec: ArraySpec, known: Calibration) -> bool:
     return spec.dtype == "int8" and not known.constants.keys() >= set(constant_names(spec.name))
 
 
-def _decodable(extractor: ShardExtractor) -> Iterator[PreparedClip]:
+def _decodable(extractor: ClipExtractor) -> Iterator[PreparedClip]:
     """Clips of the first split, then of the others: each shuffled, as a list is often sorted by class."""
     dataset = extractor.dataset
     splits = [dataset.split(split) for split in dataset.splits]
@@ -112,7 +112,7 @@ def _decodable(extractor: ShardExtractor) -> Iterator[PreparedClip]:
             yield from (clip for clip in prepared if clip is not None)
 
 
-def _prepared(extractor: ShardExtractor, video: Video) -> PreparedClip | None:
+def _prepared(extractor: ClipExtractor, video: Video) -> PreparedClip | None:
     try:
         return extractor.prepare(video)
     except VideoError:
@@ -120,7 +120,7 @@ def _prepared(extractor: ShardExtractor, video: Video) -> PreparedClip | None:
 
 
 def _statistics(
-    extractor: ShardExtractor, clips: Iterable[PreparedClip], names: list[str]
+    extractor: ClipExtractor, clips: Iterable[PreparedClip], names: list[str]
 ) -> tuple[dict[str, np.ndarray], list[PreparedClip]]:
     """Constants of these arrays, and the clips that are not used for constants; if there are so few, the last that is."""
     moments: dict[str, ChannelMoments] = {name: ChannelMoments() for name in names}
@@ -141,7 +141,7 @@ def _statistics(
     return constants, held_out or [last]
 
 
-def _projections(extractor: ShardExtractor, layers: Iterable[int]) -> dict[str, QueryKeyProjection]:
+def _projections(extractor: ClipExtractor, layers: Iterable[int]) -> dict[str, QueryKeyProjection]:
     """What makes queries and keys, by the array that it reads."""
     backbone, facts = extractor.backbone, extractor.backbone.facts
     return {
@@ -153,7 +153,7 @@ def _projections(extractor: ShardExtractor, layers: Iterable[int]) -> dict[str, 
 
 
 def _measure(
-    extractor: ShardExtractor,
+    extractor: ClipExtractor,
     clips: list[PreparedClip],
     specs: Mapping[str, ArraySpec],
     constants: Mapping[str, np.ndarray],

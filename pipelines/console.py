@@ -14,7 +14,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:  # imported late: these load torch and zarr
     from vcache.pipelines.extraction import ExtractionSummary
-    from vcache.pipelines.shards import ExtractionProgress
+    from vcache.pipelines.progress import ExtractionProgress
     from vcache.pipelines.training import EpochReport, TrainingPlan
 
 out = Console()

@@ -1,24 +1,30 @@
 """The extraction pipeline on one machine: dataset -> sampling -> decode -> preprocess -> frozen backbone -> store.
 
-One shard is the unit of work and of loss: decode threads run ahead of the backbone, rows go to the shard in order, and a
-shard counts once its commit record is there. The same command again finds the committed shards and does the rest; a command
-that asks for more layers writes only the arrays that a shard lacks. Videos that the dataset lists and the store does not know
-are added as a new part of their split.
+One shard is the unit of work and of loss: decoding, the backbone and the writer work on different videos at the same time
+(stages.py), and a shard counts once its commit record is there. The same command again finds the committed shards and does the
+rest; a command that asks for more layers writes only the arrays that a shard lacks. Videos that the dataset lists and the store
+does not know are added as a new part of their split. Several models have a store each, and their videos are decoded once.
 """
 
 import datetime
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from vcache.extract.datasets.base import Video, VideoDataset
+from vcache.pipelines.batches import ClipExtractor
 from vcache.pipelines.calibration import Calibration, calibrate, record_calibration, stored_calibration
+from vcache.pipelines.decoding import Decode, open_decoder
 from vcache.pipelines.growth import check_classes, label_facts, new_videos, video_table
+from vcache.pipelines.precision import channel_constants
+from vcache.pipelines.progress import ExtractionProgress
 from vcache.pipelines.request import ExtractionConfig, ExtractionError, recorded_request
 from vcache.pipelines.room import check_room, tasks_bytes
-from vcache.pipelines.setup import ExtractionSetup, prepare_extraction, versions_of
-from vcache.pipelines.shards import ExtractionProgress, ShardExtractor, ShardTask, missing_shards
+from vcache.pipelines.setup import ExtractionSetup, prepare_extractions, versions_of
+from vcache.pipelines.shards import ShardTask, Target, TargetTask, joined_jobs, missing_shards
+from vcache.pipelines.stages import run_jobs
 from vcache.pipelines.stores import anything_at
 from vcache.store.constants import write_constants
 from vcache.store.manifest import Manifest
@@ -59,53 +65,144 @@ class ExtractionSummary:
         return len(self.failures) > allowed or len(self.failures) == self.num_videos
 
 
+@dataclass(frozen=True, kw_only=True)
+class _OpenStore:
+    """A store of this run, extended to all that the command asks for, and locked."""
+
+    setup: ExtractionSetup
+    target: Target
+    added: dict[str, int]
+    tasks: tuple[ShardTask, ...]
+
+    @property
+    def num_skipped(self) -> int:
+        """Videos of which the store holds all that is asked for."""
+        rows = sum(self.target.store.splits[split] for split in self.setup.dataset.splits)
+        return rows - sum(len(rows) for _, rows in {(task.part, task.rows) for task in self.tasks})
+
+
 def run_extraction(
-    config: ExtractionConfig, on_progress: Callable[[ExtractionProgress], None] = lambda progress: None
+    config: ExtractionConfig,
+    on_progress: Callable[[ExtractionProgress], None] = lambda progress: None,
+    on_stage: Callable[[str], None] = lambda name: None,
 ) -> ExtractionSummary:
-    """Extract what the store does not hold yet.
+    """Extract what the store does not hold yet; `run_extractions` of one model."""
+    (summary,) = run_extractions((config,), on_progress, on_stage)
+    return summary
+
+
+def run_extractions(
+    configs: Sequence[ExtractionConfig],
+    on_progress: Callable[[ExtractionProgress], None] = lambda progress: None,
+    on_stage: Callable[[str], None] = lambda name: None,
+) -> tuple[ExtractionSummary, ...]:
+    """Extract what the stores do not hold yet, each video decoded once for all of them.
+
+    Args:
+        configs: requests that differ in the model or in where and how its features are stored, not in the videos.
+        on_progress: called after every batch, in the calling thread.
+        on_stage: called with the name of what is being done before the first batch.
 
     Raises:
         DatasetError, LayerError, RandomWeightsRefused: the request itself cannot be met.
         StoreKeyMismatch: `config.store` holds features made in another way; the message spells the difference out.
-        ExtractionError: none of the videos is there, or the store was made from another folder.
+        ExtractionError: none of the videos is there, or the store was made from another folder, or in batches of another size.
         DatasetChanged: the dataset has other classes than the store, or lists its videos no longer or with other labels.
         NotEnoughSpace: what is missing does not fit on the disk; nothing was written.
         PrecisionRefused, CalibrationError: the dtype would lose too much, or int8 has no video to be calibrated with; likewise.
     """
-    setup = prepare_extraction(config)
-    dataset, path, extractor = setup.dataset, setup.path, setup.extractor()
-    calibration = None
-    if not anything_at(path):
-        to_add = videos_to_add(setup, None)
-        _check_room(setup, None, to_add)
+    setups = prepare_extractions(configs, on_stage)
+    with ExitStack() as stack:
+        decode = stack.enter_context(open_decoder(configs[0].decode_workers))
+        _check_room(setups)
         # Before there is a store: what is refused here may be asked for in another way, with the same --store.
-        calibration = _calibrate(setup, extractor, Calibration())
-        create_store(path, _manifest(setup), {split: video_table(videos, dataset) for split, videos in to_add.items()})
-    with FeatureStore.open(path) as store, sole_writer(path):
-        to_add = videos_to_add(setup, store)
-        clean_temporary(store)
-        _check_room(setup, store, to_add)
-        calibration = calibration or _calibrate(setup, extractor, stored_calibration(store))
-        added = _extend(store, setup, to_add)
-        record_calibration(store, calibration)
-        tasks = missing_shards(store, dataset.splits, setup.arrays)
-        progress = _initial_progress(store, dataset, tasks)
-        on_progress(progress)
-        extractor.run(store, tasks, progress, lambda: on_progress(progress))
-        store.refresh()
-        return ExtractionSummary(
-            store=str(path),
-            key=setup.key,
-            layers=setup.layers,
-            splits={split: store.splits[split] for split in dataset.splits},
+        calibrations = [_create(setup, decode, on_stage) for setup in setups]
+        opened = []
+        for setup, calibration in zip(setups, calibrations, strict=True):
+            store = stack.enter_context(FeatureStore.open(setup.path))
+            stack.enter_context(sole_writer(setup.path))
+            opened.append(_open(setup, store, calibration, decode, on_stage))
+        progress = _extract(opened, decode, on_progress)
+        return tuple(_summary(one, progress) for one in opened)
+
+
+def _create(setup: ExtractionSetup, decode: Decode, on_stage: Callable[[str], None]) -> Calibration | None:
+    """Make the store, if there is none yet, and return its calibration."""
+    if anything_at(setup.path):
+        return None
+    to_add = videos_to_add(setup, None)
+    calibration = _calibrate(setup, setup.extractor(decode=decode), Calibration(), on_stage)
+    create_store(
+        setup.path, _manifest(setup), {split: video_table(videos, setup.dataset) for split, videos in to_add.items()}
+    )
+    return calibration
+
+
+def _open(
+    setup: ExtractionSetup,
+    store: FeatureStore,
+    calibration: Calibration | None,
+    decode: Decode,
+    on_stage: Callable[[str], None],
+) -> _OpenStore:
+    """Bring the store to what the command asks for, but for the features."""
+    on_stage("looking at the store")
+    store.refresh()  # as it is now that no other process writes it
+    to_add = videos_to_add(setup, store)
+    extractor = setup.extractor(batch_size=setup.batch_size_in(store), decode=decode)
+    clean_temporary(store)
+    calibration = calibration or _calibrate(setup, extractor, stored_calibration(store), on_stage)
+    added = _extend(store, setup, to_add)
+    record_calibration(store, calibration)
+    tasks = tuple(
+        task for split in setup.dataset.splits for task in missing_shards(store, [split], setup.view_arrays(split))
+    )
+    quantised = {spec.name for task in tasks for spec in task.arrays if spec.dtype == "int8"}
+    extractor.constants = channel_constants(store, quantised, setup.backbone.device)
+    target = Target(store=store, extractor=extractor, views=setup.views)
+    return _OpenStore(setup=setup, target=target, added=added, tasks=tasks)
+
+
+def _extract(
+    opened: Sequence[_OpenStore], decode: Decode, on_progress: Callable[[ExtractionProgress], None]
+) -> ExtractionProgress:
+    """All tasks of all stores, those over the same videos at once."""
+    jobs = joined_jobs(TargetTask(one.target, task) for one in opened for task in one.tasks)
+    progress = ExtractionProgress(
+        videos_total=sum(len(job.videos) for job in jobs), videos_skipped=min(one.num_skipped for one in opened)
+    )
+    on_progress(progress)
+    if jobs:
+        run_jobs(
+            jobs,
+            decode=decode,
+            num_threads=opened[0].setup.config.decode_workers,
             progress=progress,
-            added=added,
-            failures=tuple(failure for split in dataset.splits for failure in store.failures(split)),
+            report=lambda: on_progress(progress),
+            yield_cores=opened[0].setup.backbone.device.type == "cpu",
         )
+    return progress
 
 
-def _calibrate(setup: ExtractionSetup, extractor: ShardExtractor, known: Calibration) -> Calibration:
+def _summary(one: _OpenStore, progress: ExtractionProgress) -> ExtractionSummary:
+    store, splits = one.target.store, one.setup.dataset.splits
+    store.refresh()
+    return ExtractionSummary(
+        store=str(store.path),
+        key=one.setup.key,
+        layers=one.setup.layers,
+        splits={split: store.splits[split] for split in splits},
+        progress=progress,
+        added=one.added,
+        failures=tuple(failure for split in splits for failure in store.failures(split)),
+    )
+
+
+def _calibrate(
+    setup: ExtractionSetup, extractor: ClipExtractor, known: Calibration, on_stage: Callable[[str], None]
+) -> Calibration:
     """What is not known yet; PrecisionRefused where the dtype would lose too much."""
+    on_stage(f"measuring on a sample of the videos what {setup.config.dtype} loses")
     derived = setup.layers if setup.config.cross_frame == "derive" else ()
     return calibrate(extractor, setup.arrays, known, derived=derived, max_error=setup.config.max_error)
 
@@ -138,9 +235,13 @@ def tasks_left(
         parts: tuple[PartName, ...] = ()
         if store is not None and split in store.splits:
             parts = store.parts(split)
-            tasks += missing_shards(store, [split], setup.arrays)
+            tasks += missing_shards(store, [split], setup.view_arrays(split))
         part, rows = part_name(split, len(parts)), range(len(videos))
-        tasks += [ShardTask(part, first // step, rows[first : first + step], setup.arrays) for first in rows[::step]]
+        tasks += [
+            ShardTask(part, first // step, rows[first : first + step], arrays, view)
+            for first in rows[::step]
+            for view, arrays in setup.view_arrays(split).items()
+        ]
     return tasks
 
 
@@ -152,10 +253,17 @@ def bytes_left(setup: ExtractionSetup, store: FeatureStore | None, to_add: Mappi
     return tasks_bytes(tasks_left(setup, store, to_add), rows_per_shard) + constants
 
 
-def _check_room(setup: ExtractionSetup, store: FeatureStore | None, to_add: Mapping[str, tuple[Video, ...]]) -> None:
-    """A bucket has no end that could be known."""
-    if isinstance(setup.path, Path) and not setup.config.ignore_free_space:
-        check_room(setup.path, bytes_left(setup, store, to_add))
+def _check_room(setups: Sequence[ExtractionSetup]) -> None:
+    """All checks of the stores, too. A bucket has no end that could be known; several stores share the disk of the first."""
+    num_bytes, where = 0, None
+    for setup in setups:
+        with ExitStack() as stack:
+            store = stack.enter_context(FeatureStore.open(setup.path)) if anything_at(setup.path) else None
+            to_add = videos_to_add(setup, store)
+            if isinstance(setup.path, Path) and not setup.config.ignore_free_space:
+                num_bytes, where = num_bytes + bytes_left(setup, store, to_add), where or setup.path
+    if where is not None:
+        check_room(where, num_bytes)
 
 
 def _extend(store: FeatureStore, setup: ExtractionSetup, to_add: Mapping[str, tuple[Video, ...]]) -> dict[str, int]:
@@ -170,7 +278,8 @@ def _extend(store: FeatureStore, setup: ExtractionSetup, to_add: Mapping[str, tu
         elif split in added:
             add_videos(store, split, video_table(videos, setup.dataset))
         for part in store.parts(split):
-            declare_arrays(store, part, setup.arrays)
+            for view, arrays in setup.view_arrays(split).items():
+                declare_arrays(store, part, arrays, view)
     write_constants(store, setup.constants)
     store.refresh()
     return added
@@ -189,8 +298,8 @@ def _manifest(setup: ExtractionSetup) -> Manifest:
             "backbone": asdict(setup.backbone.facts),
             "request": recorded_request(config),
             "root": str(dataset.root.resolve()),
-            # The last bit of a float32 may depend on it, on some devices: `vcache repair` makes the same bits again.
-            "batch_size": config.batch_size,
+            # The last bit of a float32 may depend on it: whatever extends or mends the store computes in batches of this size.
+            "batch_size": setup.batch_size,
             **label_facts(dataset),
         },
         versions=versions_of("vcache", "zarr", "numpy"),
@@ -206,9 +315,3 @@ def _check_same_folder(store: FeatureStore, dataset: VideoDataset) -> None:
             f"{store.path} was made from the videos in {made_from}, these are in {root}. If they are the same videos, "
             f"say so with  --store {shlex.quote(str(store.path))}  ; if not, give these a store of their own with --store PATH."
         )
-
-
-def _initial_progress(store: FeatureStore, dataset: VideoDataset, tasks: list[ShardTask]) -> ExtractionProgress:
-    total = sum(len(task.rows) for task in tasks)
-    rows = sum(store.splits[split] for split in dataset.splits)
-    return ExtractionProgress(videos_total=total, videos_skipped=rows - total)

@@ -14,11 +14,11 @@ from typing import BinaryIO
 from vcache.extract.datasets.base import Video
 from vcache.extract.video import VideoError
 from vcache.extract.views import PreparedClip
+from vcache.pipelines.batches import ClipExtractor
 from vcache.pipelines.planning import Rates
 from vcache.pipelines.precision import unit_constants
 from vcache.pipelines.room import free_bytes, nearest_folder
 from vcache.pipelines.setup import ExtractionSetup
-from vcache.pipelines.shards import ShardExtractor
 from vcache.store.layout import ArraySpec
 from vcache.store.object_path import local
 
@@ -70,7 +70,7 @@ def measure_rates(setup: ExtractionSetup, seconds: float, on_stage: Callable[[st
     )
 
 
-def measure_decoding(extractor: ShardExtractor, videos: Sequence[Video], *, seconds: float) -> DecodingSample:
+def measure_decoding(extractor: ClipExtractor, videos: Sequence[Video], *, seconds: float) -> DecodingSample:
     """Decode videos from all over the dataset on the extractor's threads until the time is over; at least one a thread."""
     order = random.Random(0).sample(range(len(videos)), min(len(videos), _MOST_VIDEOS))
     pending = [videos[i] for i in reversed(order)]
@@ -111,7 +111,7 @@ def measure_decoding(extractor: ShardExtractor, videos: Sequence[Video], *, seco
 
 
 def measure_forward(
-    extractor: ShardExtractor, clips: list[PreparedClip], arrays: tuple[ArraySpec, ...], *, seconds: float
+    extractor: ClipExtractor, clips: list[PreparedClip], arrays: tuple[ArraySpec, ...], *, seconds: float
 ) -> float:
     """Seconds per video from prepared clips to arrays in the store's dtype, warm."""
     extractor.constants = unit_constants(arrays, extractor.backbone.device)

@@ -129,11 +129,24 @@ def extraction_config(
         float,
         typer.Option(rich_help_panel=CONTENT, help="Share held out as val where the dataset has no splits of its own."),
     ] = 0.2,
-    workers: Annotated[
+    decode_workers: Annotated[
         int | None,
-        typer.Option(rich_help_panel=RUNNING, help="Decode threads. \\[default: the cores]", show_default=False, min=1),
+        typer.Option(
+            rich_help_panel=RUNNING,
+            help="Videos decoded at the same time. \\[default: the cores]",
+            show_default=False,
+            min=1,
+        ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(rich_help_panel=RUNNING, help="Clips in one forward pass.")] = 4,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=RUNNING,
+            help="Clips in one forward pass. \\[default: as the store was made; of a new one 4, on a GPU 256 frames]",
+            show_default=False,
+            min=1,
+        ),
+    ] = None,
     max_failures: Annotated[
         float,
         typer.Option(
@@ -177,7 +190,7 @@ def extraction_config(
         store=store_path(store) if store else None,
         val_fraction=val_fraction,
         device=device,
-        workers=workers or os.cpu_count() or 1,
+        decode_workers=decode_workers or os.cpu_count() or 1,
         batch_size=batch_size,
         max_failures=max_failures,
         max_error=max_error,

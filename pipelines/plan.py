@@ -52,8 +52,8 @@ def plan_extraction(
         choices=choices,
         free_bytes=free_bytes(local(setup.path)),
         free_folder=nearest_folder(local(setup.path)),
-        workers=config.workers,
-        batch_size=config.batch_size,
+        decode_workers=config.decode_workers,
+        batch_size=setup.batch_size,
         device=str(setup.backbone.device),
         rates=measure_rates(setup, seconds, on_stage) if seconds is not None else None,
     )
@@ -150,7 +150,7 @@ def print_plan(plan: ExtractionPlan) -> None:
 
 
 def _rate_lines(plan: ExtractionPlan, rates: Rates) -> list[tuple[str, str, str]]:
-    threads = "1 thread" if plan.workers == 1 else f"{plan.workers} threads"
+    threads = "1 thread" if plan.decode_workers == 1 else f"{plan.decode_workers} threads"
     failed = f", {rates.num_failed} failed" if rates.num_failed else ""
     return [
         ("decode", _per_second(rates.decode_seconds), f"{threads}; {rates.num_sampled} videos decoded{failed}"),

@@ -92,7 +92,7 @@ class ExtractionPlan:
     choices: tuple[Choice, ...]
     free_bytes: int
     free_folder: Path
-    workers: int
+    decode_workers: int
     batch_size: int
     device: str
     rates: Rates | None

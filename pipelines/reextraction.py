@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from vcache.extract.datasets.registry import load_dataset
 from vcache.extract.preprocess import from_open_clip_config
 from vcache.extract.video import VideoError
 from vcache.extract.views import PreparedClip
+from vcache.pipelines.batches import ClipExtractor
 from vcache.pipelines.calibration import Calibration, calibrate
 from vcache.pipelines.derivation import projection_constants
 from vcache.pipelines.device import select_device
@@ -21,9 +22,9 @@ from vcache.pipelines.growth import video_table, videos_of
 from vcache.pipelines.precision import channel_constants
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.setup import extraction_spec
-from vcache.pipelines.shards import ShardExtractor
+from vcache.pipelines.shards import slot_of
 from vcache.store.constants import Constant
-from vcache.store.errors import CannotRecompute, StoreError
+from vcache.store.errors import CannotRecompute
 from vcache.store.key import spec_difference
 from vcache.store.layout import ArraySpec
 from vcache.store.manifest import Manifest, VideoTable
@@ -65,11 +66,9 @@ class Reextraction:
         )
 
     def recompute(self, part: PartName, view: int, rows: Sequence[int], arrays: tuple[ArraySpec, ...]) -> Recomputed:
-        """Each of the rows with its arrays, or with why its video gives none.
+        """Each of the rows with its arrays, or with why its video gives none: the bits that it had or would have had at first.
 
-        A clip goes through the backbone in a batch of as many clips as at first, filled up with copies: the last bit of a sum
-        may depend on how many rows a matrix has (seen on two cores for clips that were alone), and on nothing else of the
-        other clips.
+        A clip goes through the backbone in the slot of its row (shards.py), beside those of its batch that are asked for, too.
         """
         if view != 0:
             raise CannotRecompute(f"view {view} of {part!r} was not made by `vcache extract`, which makes view 0")
@@ -78,12 +77,12 @@ class Reextraction:
             source_name(spec.name) for spec in arrays if spec.dtype == "int8" or spec.name != source_name(spec.name)
         }
         extractor.constants = channel_constants(self.store, int8, self._backbone.device)
-        sizes, table = self._batch_sizes(part, rows), self.store.part_videos(part)
+        table = self.store.part_videos(part)
         videos = videos_of(table, part, rows)
         with ThreadPoolExecutor(self.workers, thread_name_prefix="decode") as pool:
             clips = zip(rows, videos, pool.map(self._prepare, videos), strict=True)
-            for (_, size), batch in itertools.groupby(clips, key=lambda clip: sizes[clip[0]]):
-                yield from _forward(extractor, list(batch), size, arrays)
+            for _, batch in itertools.groupby(clips, key=lambda clip: self._place(part, clip[0])[0]):
+                yield from self._forward(part, list(batch), arrays)
 
     def list_videos(self, part: PartName) -> VideoTable:
         """The videos of the part's split as the dataset lists them now; the classes must be those of the store."""
@@ -137,11 +136,11 @@ class Reextraction:
             raise CannotRecompute(f"the backbone that the store was made with cannot be loaded: {error}") from error
 
     @cached_property
-    def _extractor(self) -> ShardExtractor:
+    def _extractor(self) -> ClipExtractor:
         manifest = self.store.manifest
         if not self.root.is_dir():
             raise CannotRecompute(f"the videos are not in {self.root} any more. Say where they are with --root FOLDER")
-        return ShardExtractor(
+        return ClipExtractor(
             VideoDataset(manifest.dataset, self.root, manifest.class_names, ()),
             self.config.sampling,
             from_open_clip_config(self._backbone.preprocess_config, mode=self.config.preprocess),
@@ -151,7 +150,7 @@ class Reextraction:
         )
 
     @property
-    def _checked_extractor(self) -> ShardExtractor:
+    def _checked_extractor(self) -> ClipExtractor:
         if self.same_key and self.differences:
             lines = [f"  {field}: stored {stored!r}, now {now!r}" for field, stored, now in self.differences]
             raise CannotRecompute(
@@ -162,7 +161,7 @@ class Reextraction:
 
     @property
     def _batch_size(self) -> int:
-        return int(self.store.manifest.facts.get("batch_size", ExtractionConfig.batch_size))
+        return int(self.store.manifest.facts.get("batch_size", 4))  # of stores that do not say
 
     def _prepare(self, video: Video) -> PreparedClip | VideoError:
         try:
@@ -172,21 +171,30 @@ class Reextraction:
         finally:
             self.on_video()
 
-    def _batch_sizes(self, part: PartName, rows: Sequence[int]) -> dict[int, tuple[int, int]]:
-        """Row -> the first row of the batch that it was in, and how many clips that batch had."""
-        failed, sizes = self._failed_rows(part), {}
-        for row in rows:
-            shard = self.store.shard_rows(part, row // self.store.manifest.rows_per_shard)
-            first = row - (row - shard.start) % self._batch_size
-            neighbours = set(range(first, min(first + self._batch_size, shard.stop))) - failed
-            sizes[row] = first, max(1, len(neighbours))
-        return sizes
+    def _place(self, part: PartName, row: int) -> tuple[int, int]:
+        """The first row of the batch that a row belongs to, and its slot in it."""
+        shard_rows = self.store.shard_rows(part, row // self.store.manifest.rows_per_shard)
+        slot = slot_of(row, shard_rows, self._batch_size)
+        return row - slot, slot
 
-    def _failed_rows(self, part: PartName) -> set[int]:
-        try:
-            return {failure.row for failure in self.store.view(part).failures()}
-        except StoreError:  # a commit record is damaged; the sizes of full batches are then the best guess
-            return set()
+    def _forward(
+        self,
+        part: PartName,
+        batch: list[tuple[int, Video, PreparedClip | VideoError]],
+        arrays: tuple[ArraySpec, ...],
+    ) -> Recomputed:
+        """Rows of one batch."""
+        slots: list[PreparedClip | None] = [None] * self._batch_size
+        for row, _, clip in batch:
+            slots[self._place(part, row)[1]] = clip if isinstance(clip, PreparedClip) else None
+        features = self._extractor.start(slots, arrays).rows() if any(slots) else []
+        for row, video, clip in batch:
+            if isinstance(clip, VideoError):
+                yield row, RowFailure(row, video.video_id, video.path, clip.kind, clip.reason)
+            else:
+                computed = features[self._place(part, row)[1]]
+                assert computed is not None
+                yield row, computed
 
 
 def config_of(manifest: Manifest) -> ExtractionConfig:
@@ -199,20 +207,3 @@ def config_of(manifest: Manifest) -> ExtractionConfig:
         split=tuple(request["split"].split(",")) if request["split"] else None,
         **{word: request[word] for word in words},
     )
-
-
-def _forward(
-    extractor: ShardExtractor,
-    batch: list[tuple[int, Video, PreparedClip | VideoError]],
-    size: int,
-    arrays: tuple[ArraySpec, ...],
-) -> Iterator[tuple[int, dict[str, Any] | RowFailure]]:
-    """Rows that were in one batch of `size` clips."""
-    clips = [clip for _, _, clip in batch if isinstance(clip, PreparedClip)]
-    filled = clips + clips[-1:] * (size - len(clips))
-    features = iter(extractor.forward(filled, arrays)) if clips else iter(())
-    for row, video, clip in batch:
-        if isinstance(clip, VideoError):
-            yield row, RowFailure(row, video.video_id, video.path, clip.kind, clip.reason)
-        else:
-            yield row, next(features)

@@ -53,10 +53,10 @@ class ExtractionConfig:
     val_fraction: float = 0.2
     """Share of the videos that a dataset without splits of its own puts into `val`."""
     device: str = "auto"
-    workers: int = 2
-    """Decode threads."""
-    batch_size: int = 4
-    """Clips in one forward pass."""
+    decode_workers: int = 2
+    """Videos that are decoded at the same time."""
+    batch_size: int | None = None
+    """Clips in one forward pass; None is the number that the store was made with, or one that suits the device."""
     max_failures: float = 0.01
     """Share of the videos that may fail, at least one, before the exit status says so."""
     ignore_free_space: bool = False
@@ -68,9 +68,9 @@ class ExtractionConfig:
                 raise ExtractionError(
                     f"--{name.replace('_', '-')} {getattr(self, name)!r}: there are {', '.join(allowed)}."
                 )
-        for name in ("frames", "stride", "workers", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ExtractionError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1.")
+        for name in ("frames", "stride", "decode_workers", "batch_size"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ExtractionError(f"--{name.replace('_', '-')} {value}: must be at least 1.")
         if not 0 <= self.max_failures <= 1:
             raise ExtractionError(f"--max-failures {self.max_failures:g}: a share of the videos, from 0 to 1.")
         if not self.max_error > 0:

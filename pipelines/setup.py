@@ -1,8 +1,8 @@
 """A request with all that its words stand for: videos, backbone, preprocessing, and from them the key and the arrays."""
 
 import importlib.metadata
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from vcache.extract.backbone import BackboneFacts, FrozenBackbone, load_backbone
@@ -12,22 +12,29 @@ from vcache.extract.decode import decoder_versions
 from vcache.extract.layers import resolve_layers
 from vcache.extract.preprocess import Preprocessing, from_open_clip_config
 from vcache.extract.spec import ExtractionSpec
+from vcache.extract.views import EvaluationView, View
+from vcache.pipelines.batches import ClipExtractor
+from vcache.pipelines.decoding import Decode, decode_here
 from vcache.pipelines.derivation import input_array, projection_constants
 from vcache.pipelines.device import select_device
 from vcache.pipelines.request import ExtractionConfig, ExtractionError
-from vcache.pipelines.shards import ShardExtractor
-from vcache.pipelines.stores import default_store_path
+from vcache.pipelines.stores import anything_at, default_store_path
 from vcache.store.constants import Constant
 from vcache.store.key import cache_key
 from vcache.store.layout import ArraySpec
+from vcache.store.manifest import read_manifest
 from vcache.store.object_path import StorePath
 from vcache.store.parts import check_split_name
 from vcache.store.quantise import quantised_specs
+from vcache.store.reader import FeatureStore
 
 # A shard is what a killed run loses. Larger files than 128 MB are no faster to write or read, and where rows are small the
 # bound on the rows is what keeps the loss small.
 SHARD_BYTES = 128 * 2**20
 MAX_ROWS_PER_SHARD = 64
+# Frames in a batch: a GPU is busy with this many of ViT-B; on a CPU a batch that stays in the caches is no slower than a larger
+# one, and a shard's last batch wastes less.
+_FRAMES_ON_GPU, _CLIPS_ON_CPU = 256, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +47,19 @@ class ExtractionSetup:
     preprocessing: Preprocessing
     layers: tuple[int, ...]
     """Absolute."""
+    views: Mapping[int, View] = field(default_factory=lambda: {0: EvaluationView()})
+    """The views that are wanted, by their number in the store."""
+    shard_rows: int | None = None
+    """Rows of a shard, where another store of the same command decides."""
 
     @cached_property
     def arrays(self) -> tuple[ArraySpec, ...]:
+        """Those of view 0."""
         return array_specs(self.backbone.facts, self.layers, self.config)
+
+    def view_arrays(self, split: str) -> dict[int, tuple[ArraySpec, ...]]:
+        """The arrays of each view that the videos of this split get, by the number of the view."""
+        return {number: self.arrays for number in self.views}
 
     @cached_property
     def constants(self) -> dict[str, Constant]:
@@ -65,19 +81,46 @@ class ExtractionSetup:
         return config.store or default_store_path(self.dataset.name, config.model, config.frames, self.key)
 
     @property
+    def batch_size(self) -> int:
+        """Of a store that is made by this command."""
+        by_device = _CLIPS_ON_CPU
+        if self.backbone.device.type == "cuda":
+            by_device = max(1, _FRAMES_ON_GPU // self.config.frames)
+        return self.config.batch_size or by_device
+
+    @property
     def rows_per_shard(self) -> int:
         """Of a store that is made by this command; one that is there has its own."""
-        largest = max(spec.row_bytes for spec in self.arrays)
-        return max(1, min(MAX_ROWS_PER_SHARD, SHARD_BYTES // largest))
+        if self.shard_rows is not None:
+            return self.shard_rows
+        largest, batch = max(spec.row_bytes for spec in self.arrays), self.batch_size
+        rows = SHARD_BYTES // largest
+        # Whole batches, as the last one of a shard is filled up.
+        return max(1, min(MAX_ROWS_PER_SHARD, rows // batch * batch or rows))
 
-    def extractor(self) -> ShardExtractor:
-        return ShardExtractor(
+    def batch_size_in(self, store: FeatureStore) -> int:
+        """Clips of a batch in a store that is there: those that its rows were computed in, so that the last bits agree.
+
+        Raises:
+            ExtractionError: another number is asked for.
+        """
+        stored: int = store.manifest.facts.get("batch_size", self.batch_size)
+        if self.config.batch_size not in (None, stored):
+            raise ExtractionError(
+                f"--batch-size {self.config.batch_size}: {store.path} was made with batches of {stored} clips, and the last "
+                "bits of its features may depend on it. Leave the option out."
+            )
+        return stored
+
+    def extractor(self, *, batch_size: int | None = None, decode: Decode = decode_here) -> ClipExtractor:
+        return ClipExtractor(
             self.dataset,
             self.config.sampling,
             self.preprocessing,
             self.backbone,
-            num_threads=self.config.workers,
-            batch_size=self.config.batch_size,
+            num_threads=self.config.decode_workers,
+            batch_size=batch_size or self.batch_size,
+            decode=decode,
         )
 
 
@@ -88,17 +131,40 @@ def prepare_extraction(config: ExtractionConfig) -> ExtractionSetup:
         DatasetError, LayerError, RandomWeightsRefused: the request itself cannot be met.
         ExtractionError: none of the videos is there.
     """
+    return _setup(config, _dataset(config))
+
+
+def prepare_extractions(
+    configs: Sequence[ExtractionConfig], on_stage: Callable[[str], None] = lambda name: None
+) -> tuple[ExtractionSetup, ...]:
+    """`prepare_extraction` of several requests over the same videos, whose shards then hold the same videos."""
+    on_stage("listing the videos")
+    dataset, setups = _dataset(configs[0]), []
+    for config in configs:
+        on_stage(f"loading {config.model}")
+        setups.append(_setup(config, dataset))
+    if len(setups) == 1:
+        return tuple(setups)
+    there = [read_manifest(setup.path).rows_per_shard for setup in setups if anything_at(setup.path)]
+    shard_rows = there[0] if there else min(setup.rows_per_shard for setup in setups)
+    return tuple(replace(setup, shard_rows=shard_rows) for setup in setups)
+
+
+def _dataset(config: ExtractionConfig) -> VideoDataset:
     dataset = load_dataset(config.dataset, root=config.root, splits=config.split, val_fraction=config.val_fraction)
     _check_dataset(dataset)
+    return dataset
+
+
+def _setup(config: ExtractionConfig, dataset: VideoDataset) -> ExtractionSetup:
     backbone = load_backbone(
         config.model, config.pretrained, random_weights=config.random_weights, device=select_device(config.device)
     )
-    preprocessing = from_open_clip_config(backbone.preprocess_config, mode=config.preprocess)
     return ExtractionSetup(
         config=config,
         dataset=dataset,
         backbone=backbone,
-        preprocessing=preprocessing,
+        preprocessing=from_open_clip_config(backbone.preprocess_config, mode=config.preprocess),
         layers=resolve_layers(config.layers, backbone.facts.num_layers),
     )
 

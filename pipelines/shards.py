@@ -1,224 +1,118 @@
-"""One shard of one part of a split, from video files to a committed shard: the unit of work of every kind of extraction."""
+"""What is to be extracted: the shards that lack arrays, and those of them that the same videos fill, joined into jobs.
+
+A task is one shard of one view of one store, written by one writer; a job is the tasks that one pass over the same videos
+serves, whatever the view and whatever the store. Rows are computed in batches of a fixed size, each in a fixed slot:
+
+    rows of the shard    64 65 66 67 | 68 69 70          batch_size 4; row 70 is the last
+    slot                  0  1  2  3 |  0  1  2  -       a slot without a clip is computed all the same, and thrown away
+"""
 
 import itertools
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
-import numpy as np
-import torch
-
-from vcache.extract.backbone import FrozenBackbone, Taps
-from vcache.extract.datasets.base import Video, VideoDataset
-from vcache.extract.decode import decode_video
-from vcache.extract.preprocess import Preprocessing
-from vcache.extract.sampling import Sampling
-from vcache.extract.video import DecodeRequest, VideoError
-from vcache.extract.views import EvaluationView, PreparedClip
-from vcache.heads.cross_frame import cross_frame_maps
-from vcache.pipelines.precision import channel_constants, encoded
+from vcache.extract.datasets.base import Video
+from vcache.extract.views import View
+from vcache.pipelines.batches import ClipExtractor
 from vcache.store.layout import ArraySpec
 from vcache.store.parts import PartName, split_of
-from vcache.store.quantise import source_name
 from vcache.store.reader import FeatureStore
-from vcache.store.writer import RowFailure, ShardWriter
-
-_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """The rows of one shard and the arrays that it still lacks."""
+    """The rows of one shard and the arrays of a view that it still lacks."""
 
     part: PartName
     shard: int
     rows: range
     """Rows of the part."""
     arrays: tuple[ArraySpec, ...]
+    view: int = 0
 
 
-@dataclass
-class ExtractionProgress:
-    """Running counts, reported after every batch."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Target:
+    """A store and what computes its rows."""
 
-    videos_total: int = 0
-    """Videos that this run has to do; those stored before are not among them."""
-    videos_done: int = 0
-    videos_skipped: int = 0
-    """Already in the store when the run began."""
-    failures: int = 0
-    frames_done: int = 0
-    bytes_written: int = 0
+    store: FeatureStore
+    extractor: ClipExtractor
+    views: Mapping[int, View]
+    """The definitions of the views, by number."""
 
 
-@dataclass(frozen=True)
-class _Row:
+@dataclass(frozen=True, eq=False)
+class TargetTask:
+    """A task of one of the stores that a run writes."""
+
+    target: Target
     task: ShardTask
-    row: int
-    video: Video
-    clip: PreparedClip | VideoError
+
+    @property
+    def view(self) -> View:
+        return self.target.views[self.task.view]
+
+    def slot(self, row: int) -> int:
+        """Where in its batch a row of the part is computed."""
+        return slot_of(row, self.task.rows, self.target.extractor.batch_size)
 
 
-def missing_shards(store: FeatureStore, splits: Iterable[str], arrays: Iterable[ArraySpec]) -> list[ShardTask]:
-    """The shards of these splits that lack some of the arrays, with the arrays each of them lacks."""
-    wanted, tasks = tuple(arrays), []
+@dataclass(frozen=True, eq=False)
+class ShardJob:
+    """Some videos, and all that a pass over them fills: row `task.rows[i]` of each task is of video i."""
+
+    videos: tuple[Video, ...]
+    tasks: tuple[TargetTask, ...]
+
+
+def slot_of(row: int, shard_rows: range, batch_size: int) -> int:
+    """The place of a row of a shard in its batch, whatever became of the rows around it."""
+    return (row - shard_rows.start) % batch_size
+
+
+def missing_shards(
+    store: FeatureStore, splits: Iterable[str], arrays: Mapping[int, Iterable[ArraySpec]] | Iterable[ArraySpec]
+) -> list[ShardTask]:
+    """The shards of these splits that lack some of the arrays, with the arrays each of them lacks.
+
+    Args:
+        arrays: of each view by number, or those of view 0.
+    """
+    by_view = arrays if isinstance(arrays, Mapping) else {0: arrays}
+    wanted = {view: tuple(specs) for view, specs in by_view.items()}
+    tasks = []
     for part in itertools.chain.from_iterable(store.parts(split) for split in splits):
         for shard in range(store.num_shards(part)):
-            stored = store.committed_arrays(part, shard)
-            if missing := tuple(spec for spec in wanted if spec.name not in stored):
-                tasks.append(ShardTask(part, shard, store.shard_rows(part, shard), missing))
+            for view, specs in wanted.items():
+                stored = store.committed_arrays(part, shard, view)
+                if missing := tuple(spec for spec in specs if spec.name not in stored):
+                    tasks.append(ShardTask(part, shard, store.shard_rows(part, shard), missing, view))
     return tasks
 
 
-class ShardExtractor:
-    """Decodes ahead in threads, runs the backbone on batches of clips, writes rows in order and commits shard by shard."""
-
-    def __init__(
-        self,
-        dataset: VideoDataset,
-        sampling: Sampling,
-        preprocessing: Preprocessing,
-        backbone: FrozenBackbone,
-        *,
-        num_threads: int,
-        batch_size: int,
-    ) -> None:
-        self.dataset, self.sampling, self.preprocessing, self.backbone = dataset, sampling, preprocessing, backbone
-        self.num_threads, self.batch_size = num_threads, batch_size
-        self.constants: dict[str, torch.Tensor] = {}
-        """What int8 is made with (precision.py); `run` takes those of the store."""
-
-    def run(
-        self, store: FeatureStore, tasks: Iterable[ShardTask], progress: ExtractionProgress, report: Callable[[], None]
-    ) -> None:
-        """Extract and commit the tasks one after the other; `report` is called after every batch of clips.
-
-        A video that cannot be used is recorded as failed and the run goes on; any other error stops it, with the shards
-        before it committed and nothing of the shard at hand.
-        """
-        tasks = tuple(tasks)
-        quantised = {spec.name for task in tasks for spec in task.arrays if spec.dtype == "int8"}
-        self.constants = channel_constants(store, quantised, self.backbone.device)
-        jobs = self._jobs(store, tasks)
-        for task, rows in itertools.groupby(self._decode_ahead(jobs), key=lambda row: row.task):
-            with ShardWriter(store, task.part, task.shard, task.arrays) as writer:
-                # Batches end with the shard, so that a row has the same neighbours in its batch after any resume.
-                for batch in _batched(rows, self.batch_size):
-                    self._write_batch(writer, batch, progress)
-                    report()
-
-    def _jobs(self, store: FeatureStore, tasks: Iterable[ShardTask]) -> Iterator[tuple[ShardTask, int, Video]]:
-        """Every row with its video, found by its id: the dataset may list more videos now, or in another order."""
-        videos = {(video.split, video.video_id): video for video in self.dataset.videos}
-        for task in tasks:
-            ids = store.part_videos(task.part).ids
-            for row in task.rows:
-                yield task, row, videos[split_of(task.part), ids[row]]
-
-    def _decode_ahead(self, jobs: Iterable[tuple[ShardTask, int, Video]]) -> Iterator[_Row]:
-        """Rows in the order of the jobs, with two batches decoded or being decoded ahead."""
-        pending: deque[Future[_Row]] = deque()
-        pool = ThreadPoolExecutor(self.num_threads, thread_name_prefix="decode")
-        try:
-            for job in jobs:
-                pending.append(pool.submit(self._decode, *job))
-                if len(pending) > self.num_threads + 2 * self.batch_size:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _decode(self, task: ShardTask, row: int, video: Video) -> _Row:
-        try:
-            return _Row(task, row, video, self.prepare(video))
-        except VideoError as error:
-            return _Row(task, row, video, error)
-
-    def prepare(self, video: Video) -> PreparedClip:
-        """Decode and preprocess one video; VideoError if it cannot be used. Safe in several threads."""
-        view, path = EvaluationView(), self.dataset.root / video.path
-        rules = (view.clip_rule(self.sampling, video.video_id),)
-        return view.prepare(decode_video(DecodeRequest(path=path, clips=rules)), 0, self.preprocessing, video.video_id)
-
-    def _write_batch(self, writer: ShardWriter, batch: tuple[_Row, ...], progress: ExtractionProgress) -> None:
-        clips = [row.clip for row in batch if isinstance(row.clip, PreparedClip)]
-        features = iter(self.forward(clips, batch[0].task.arrays)) if clips else iter(())
-        table = writer.store.part_videos(writer.part)
-        for row in batch:
-            if isinstance(row.clip, VideoError):
-                path = table.paths[row.row]  # as listed when the row was made; the file may lie elsewhere now
-                writer.fail(RowFailure(row.row, row.video.video_id, path, row.clip.kind, row.clip.reason))
-                progress.failures += 1
-            else:
-                arrays = next(features)
-                writer.write(row.row, arrays)
-                progress.frames_done += len(row.clip.images)
-                progress.bytes_written += sum(array.nbytes for array in arrays.values())
-            progress.videos_done += 1
-
-    def forward(self, clips: list[PreparedClip], arrays: tuple[ArraySpec, ...]) -> list[dict[str, np.ndarray]]:
-        """The arrays of each clip, by name, in the dtypes of the store."""
-        specs = {spec.name: spec for spec in arrays}
-        # Scales may be asked for without what they scale: a repair writes single arrays.
-        dtypes = {
-            source_name(name): spec.dtype if name == source_name(name) else "int8" for name, spec in specs.items()
-        }
-        stored: dict[str, torch.Tensor] = {}
-        for name, feature in self.features(clips, dtypes).items():
-            stored |= encoded(name, feature, dtypes[name], self.constants)
-        split = {
-            name: stored[name].cpu().numpy().reshape(len(clips), *specs[name].shape) for name in specs if name in stored
-        }
-        return [
-            {name: values[b] for name, values in split.items()}
-            | {name: array for name, array in clip.record.items() if name in specs}
-            for b, clip in enumerate(clips)
-        ]
-
-    def features(self, clips: list[PreparedClip], names: Collection[str]) -> dict[str, torch.Tensor]:
-        """Those of the named arrays that the backbone computes, in float32 on its device.
-
-        Frame by frame, (B*T, *shape of a frame), but maps, which are clip by clip: (B, T-1, 2, P, P).
-        """
-        layers = {kind: _layers(names, kind) for kind in ("tokens", "cls", "q", "k", "maps", "block_input")}
-        pixels = torch.cat([clip.images for clip in clips]).to(self.backbone.device)
-        images = self.preprocessing.normalise(pixels)  # (B*T, 3, S, S)
-        taps = self.backbone(
-            images,
-            tokens=sorted({*layers["tokens"], *layers["cls"]}),
-            qk=sorted({*layers["q"], *layers["k"], *layers["maps"]}),
-            inputs=layers["block_input"],
-        )
-        computed = _by_array_name(taps) | _maps(taps, layers["maps"], len(clips))
-        return {name: computed[name] for name in names if name in computed}
+def joined_jobs(tasks: Iterable[TargetTask]) -> list[ShardJob]:
+    """The tasks as jobs, in the order of the first task of each; tasks over exactly the same videos are one job."""
+    jobs: dict[tuple[str, tuple[str, ...]], list[TargetTask]] = {}
+    for task in tasks:
+        jobs.setdefault((split_of(task.task.part), _video_ids(task)), []).append(task)
+    videos = _VideoLists()
+    return [ShardJob(tuple(videos.of(group[0])), tuple(group)) for group in jobs.values()]
 
 
-def _layers(names: Iterable[str], kind: str) -> tuple[int, ...]:
-    return tuple(int(name.split("/")[1]) for name in names if name.startswith(f"{kind}/"))
+def _video_ids(task: TargetTask) -> tuple[str, ...]:
+    rows = task.task.rows
+    return task.target.store.part_videos(task.task.part).ids[rows.start : rows.stop]
 
 
-def _by_array_name(taps: Taps) -> dict[str, torch.Tensor]:
-    named = {"embed": taps.embed}
-    named |= {f"tokens/{layer}": tokens for layer, tokens in taps.tokens.items()}
-    named |= {f"cls/{layer}": tokens[:, 0] for layer, tokens in taps.tokens.items()}
-    named |= {f"block_input/{layer}": tokens for layer, tokens in taps.inputs.items()}
-    named |= {f"q/{layer}": q for layer, q in taps.q.items()}
-    return named | {f"k/{layer}": k for layer, k in taps.k.items()}
+class _VideoLists:
+    """The videos of tasks, found by their ids: the dataset may list more videos now, or in another order."""
 
+    def __init__(self) -> None:
+        self._by_id: dict[int, dict[tuple[str, str], Video]] = {}
 
-def _maps(taps: Taps, layers: Iterable[int], num_clips: int) -> dict[str, torch.Tensor]:
-    """The cross-frame maps of whole clips, where the backbone saw only frames."""
-
-    def clips(x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(0, (num_clips, -1))  # (B, T, H, N, d)
-
-    return {f"maps/{layer}": cross_frame_maps(clips(taps.q[layer]), clips(taps.k[layer])) for layer in layers}
-
-
-def _batched(items: Iterable[_Item], size: int) -> Iterator[tuple[_Item, ...]]:
-    iterator = iter(items)
-    while batch := tuple(itertools.islice(iterator, size)):
-        yield batch
+    def of(self, task: TargetTask) -> Iterator[Video]:
+        dataset = task.target.extractor.dataset
+        if id(dataset) not in self._by_id:
+            self._by_id[id(dataset)] = {(video.split, video.video_id): video for video in dataset.videos}
+        split = split_of(task.task.part)
+        yield from (self._by_id[id(dataset)][split, video_id] for video_id in _video_ids(task))

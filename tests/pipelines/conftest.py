@@ -10,6 +10,7 @@ import pytest
 from vcache.pipelines.cli import main
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.request import ExtractionConfig
+from vcache.pipelines.writing import RowBatch, ShardWriting
 
 
 @pytest.fixture
@@ -32,6 +33,25 @@ def config(video_folder: Path, tiny_clip: Path, tmp_path: Path) -> Callable[...,
         return ExtractionConfig(**{**defaults, **fields})  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture
+def die_after() -> Callable[[pytest.MonkeyPatch, int], None]:
+    """die_after(patch, n): Ctrl-C when batch n + 1 goes to the writer, with the batches before it written."""
+
+    def arrange(patch: pytest.MonkeyPatch, num_batches: int) -> None:
+        submit, left = ShardWriting.submit, iter(range(num_batches))
+
+        def submit_or_die(self: ShardWriting, batch: RowBatch) -> None:
+            if next(left, None) is None:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._unwritten == 1)
+                raise KeyboardInterrupt
+            submit(self, batch)
+
+        patch.setattr(ShardWriting, "submit", submit_or_die)
+
+    return arrange
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from vcache.extract.backbone import load_backbone
 from vcache.extract.datasets.registry import load_dataset
 from vcache.extract.decode import decode_clip
 from vcache.extract.preprocess import from_open_clip_config
-from vcache.pipelines import shards
+from vcache.pipelines.batches import ClipExtractor
 from vcache.pipelines.calibration import CalibrationError
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.listing import describe_store, print_store
@@ -30,6 +30,7 @@ from vcache.store.reader import FeatureStore
 from vcache.store.verify import verify_store
 
 MakeConfig = Callable[..., ExtractionConfig]
+DieAfter = Callable[[pytest.MonkeyPatch, int], None]
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -143,25 +144,25 @@ def test_int8_without_a_video_to_calibrate_with_is_refused(config: MakeConfig, t
 def test_features_that_are_not_finite_are_refused_before_they_are_quantised(
     config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def spoilt(self: shards.ShardExtractor, *arguments: object) -> dict[str, torch.Tensor]:
+    def spoilt(self: ClipExtractor, *arguments: object) -> dict[str, torch.Tensor]:
         features = original(self, *arguments)  # type: ignore[arg-type]
         features["tokens/2"].flatten()[7] = torch.nan
         return features
 
-    original = shards.ShardExtractor.features
+    original = ClipExtractor.features
     with monkeypatch.context() as patch:
-        patch.setattr(shards.ShardExtractor, "features", spoilt)
+        patch.setattr(ClipExtractor, "features", spoilt)
         with pytest.raises(NotFinite, match="to calibrate with hold NaN"):
             run_extraction(config(dtype="int8", layers="-1"))
     run_extraction(config(dtype="int8", layers="-1", split=("val",)))
-    monkeypatch.setattr(shards.ShardExtractor, "features", spoilt)
+    monkeypatch.setattr(ClipExtractor, "features", spoilt)
     with pytest.raises(NotFinite, match=r"tokens_scale/2 of row 0 holds 1 values that are not finite"):
         run_extraction(config(dtype="int8", layers="-1"))
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_run_that_dies_resumes_to_the_same_tree(
-    config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+    config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, die_after: DieAfter, workers: int
 ) -> None:
     """Before the constants, between them and the errors, before the first shard, between shards; whatever the workers."""
     monkeypatch.setattr("vcache.pipelines.setup.MAX_ROWS_PER_SHARD", 4)
@@ -171,15 +172,9 @@ def test_a_run_that_dies_resumes_to_the_same_tree(
         with monkeypatch.context() as patch:
             patch.setattr(f"vcache.pipelines.{place}", _die)
             with pytest.raises(KeyboardInterrupt):
-                run_extraction(config(dtype="int8", store=killed.store, workers=workers))
-    batches = iter(range(2))
-    write = shards.ShardExtractor._write_batch
+                run_extraction(config(dtype="int8", store=killed.store, decode_workers=workers))
     with monkeypatch.context() as patch:
-        patch.setattr(
-            shards.ShardExtractor,
-            "_write_batch",
-            lambda *arguments: write(*arguments) if next(batches, None) is not None else _die(),
-        )
+        die_after(patch, 2)
         with pytest.raises(KeyboardInterrupt):
             run_extraction(killed)
     assert run_extraction(killed).progress.videos_skipped == 4

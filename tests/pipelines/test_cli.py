@@ -285,7 +285,7 @@ def test_an_interrupted_extraction_says_what_is_kept(
     assert "the same command goes on from there" in err
 
 
-@pytest.mark.parametrize("line", ["extract {folder} --workers 0", "train-head linear --seed -1"])
+@pytest.mark.parametrize("line", ["extract {folder} --decode-workers 0", "train-head linear --seed -1"])
 def test_numbers_out_of_range_are_a_usage_error(
     vcache: Callable[[str], tuple[int, str, str]], video_folder: Path, line: str
 ) -> None:

@@ -13,7 +13,6 @@ import zarr
 from vcache.extract.backbone import load_backbone
 from vcache.extract.decode import decode_clip
 from vcache.extract.preprocess import from_open_clip_config
-from vcache.pipelines import shards
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.growth import DatasetChanged
 from vcache.pipelines.request import ExtractionConfig, ExtractionError
@@ -22,6 +21,7 @@ from vcache.store.reader import FeatureStore
 from vcache.store.writer import sole_writer
 
 MakeConfig = Callable[..., ExtractionConfig]
+DieAfter = Callable[[pytest.MonkeyPatch, int], None]
 
 
 def tree(path: Path) -> dict[str, tuple[int, bytes]]:
@@ -76,22 +76,12 @@ def test_the_same_command_again_does_nothing_and_says_what_it_skipped(config: Ma
 
 
 def test_a_run_that_dies_between_shards_resumes_to_the_same_tree(
-    config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, die_after: DieAfter
 ) -> None:
     monkeypatch.setattr("vcache.pipelines.setup.MAX_ROWS_PER_SHARD", 4)
     run_extraction(config(store=tmp_path / "whole.zarr"))
-    batches = 0
-
-    def die(self: object, writer: object, batch: object, progress: object) -> None:
-        nonlocal batches
-        batches += 1
-        if batches == 4:
-            raise KeyboardInterrupt
-        original(self, writer, batch, progress)
-
-    original = shards.ShardExtractor._write_batch
     with monkeypatch.context() as patch:
-        patch.setattr(shards.ShardExtractor, "_write_batch", die)
+        die_after(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             run_extraction(config(store=tmp_path / "killed.zarr"))
     resumed = run_extraction(config(store=tmp_path / "killed.zarr"))
@@ -161,7 +151,7 @@ def test_nothing_but_failures_is_too_many_whatever_is_allowed(config: MakeConfig
 
 def test_the_number_of_decode_threads_does_not_change_a_byte(config: MakeConfig, tmp_path: Path) -> None:
     for workers in (1, 4):
-        run_extraction(config(store=tmp_path / f"{workers}.zarr", workers=workers))
+        run_extraction(config(store=tmp_path / f"{workers}.zarr", decode_workers=workers))
     assert contents(tmp_path / "1.zarr") == contents(tmp_path / "4.zarr")
 
 
@@ -171,7 +161,7 @@ def test_the_number_of_decode_threads_does_not_change_a_byte(config: MakeConfig,
         {"cross_frame": "qkv"},
         {"cross_frame": "maps", "frames": 1},
         {"frames": 0},
-        {"workers": 0},
+        {"decode_workers": 0},
         {"max_failures": 5.0},
         {"tsn": True, "stride": 3},
     ],

@@ -14,7 +14,7 @@ from vcache.extract.datasets.base import VideoDataset
 from vcache.extract.datasets.registry import load_dataset
 from vcache.extract.video import DecodedVideo, DecodeRequest
 from vcache.heads.registry import get_head
-from vcache.pipelines import shards
+from vcache.pipelines import decoding
 from vcache.pipelines.evaluation import evaluate_run
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.growth import DatasetChanged
@@ -22,11 +22,13 @@ from vcache.pipelines.loading import ClipLoader, IncompleteSplit
 from vcache.pipelines.matching import HeadStoreMismatch, match
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.training import TrainingConfig, train_head
+from vcache.pipelines.writing import ShardWriting
 from vcache.store.reader import FeatureStore
 from vcache.store.verify import verify_store
 from vcache.store.writer import add_videos
 
 MakeConfig = Callable[..., ExtractionConfig]
+DieAfter = Callable[[pytest.MonkeyPatch, int], None]
 RunCommand = Callable[[str], tuple[int, str, str]]
 
 
@@ -34,13 +36,13 @@ RunCommand = Callable[[str], tuple[int, str, str]]
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the video files that are decoded from here on."""
     names: list[str] = []
-    original = shards.decode_video
+    original = decoding.decode_video
 
     def count(request: DecodeRequest) -> DecodedVideo:
         names.append(request.path.name)
         return original(request)
 
-    monkeypatch.setattr(shards, "decode_video", count)
+    monkeypatch.setattr(decoding, "decode_video", count)
     return names
 
 
@@ -145,7 +147,7 @@ def test_a_killed_growth_resumes(
         with FeatureStore.open(made.store) as store:
             assert store.read("train", "tokens/2", [0]).shape == (1, 5, 17, 48)
     with monkeypatch.context() as kill:
-        kill.setattr(shards.ShardExtractor, "_write_batch", lambda *args: 1 / 0)
+        kill.setattr(ShardWriting, "submit", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_extraction(made)
     with FeatureStore.open(made.store) as store:
@@ -165,20 +167,12 @@ def test_a_killed_growth_resumes(
 
 
 def test_videos_may_be_added_while_a_split_is_unfinished(
-    config: MakeConfig, half: Path, video_folder: Path, monkeypatch: pytest.MonkeyPatch
+    config: MakeConfig, half: Path, video_folder: Path, monkeypatch: pytest.MonkeyPatch, die_after: DieAfter
 ) -> None:
     monkeypatch.setattr("vcache.pipelines.setup.MAX_ROWS_PER_SHARD", 4)
     made = config(dataset=str(half), batch_size=4)
-    original, batches = shards.ShardExtractor._write_batch, []
-
-    def die(self: object, *args: object) -> None:
-        batches.append(args)
-        if len(batches) == 2:
-            raise KeyboardInterrupt
-        original(self, *args)  # type: ignore[arg-type]
-
     with monkeypatch.context() as patch:
-        patch.setattr(shards.ShardExtractor, "_write_batch", die)
+        die_after(patch, 1)
         with pytest.raises(KeyboardInterrupt):
             run_extraction(made)
     before = state(made.store)

@@ -86,7 +86,7 @@ def test_the_machine_is_measured_and_nothing_is_left(config: MakeConfig, tmp_pat
 
 def test_decoding_is_measured_at_the_speed_it_has(config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A decoder that takes 20 ms on each of 4 threads gives a video every 5 ms; one of six of them broken."""
-    setup = prepare_extraction(config(workers=4))
+    setup = prepare_extraction(config(decode_workers=4))
     extractor = setup.extractor()
     clip = extractor.prepare(setup.dataset.videos[0])
 
@@ -103,7 +103,7 @@ def test_decoding_is_measured_at_the_speed_it_has(config: MakeConfig, monkeypatc
 
 
 def test_a_sample_ends_with_its_time_and_has_a_video_at_least(config: MakeConfig) -> None:
-    setup = prepare_extraction(config(workers=1))
+    setup = prepare_extraction(config(decode_workers=1))
     assert measure_decoding(setup.extractor(), setup.dataset.videos, seconds=0.0).num_decoded == 1
 
 

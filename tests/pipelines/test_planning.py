@@ -75,7 +75,7 @@ def make_plan(
         choices=choices,
         free_bytes=free,
         free_folder=Path("disk"),
-        workers=2,
+        decode_workers=2,
         batch_size=4,
         device="cpu",
         rates=rates,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vcache.extract.video import DecodedVideo, DecodeRequest
-from vcache.pipelines import shards
+from vcache.pipelines import decoding
 from vcache.pipelines.cli import main
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.repairing import repair
@@ -67,8 +67,8 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         names.append(request.path.name)
         return original(request)
 
-    original = shards.decode_video
-    monkeypatch.setattr(shards, "decode_video", decode)
+    original = decoding.decode_video
+    monkeypatch.setattr(decoding, "decode_video", decode)
     return names
 
 
