@@ -27,6 +27,10 @@ RowArrays = dict[str, np.ndarray]
 """The arrays of one row by name, in the dtypes of the store."""
 
 
+COMPUTED = ("tokens", "block_input", "q", "k", "cls", "embed", "maps")
+"""Kinds of arrays that the backbone computes; the others say how a view was made, or scale an int8 array."""
+
+
 @dataclass(frozen=True)
 class EncodedBatch:
     """The arrays of a batch, on their way to the host."""
@@ -100,8 +104,10 @@ class ClipExtractor:
         dtypes = {
             source_name(name): spec.dtype if name == source_name(name) else "int8" for name, spec in specs.items()
         }
+        computed = {name for name in dtypes if name.split("/")[0] in COMPUTED}
         stored: dict[str, torch.Tensor] = {}
-        for name, feature in self.features([clip or clips[0] for clip in slots], dtypes).items():
+        filled = [clip or clips[0] for clip in slots]
+        for name, feature in self.features(filled, computed).items() if computed else ():
             stored |= encoded(name, feature, dtypes[name], self.constants)
         wanted = {
             name: stored[name].contiguous().view(len(slots), *specs[name].shape) for name in specs if name in stored

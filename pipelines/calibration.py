@@ -17,7 +17,7 @@ from vcache.extract.datasets.base import Video
 from vcache.extract.video import VideoError
 from vcache.extract.views import PreparedClip
 from vcache.heads.query_key import QueryKeyProjection
-from vcache.pipelines.batches import ClipExtractor
+from vcache.pipelines.batches import COMPUTED, ClipExtractor
 from vcache.pipelines.derivation import input_array
 from vcache.pipelines.precision import dequantised, encoded
 from vcache.pipelines.precision_error import MAX_ERROR, Error, ErrorSums, check_error, maps_moved
@@ -28,8 +28,6 @@ from vcache.store.quantise import ChannelMoments, constant_names
 from vcache.store.reader import FeatureStore
 from vcache.store.writer import record_facts
 
-FEATURES = ("tokens", "block_input", "q", "k", "cls", "embed", "maps")
-"""Kinds of arrays that hold what the backbone computed; the others say how a view was made, or scale an int8 array."""
 _SAMPLE, _HELD_OUT = 40, 5  # every fifth
 _FLOAT_SAMPLE = 4  # rounding is alike on all videos
 
@@ -81,7 +79,7 @@ def calibrate(
         PrecisionRefused: an array would lose more than is allowed; names it.
         CalibrationError: int8 needs statistics, and no video can be decoded.
     """
-    specs = {spec.name: spec for spec in arrays if spec.name.split("/")[0] in FEATURES and spec.dtype != "float32"}
+    specs = {spec.name: spec for spec in arrays if spec.name.split("/")[0] in COMPUTED and spec.dtype != "float32"}
     lacking = [name for name in specs if _needs_statistics(specs[name], known)]
     unmeasured = {name: spec for name, spec in specs.items() if name not in known.errors}
     if not lacking and not unmeasured:

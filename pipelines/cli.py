@@ -68,8 +68,8 @@ def extract(config: "ExtractionConfig", as_json: Json = False) -> None:
     from vcache.pipelines.extraction import run_extraction
 
     try:
-        with console.extraction_bar(Path(config.dataset).absolute().name) as on_progress:
-            summary = run_extraction(config, on_progress)
+        with console.extraction_screen(Path(config.dataset).absolute().name) as screen:
+            summary = run_extraction(config, screen.progress, screen.stage)
     except KeyboardInterrupt:
         console.err.print("stopped; what is committed is kept, and the same command goes on from there")
         raise typer.Exit(130) from None

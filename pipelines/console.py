@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.status import Status
 from rich.table import Table
 
 if TYPE_CHECKING:  # imported late: these load torch and zarr
@@ -47,8 +48,8 @@ def count(number: int, noun: str) -> str:
 
 
 @contextmanager
-def extraction_bar(title: str) -> Iterator[Callable[[ExtractionProgress], None]]:
-    """A bar with videos/s, frames/s, ETA, bytes written and failures; yields the callback that moves it."""
+def extraction_screen(title: str) -> Iterator[ExtractionScreen]:
+    """The callbacks of `run_extraction`, drawn."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -58,28 +59,52 @@ def extraction_bar(title: str) -> Iterator[Callable[[ExtractionProgress], None]]
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[written]}"),
         TextColumn("{task.fields[failures]}"),
+        TextColumn("{task.fields[limits]}"),
     )
-    progress = Progress(*columns, console=err)
+    progress, status = Progress(*columns, console=err), err.status("")
+    try:
+        with _stopped_at_the_end(progress):
+            yield ExtractionScreen(title, progress, status)
+    finally:
+        status.stop()
 
-    def update(state: ExtractionProgress) -> None:
-        if not progress.tasks:
-            progress.add_task(escape(title), total=None, rates="", written="", failures="")
-            progress.start()
-        task, elapsed = progress.tasks[0].id, progress.tasks[0].elapsed or 0.0
+
+class ExtractionScreen:
+    """First a spinner that names what is being done, then a bar with rates, ETA, bytes, failures and what limits."""
+
+    def __init__(self, title: str, progress: Progress, status: Status) -> None:
+        self.title, self.bar, self.status = title, progress, status
+
+    def stage(self, name: str) -> None:
+        self.status.update(f"{escape(name)} ...")
+        self.status.start()
+
+    def progress(self, state: ExtractionProgress) -> None:
+        if not self.bar.tasks:
+            self.status.stop()  # only one of both can be on the screen
+            self.bar.add_task(escape(self.title), total=None, rates="", written="", failures="", limits="")
+            self.bar.start()
+        task, elapsed = self.bar.tasks[0].id, self.bar.tasks[0].elapsed or 0.0
         rates = ""
         if elapsed > 0 and state.videos_done:
             rates = f"{state.videos_done / elapsed:.1f} videos/s  {state.frames_done / elapsed:.0f} frames/s"
-        progress.update(
+        self.bar.update(
             task,
             total=state.videos_total,
             completed=state.videos_done,
             rates=rates,
             written=size(state.bytes_written),
             failures=f"[red]{state.failures} failed[/red]" if state.failures else "0 failed",
+            limits=limited_by(state.recent_limits),
         )
 
-    with _stopped_at_the_end(progress):
-        yield update
+
+def limited_by(shares: Mapping[str, float]) -> str:
+    """ "limited by decode 83% (device 15%, disk 2%)", the largest share first; empty if nothing is known yet."""
+    if not shares:
+        return ""
+    (most, share), *others = sorted(shares.items(), key=lambda item: -item[1])
+    return f"limited by {most} {share:.0%} ({', '.join(f'{name} {other:.0%}' for name, other in others)})"
 
 
 @contextmanager
@@ -90,6 +115,7 @@ def stages() -> Iterator[Callable[[str], None]]:
 
 
 def print_extraction_summary(summary: ExtractionSummary) -> None:
+    """What one store holds now, what was done for it, and what limited the run."""
     done, skipped = summary.progress.videos_done - summary.progress.failures, summary.progress.videos_skipped
     splits = ", ".join(f"{name} {rows}" for name, rows in summary.splits.items())
     out.print(f"[bold]{escape(summary.store)}[/bold]  (key {summary.key})", soft_wrap=True)
@@ -97,6 +123,8 @@ def print_extraction_summary(summary: ExtractionSummary) -> None:
         f"  {splits} videos; {done} extracted now, {skipped} already there; {size(summary.progress.bytes_written)} written",
         soft_wrap=True,
     )
+    if summary.progress.limits:
+        out.print(f"  {limited_by(summary.progress.limits)}", soft_wrap=True, highlight=False)
     for split, count in summary.added.items():
         out.print(f"  {count} new video{'s' * (count > 1)} added to {split}", soft_wrap=True)
     if summary.failures:

@@ -37,6 +37,7 @@ from vcache.store.writer import (
     clean_temporary,
     create_store,
     declare_arrays,
+    record_facts,
     sole_writer,
 )
 
@@ -130,7 +131,7 @@ def _create(setup: ExtractionSetup, decode: Decode, on_stage: Callable[[str], No
     """Make the store, if there is none yet, and return its calibration."""
     if anything_at(setup.path):
         return None
-    to_add = videos_to_add(setup, None)
+    setup, to_add = setup.in_store(None), videos_to_add(setup, None)
     calibration = _calibrate(setup, setup.extractor(decode=decode), Calibration(), on_stage)
     create_store(
         setup.path, _manifest(setup), {split: video_table(videos, setup.dataset) for split, videos in to_add.items()}
@@ -148,7 +149,7 @@ def _open(
     """Bring the store to what the command asks for, but for the features."""
     on_stage("looking at the store")
     store.refresh()  # as it is now that no other process writes it
-    to_add = videos_to_add(setup, store)
+    setup, to_add = setup.in_store(store), videos_to_add(setup, store)
     extractor = setup.extractor(batch_size=setup.batch_size_in(store), decode=decode)
     clean_temporary(store)
     calibration = calibration or _calibrate(setup, extractor, stored_calibration(store), on_stage)
@@ -229,7 +230,7 @@ def tasks_left(
     setup: ExtractionSetup, store: FeatureStore | None, to_add: Mapping[str, tuple[Video, ...]]
 ) -> list[ShardTask]:
     """The shards that the command has to write: what `store` lacks, and those of the videos that it does not know yet."""
-    tasks: list[ShardTask] = []
+    setup, tasks = setup.in_store(store), list[ShardTask]()
     step = store.manifest.rows_per_shard if store is not None else setup.rows_per_shard
     for split, videos in to_add.items():
         parts: tuple[PartName, ...] = ()
@@ -271,6 +272,8 @@ def _extend(store: FeatureStore, setup: ExtractionSetup, to_add: Mapping[str, tu
 
     Returns how many videos were added to splits that were there already.
     """
+    if (views := setup.view_facts()) and views["views"] != store.manifest.facts.get("views"):
+        record_facts(store, views)  # first: a view without a definition could not be made again
     added = {split: len(videos) for split, videos in to_add.items() if split in store.splits and videos}
     for split, videos in to_add.items():
         if split not in store.splits:
@@ -300,6 +303,7 @@ def _manifest(setup: ExtractionSetup) -> Manifest:
             "root": str(dataset.root.resolve()),
             # The last bit of a float32 may depend on it: whatever extends or mends the store computes in batches of this size.
             "batch_size": setup.batch_size,
+            **setup.view_facts(),
             **label_facts(dataset),
         },
         versions=versions_of("vcache", "zarr", "numpy"),

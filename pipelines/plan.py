@@ -112,12 +112,20 @@ def _choice(setup: ExtractionSetup, base: _Base, everything: _Base, *, asked: bo
         dtype=setup.config.dtype,
         cross_frame=setup.config.cross_frame,
         asked=asked,
-        video_bytes=sum(spec.row_bytes for spec in setup.arrays),
+        video_bytes=_video_bytes(setup),
         total_bytes=bytes_left(setup, None, everything.to_add),
         missing_bytes=missing,
         missing_files=sum(len(task.arrays) for task in tasks),
         missing_videos=sum(len(task.rows) for task in tasks),
         needed_bytes=with_reserve(missing),
+    )
+
+
+def _video_bytes(setup: ExtractionSetup) -> int:
+    """All arrays of all views, of a video of the split that has most."""
+    return max(
+        sum(spec.row_bytes for arrays in setup.view_arrays(split).values() for spec in arrays)
+        for split in setup.dataset.splits
     )
 
 

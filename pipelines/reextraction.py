@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from vcache.extract.datasets.base import DatasetError, Video, VideoDataset
 from vcache.extract.datasets.registry import load_dataset
 from vcache.extract.preprocess import from_open_clip_config
 from vcache.extract.video import VideoError
-from vcache.extract.views import PreparedClip
+from vcache.extract.views import EvaluationView, PreparedClip, View, view_from_dict
 from vcache.pipelines.batches import ClipExtractor
 from vcache.pipelines.calibration import Calibration, calibrate
 from vcache.pipelines.derivation import projection_constants
@@ -70,8 +71,7 @@ class Reextraction:
 
         A clip goes through the backbone in the slot of its row (shards.py), beside those of its batch that are asked for, too.
         """
-        if view != 0:
-            raise CannotRecompute(f"view {view} of {part!r} was not made by `vcache extract`, which makes view 0")
+        definition = self._view(part, view, arrays)
         extractor = self._checked_extractor
         int8 = {
             source_name(spec.name) for spec in arrays if spec.dtype == "int8" or spec.name != source_name(spec.name)
@@ -80,7 +80,7 @@ class Reextraction:
         table = self.store.part_videos(part)
         videos = videos_of(table, part, rows)
         with ThreadPoolExecutor(self.workers, thread_name_prefix="decode") as pool:
-            clips = zip(rows, videos, pool.map(self._prepare, videos), strict=True)
+            clips = zip(rows, videos, pool.map(lambda video: self._prepare(video, definition), videos), strict=True)
             for _, batch in itertools.groupby(clips, key=lambda clip: self._place(part, clip[0])[0]):
                 yield from self._forward(part, list(batch), arrays)
 
@@ -163,9 +163,22 @@ class Reextraction:
     def _batch_size(self) -> int:
         return int(self.store.manifest.facts.get("batch_size", 4))  # of stores that do not say
 
-    def _prepare(self, video: Video) -> PreparedClip | VideoError:
+    def _view(self, part: PartName, number: int, arrays: tuple[ArraySpec, ...]) -> View:
+        definitions = self.store.manifest.facts.get("views", [EvaluationView().to_dict()])
+        if number >= len(definitions):
+            raise CannotRecompute(
+                f"view {number} of {part!r} was not made by `vcache extract`: its definition is missing"
+            )
         try:
-            return self._extractor.prepare(video)
+            view = view_from_dict(definitions[number])
+        except ValueError as error:
+            raise CannotRecompute(f"view {number} of {part!r} cannot be made: {error}") from error
+        num_pixel_frames = max((spec.shape[0] for spec in arrays if spec.name in ("pixels", "pixel_index")), default=0)
+        return replace(view, pixels_per_frame=num_pixel_frames // self.config.frames)
+
+    def _prepare(self, video: Video, view: View) -> PreparedClip | VideoError:
+        try:
+            return self._extractor.prepare(video, view)
         except VideoError as error:
             return error
         finally:

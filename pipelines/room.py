@@ -18,13 +18,13 @@ class NotEnoughSpace(OSError):
 def tasks_bytes(tasks: Iterable[ShardTask], rows_per_shard: int) -> int:
     """Size of the shard files of these tasks, to the byte if no video fails: a failed one takes no room."""
     alike: dict[
-        tuple[int, tuple[str, ...]], list[ShardTask]
+        tuple[int, int, tuple[str, ...]], list[ShardTask]
     ] = {}  # of 260,000 videos there are 4,000 tasks of two or three kinds
     for task in tasks:
-        alike.setdefault((len(task.rows), tuple(spec.name for spec in task.arrays)), []).append(task)
+        alike.setdefault((task.view, len(task.rows), tuple(spec.name for spec in task.arrays)), []).append(task)
     return sum(
         len(group) * sum(spec.shard_bytes(num_rows, rows_per_shard) for spec in group[0].arrays)
-        for (num_rows, _), group in alike.items()
+        for (_, num_rows, _), group in alike.items()
     )
 
 

@@ -1,9 +1,10 @@
 """A request with all that its words stand for: videos, backbone, preprocessing, and from them the key and the arrays."""
 
 import importlib.metadata
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from vcache.extract.backbone import BackboneFacts, FrozenBackbone, load_backbone
 from vcache.extract.datasets.base import VideoDataset
@@ -12,7 +13,7 @@ from vcache.extract.decode import decoder_versions
 from vcache.extract.layers import resolve_layers
 from vcache.extract.preprocess import Preprocessing, from_open_clip_config
 from vcache.extract.spec import ExtractionSpec
-from vcache.extract.views import EvaluationView, View
+from vcache.extract.views import EvaluationView, View, assign_view_numbers, views_of_request
 from vcache.pipelines.batches import ClipExtractor
 from vcache.pipelines.decoding import Decode, decode_here
 from vcache.pipelines.derivation import input_array, projection_constants
@@ -47,8 +48,9 @@ class ExtractionSetup:
     preprocessing: Preprocessing
     layers: tuple[int, ...]
     """Absolute."""
-    views: Mapping[int, View] = field(default_factory=lambda: {0: EvaluationView()})
-    """The views that are wanted, by their number in the store."""
+    wanted_views: tuple[View, ...] = (EvaluationView(),)
+    view_definitions: tuple[dict[str, Any], ...] = ()
+    """Of each view of the store, `View.to_dict()`, by its number: those it records and then the new ones; see `in_store`."""
     shard_rows: int | None = None
     """Rows of a shard, where another store of the same command decides."""
 
@@ -57,9 +59,28 @@ class ExtractionSetup:
         """Those of view 0."""
         return array_specs(self.backbone.facts, self.layers, self.config)
 
+    @cached_property
+    def views(self) -> dict[int, View]:
+        """The views that are wanted, by their number in the store."""
+        return assign_view_numbers(self.view_definitions, self.wanted_views)[0]
+
+    def in_store(self, store: FeatureStore | None) -> "ExtractionSetup":
+        """The same with the numbers that the views have in this store, or get in it; None is one that is to be made."""
+        recorded = store.manifest.facts.get("views", []) if store is not None else []
+        _, definitions = assign_view_numbers(recorded, self.wanted_views)
+        return replace(self, view_definitions=tuple(definitions))
+
+    def view_facts(self) -> dict[str, Any]:
+        """What the manifest says of the views: nothing where there is only view 0."""
+        return {"views": list(self.view_definitions)} if len(self.view_definitions) > 1 else {}
+
     def view_arrays(self, split: str) -> dict[int, tuple[ArraySpec, ...]]:
         """The arrays of each view that the videos of this split get, by the number of the view."""
-        return {number: self.arrays for number in self.views}
+        return {
+            number: array_specs(self.backbone.facts, self.layers, self.config, view)
+            for number, view in self.views.items()
+            if view.covers(split)
+        }
 
     @cached_property
     def constants(self) -> dict[str, Constant]:
@@ -93,7 +114,8 @@ class ExtractionSetup:
         """Of a store that is made by this command; one that is there has its own."""
         if self.shard_rows is not None:
             return self.shard_rows
-        largest, batch = max(spec.row_bytes for spec in self.arrays), self.batch_size
+        arrays = [spec for split in self.dataset.splits for specs in self.view_arrays(split).values() for spec in specs]
+        largest, batch = max(spec.row_bytes for spec in arrays), self.batch_size
         rows = SHARD_BYTES // largest
         # Whole batches, as the last one of a shard is filled up.
         return max(1, min(MAX_ROWS_PER_SHARD, rows // batch * batch or rows))
@@ -166,7 +188,13 @@ def _setup(config: ExtractionConfig, dataset: VideoDataset) -> ExtractionSetup:
         backbone=backbone,
         preprocessing=from_open_clip_config(backbone.preprocess_config, mode=config.preprocess),
         layers=resolve_layers(config.layers, backbone.facts.num_layers),
+        wanted_views=wanted_views(config),
     )
+
+
+def wanted_views(config: ExtractionConfig) -> tuple[View, ...]:
+    """The views that the command asks for, view 0 first."""
+    return tuple(views_of_request())
 
 
 def extraction_spec(config: ExtractionConfig, backbone: FrozenBackbone, preprocessing: Preprocessing) -> ExtractionSpec:
@@ -183,14 +211,14 @@ def extraction_spec(config: ExtractionConfig, backbone: FrozenBackbone, preproce
     )
 
 
-def array_specs(facts: BackboneFacts, layers: Iterable[int], config: ExtractionConfig) -> tuple[ArraySpec, ...]:
-    """The arrays of one view, row by row of videos; ARCHITECTURE "What is stored" has the layout."""
+def array_specs(
+    facts: BackboneFacts, layers: Iterable[int], config: ExtractionConfig, view: View | None = None
+) -> tuple[ArraySpec, ...]:
+    """The arrays of one view (view 0 if none is named), row by row of videos; ARCHITECTURE "What is stored" has the layout."""
     T, N, D, H = config.frames, facts.num_tokens, facts.width, facts.num_heads
     dtype = "float16" if config.dtype == "int8" else config.dtype
     specs = [
-        ArraySpec(name="frame_index", dims=("frame",), shape=(T,), chunk=(T,), dtype="int32"),
-        ArraySpec(name="crop", dims=("box",), shape=(4,), chunk=(4,), dtype="float32"),
-        ArraySpec(name="flip", dims=(), shape=(), chunk=(), dtype="uint8"),
+        *_record_specs(view or EvaluationView(), T, facts.image_size),
         ArraySpec(
             name="embed",
             dims=("frame", "channel"),
@@ -233,6 +261,15 @@ def array_specs(facts: BackboneFacts, layers: Iterable[int], config: ExtractionC
     if config.dtype == "int8":
         specs = [stored for spec in specs for stored in quantised_specs(spec)]
     return tuple({spec.name: spec for spec in specs}.values())  # what enters a block may be another one's tokens
+
+
+def _record_specs(view: View, num_frames: int, image_size: int) -> Iterator[ArraySpec]:
+    """What says how a clip was made, read whole; and its pixels, frame by frame."""
+    for name, (dims, shape, dtype) in view.record_specs(num_frames).items():
+        yield ArraySpec(name=name, dims=dims, shape=shape, chunk=shape, dtype=dtype)
+    for name, (dims, shape, dtype) in view.pixel_specs(num_frames, image_size).items():
+        chunk = (1, *shape[1:]) if name == "pixels" else shape
+        yield ArraySpec(name=name, dims=dims, shape=shape, chunk=chunk, dtype=dtype)
 
 
 def _check_dataset(dataset: VideoDataset) -> None:

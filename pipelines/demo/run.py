@@ -74,8 +74,8 @@ def run_demo(
     )
     _say(show, "extract", csv, "--layers", "-4:", "--tsn", "--model", extraction.model, "--store", extraction.store)
     began = time.perf_counter()
-    with console.extraction_bar("extract") as on_progress:
-        summary = run_extraction(extraction, on_progress)
+    with console.extraction_screen("extract") as screen:
+        summary = run_extraction(extraction, screen.progress, screen.stage)
     seconds["extract"] = time.perf_counter() - began
     if show:
         console.print_extraction_summary(summary)
