@@ -1,0 +1,107 @@
+"""What the numbers of a store's views mean, by `facts["views"]` of its manifest: entry v defines view v, in all splits.
+
+    {"kind": "evaluation", "temporal": [1, 3], "spatial": [0, 1]}     view 1 of 3 along the video, crop 0 of 1
+    {"kind": "training", "seed": 0, "augmentation": {...}}            random frames and crop, by seed, video and view
+
+View 0 is the evaluation view 1x1: the middle of the video, the centre of the picture. Entries are only ever appended.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from vcache.store.manifest import Manifest
+
+ViewGrid = tuple[int, int]
+"""(T, S): the evaluation views that cover a video with T clips, and each of their frames with S crops."""
+
+ONE_VIEW: ViewGrid = (1, 1)
+_FIRST_VIEW = {"kind": "evaluation", "temporal": [0, 1], "spatial": [0, 1]}
+
+
+class ViewsError(ValueError):
+    """Words that say no number of views."""
+
+
+def view_definitions(manifest: Manifest) -> tuple[Mapping[str, Any], ...]:
+    """The definition of each view, by number; a store that says nothing has view 0 alone."""
+    return tuple(manifest.facts.get("views") or (_FIRST_VIEW,))
+
+
+def training_views(manifest: Manifest, num_views: int | None = None) -> tuple[int, ...]:
+    """View 0 and the training views, in the order of their numbers; the first `num_views` of these, or all.
+
+    Where the store defines fewer, the numbers go on with those that it would give to the next.
+    """
+    definitions = view_definitions(manifest)
+    numbers = [0, *(view for view, definition in enumerate(definitions) if definition["kind"] == "training")]
+    if num_views is None:
+        return tuple(numbers)
+    numbers += range(len(definitions), len(definitions) + num_views - len(numbers))
+    return tuple(numbers[:num_views])
+
+
+def evaluation_grids(manifest: Manifest) -> dict[ViewGrid, tuple[int, ...]]:
+    """The grids of which every view is defined, the smallest first, with the numbers of their T*S views."""
+    places: dict[ViewGrid, dict[tuple[int, int], int]] = {}
+    for view, definition in enumerate(view_definitions(manifest)):
+        if definition["kind"] == "evaluation":
+            (t, num_temporal), (s, num_spatial) = definition["temporal"], definition["spatial"]
+            places.setdefault((num_temporal, num_spatial), {}).setdefault((t, s), view)
+    whole = {grid: found for grid, found in places.items() if len(found) == grid[0] * grid[1]}
+    return {grid: tuple(view for _, view in sorted(whole[grid].items())) for grid in sorted(whole, key=_size)}
+
+
+def extraction_words(manifest: Manifest, views: Iterable[int]) -> dict[str, Any]:
+    """The options of `vcache extract` that make these views, as a request records them; none of view 0, which is always made."""
+    definitions = view_definitions(manifest)
+    words: dict[str, Any] = {}
+    known = {view: definitions[view] if view < len(definitions) else {"kind": "training"} for view in {*views} - {0}}
+    numbers = [view for view, definition in known.items() if definition["kind"] == "training"]
+    if numbers:
+        defined = [view for view in training_views(manifest) if view <= max(numbers)]
+        words["views"] = len({*defined, *numbers})
+    grids = {(d["temporal"][1], d["spatial"][1]) for d in known.values() if d["kind"] == "evaluation"}
+    if grids:
+        words["eval_views"] = grid_word(max(grids, key=_size))
+    return words
+
+
+def changed_views(manifest: Manifest, definitions: Mapping[str, Any]) -> list[int]:
+    """Which of these views, definitions by number, the store defines in another way; not those that it does not define."""
+    there = view_definitions(manifest)
+    numbers = sorted(int(view) for view in definitions)
+    return [view for view in numbers if view < len(there) and there[view] != definitions[str(view)]]
+
+
+def parse_grid(word: str) -> ViewGrid:
+    """ "3x1" -> (3, 1).
+
+    Raises:
+        ViewsError: it is not of that form, or a number is 0.
+    """
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", word)
+    if not found:
+        raise ViewsError(
+            f"--views {word!r}: say TxS, T views along the video times S crops of each, as 1x1, 3x1, 1x3, 4x3 or 10x3."
+        )
+    return int(found[1]), int(found[2])
+
+
+def grid_word(grid: ViewGrid) -> str:
+    """(3, 1) -> "3x1"."""
+    return f"{grid[0]}x{grid[1]}"
+
+
+def describe_grid(word: str) -> str:
+    """What `vcache eval` says of the views that it averaged."""
+    return "1 view" if word == grid_word(ONE_VIEW) else f"mean of {word} views"
+
+
+def largest_first(grids: Collection[ViewGrid]) -> list[ViewGrid]:
+    """By the number of views; of as many, the one that sees more of the video first."""
+    return sorted(grids, key=_size, reverse=True)
+
+
+def _size(grid: ViewGrid) -> tuple[int, int]:
+    return grid[0] * grid[1], grid[0]
