@@ -130,6 +130,13 @@ def train_head(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the weights, the order and the dropout.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Run folder to write. Default: runs/HEAD-1, -2, ...")] = None,
     train_split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
+    views: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Draw from the first views of each video only; 1 is the evaluation view alone. Default: from all.",
+        ),
+    ] = None,
     allow_incomplete: Annotated[
         bool, typer.Option("--allow-incomplete", help="Train although the extraction of the store has not finished.")
     ] = False,
@@ -138,9 +145,10 @@ def train_head(
 ) -> None:
     """Train a head from the stored features; no video is opened.
 
-    Optimiser, schedule and length are the paper's unless set.
+    Optimiser, schedule and length are the paper's unless set. Of a store with several training views (extract --views), every
+    epoch draws one for each video.
 
-    [bold]Example:[/bold]  vcache train-head evl --epochs 20 --batch-size 64 --set layers=-2:
+    [bold]Examples:[/bold]  vcache train-head evl --epochs 20 --batch-size 64 --set layers=-2:  |  vcache train-head evl --views 1
     """
     from dataclasses import asdict
 
@@ -156,6 +164,7 @@ def train_head(
         settings=given,
         out=out,
         train_split=train_split,
+        views=views,
         seed=seed,
         device=device,
         allow_incomplete=allow_incomplete,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shlex
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from vcache.heads.requirements import HeadRequirements
 from vcache.pipelines.derivation import constant_names as weight_names
 from vcache.pipelines.derivation import input_array
 from vcache.pipelines.settings import SettingError, build
+from vcache.pipelines.stored_views import extraction_words, training_views, view_definitions
 from vcache.pipelines.stores import open_stores, vcache_home
 from vcache.store.errors import StoreError
 from vcache.store.manifest import Manifest
@@ -35,6 +36,8 @@ _REQUEST_DEFAULTS: dict[str, Any] = {
     "dtype": "float16",
     "preprocess": "fast",
     "val_fraction": 0.2,
+    "views": 1,
+    "eval_views": "1x1",
 }
 
 
@@ -126,8 +129,15 @@ def build_head_config(head: str, settings: Mapping[str, Any], manifest: Manifest
     return build(config, values)
 
 
-def match(head: str, requirements: HeadRequirements, store: FeatureStore, splits: Iterable[str]) -> ReadPlan:
-    """The plan for reading what the head asks for from these splits.
+def match(
+    head: str,
+    requirements: HeadRequirements,
+    store: FeatureStore,
+    splits: Iterable[str],
+    *,
+    views: Mapping[str, Sequence[int]] | None = None,
+) -> ReadPlan:
+    """The plan for reading what the head asks for from these splits; from view 0 of each, or from the `views` named for it.
 
     Raises:
         HeadStoreMismatch: layers, frames or Q/K are missing; names both sides and the `vcache extract` command to run.
@@ -142,25 +152,36 @@ def match(head: str, requirements: HeadRequirements, store: FeatureStore, splits
         )
     except LayerError as error:
         raise HeadStoreMismatch(f"head {head!r} reads a layer that {facts['model']} does not have: {error}") from error
-    splits = tuple(splits)
+    reads = [(split, tuple((views or {}).get(split, (0,)))) for split in splits]
     int8 = store.manifest.spec.get("dtype") == "int8"
-    plan = dataclasses.replace(plan, maps_from=_maps_source(plan, store, splits), int8=int8)
+    plan = dataclasses.replace(plan, maps_from=_maps_source(plan, store, reads), int8=int8)
     _check_frames(head, requirements.num_frames, plan, store)
-    for split in splits:
-        missing = set(plan.arrays) - store.arrays(split).keys()
-        if missing or set(plan.constants) - store.manifest.constants.keys():
-            raise HeadStoreMismatch(_missing_message(head, plan, store, split, missing))
+    for split, numbers in reads:
+        for view in numbers:
+            missing = set(plan.arrays) - _held(store, split, view)
+            if missing or set(plan.constants) - store.manifest.constants.keys():
+                raise HeadStoreMismatch(_missing_message(head, plan, store, split, view, numbers, missing))
     return plan
 
 
-def _maps_source(plan: ReadPlan, store: FeatureStore, splits: tuple[str, ...]) -> MapsSource:
-    """The first of maps, Q/K and derivation that the store has for all layers; if none, the one that it has for some."""
-    stored = set.intersection(*({*store.arrays(split), *store.manifest.constants} for split in splits))
+def _held(store: FeatureStore, split: str, view: int) -> set[str]:
+    """The arrays of a view; none of a view that the store does not define, as nobody knows what that would be."""
+    return set(store.arrays(split, view)) if view < len(view_definitions(store.manifest)) else set()
+
+
+def _maps_source(plan: ReadPlan, store: FeatureStore, reads: list[tuple[str, tuple[int, ...]]]) -> MapsSource:
+    """The first of maps, Q/K and derivation that the store has for all layers; if none, the one that it has for some.
+
+    What all views have comes before what view 0 has: the others are then to be completed in its way.
+    """
     sources: tuple[MapsSource, ...] = ("maps", "qk", "derive")
-    for source in sources:
-        tried = dataclasses.replace(plan, maps_from=source)
-        if {*tried.constants, *(name for layer in plan.maps.values() for name in _map_arrays(source, layer))} <= stored:
-            return source
+    for places in ([(split, view) for split, views in reads for view in views], [(split, 0) for split, _ in reads]):
+        stored = set.intersection(*(_held(store, *place) for place in places)) | store.manifest.constants.keys()
+        for source in sources:
+            tried = dataclasses.replace(plan, maps_from=source)
+            needed = {name for layer in plan.maps.values() for name in _map_arrays(source, layer)}
+            if {*tried.constants, *needed} <= stored:
+                return source
     kinds = {name.split("/")[0] for name in stored}
     return "qk" if "q" in kinds else "maps" if "maps" in kinds else "derive" if "blocks" in kinds else "qk"
 
@@ -175,28 +196,49 @@ def _check_frames(head: str, wanted: int | None, plan: ReadPlan, store: FeatureS
     )
 
 
-def _missing_message(head: str, plan: ReadPlan, store: FeatureStore, split: str, missing: set[str]) -> str:
-    wants = _describe(plan.arrays)
-    holds = _describe(store.arrays(split)) or "no features"
+def _missing_message(
+    head: str,
+    plan: ReadPlan,
+    store: FeatureStore,
+    split: str,
+    view: int,
+    views: tuple[int, ...],
+    missing: set[str],
+) -> str:
+    wants = _describe(plan.arrays) + (f" in {len(views)} views" if len(views) > 1 else "")
+    where = f"view {view} of split {split!r}" if view else f"split {split!r}"
+    holds = _describe(_held(store, split, view)) or "no features"
     return (
-        f"head {head!r} reads {wants}; split {split!r} of {store.path.name} holds {holds}.\n"
-        f"Extract the rest with:  {completing_command(store, plan)}\n"
+        f"head {head!r} reads {wants}; {where} of {store.path.name} holds {holds}.\n"
+        f"Extract the rest with:  {completing_command(store, plan, views)}\n"
         f"(adds {_bytes_per_clip(missing, store.manifest) / 1e6:.3g} MB per clip; what is stored is kept)"
     )
 
 
-def completing_command(store: FeatureStore, plan: ReadPlan) -> str:
-    """The `vcache extract` line after which the store holds everything that the plan reads."""
-    return _command_for(plan, store.manifest, store=store.path)
+def completing_command(
+    store: FeatureStore, plan: ReadPlan, views: Iterable[int] = (), *, eval_views: str | None = None
+) -> str:
+    """The `vcache extract` line after which the store holds everything that the plan reads, in these views.
+
+    `eval_views` asks for a grid of evaluation views that the store may not define yet, as "3x1".
+    """
+    words = extraction_words(store.manifest, views) | ({"eval_views": eval_views} if eval_views else {})
+    return _command_for(plan, store.manifest, store=store.path, words=words)
 
 
 def _command_for(
-    plan: ReadPlan, manifest: Manifest, *, frames: int | None = None, store: StorePath | None = None
+    plan: ReadPlan,
+    manifest: Manifest,
+    *,
+    frames: int | None = None,
+    store: StorePath | None = None,
+    words: Mapping[str, Any] | None = None,
 ) -> str:
     """The line that extracts the layers of a plan; where it reads none, the last layer, which is the least one can ask for."""
     word = _layers_word(list(plan.layers), manifest.facts["backbone"]["num_layers"]) or "-1"
+    cross_frame = plan.maps_from if plan.maps else "none"
     return extract_command(
-        manifest, layers=word, frames=frames, store=store, cross_frame=plan.maps_from if plan.maps else "none"
+        manifest, layers=word, frames=frames, store=store, cross_frame=cross_frame, words=words or {}
     )
 
 
@@ -251,28 +293,39 @@ def _item_bytes(kind: str, dtype: str) -> int:
 
 
 def extract_command(
-    manifest: Manifest, *, layers: str, frames: int | None, store: StorePath | None, cross_frame: str
+    manifest: Manifest,
+    *,
+    layers: str,
+    frames: int | None,
+    store: StorePath | None,
+    cross_frame: str,
+    words: Mapping[str, Any],
 ) -> str:
-    """The `vcache extract` line that makes or extends a store like this one; only what differs from the defaults is said."""
-    request = manifest.facts["request"]
-    words = ["vcache", "extract", request["dataset"], "--layers", layers]
+    """The `vcache extract` line that makes or extends a store like this one; only what differs from the defaults is said.
+
+    `words` come in the place of what the store's own request said, by the names of `request.recorded_request`.
+    """
+    request = {**manifest.facts["request"], **words}
+    line = ["vcache", "extract", request["dataset"], "--layers", layers]
     asked = request if frames is None else {**request, "frames": frames}
     # TSN has no stride.
     asked = {**asked, "stride": None} if asked["tsn"] else asked
     for name, default in _REQUEST_DEFAULTS.items():
-        if asked[name] not in (default, None):
+        if asked.get(name) not in (default, None):  # an older store's request has fewer words
             flag = f"--{name.replace('_', '-')}"
-            words += [flag] if asked[name] is True else [flag, str(asked[name])]
-    words += [] if cross_frame == "qk" else ["--cross-frame", cross_frame]
+            line += [flag] if asked[name] is True else [flag, str(asked[name])]
+    line += [] if cross_frame == "qk" else ["--cross-frame", cross_frame]
     if request["split"] and store:  # without the word, it would take in splits that were left out on purpose
-        words += ["--split", ",".join(group_parts(manifest.splits))]
+        line += ["--split", ",".join(group_parts(manifest.splits))]
     elif request["split"]:
-        words += ["--split", request["split"]]
-    return shlex.join(words + (["--store", str(store)] if store else []))
+        line += ["--split", request["split"]]
+    return shlex.join(line + (["--store", str(store)] if store else []))
 
 
-def find_store(head: str, settings: Mapping[str, Any], train_split: str) -> FeatureStore:
-    """The one store under `$VCACHE_HOME` that has the split to train on and fits the head with these settings.
+def find_store(
+    head: str, settings: Mapping[str, Any], train_split: str, *, num_views: int | None = None
+) -> FeatureStore:
+    """The one store under `$VCACHE_HOME` that has the split to train on, in its views, and fits the head with these settings.
 
     Raises:
         NoFittingStore: none is there, none fits (with the mending command of the nearest), or several do (with their paths).
@@ -287,7 +340,8 @@ def find_store(head: str, settings: Mapping[str, Any], train_split: str) -> Feat
             if train_split not in store.splits:
                 raise HeadStoreMismatch(f"{path.name} has no split {train_split!r}.")
             requirements = get_head(head).requires(build_head_config(head, settings, store.manifest))
-            match(head, requirements, store, store.splits)
+            views = {train_split: training_views(store.manifest, num_views)}
+            match(head, requirements, store, store.splits, views=views)
             fitting.append(store)
         except HeadStoreMismatch as error:
             reasons.append(str(error))

@@ -1,6 +1,6 @@
 """A run folder: what was trained, on which store, with which settings, and what came of it.
 
-RUN/config.json         head, its resolved config, recipe, store and its key, plan, versions: enough to build it again
+RUN/config.json         head, its resolved config, recipe, store with its key and views, versions: enough to build it again
 RUN/classes.txt         class names, one a line, in the order of the logits
 RUN/metrics.jsonl       one line per epoch, written as the epoch ends
 RUN/head.safetensors    the weights; written last, so a run that has it is complete

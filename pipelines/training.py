@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from vcache.pipelines.loading import ClipLoader
 from vcache.pipelines.matching import build_head_config, find_store, match
 from vcache.pipelines.runs import Run, next_run_folder
 from vcache.pipelines.settings import SettingError, build, split_settings
+from vcache.pipelines.stored_views import training_views, view_definitions
 from vcache.store.object_path import StorePath
 from vcache.store.reader import FeatureStore
 
@@ -39,6 +40,8 @@ class TrainingConfig:
     out: Path | None = None
     """None: the next free `runs/HEAD-n`."""
     train_split: str = "train"
+    views: int | None = None
+    """Draw from the first views only, view 0 among them; None: from all that the store defines for training."""
     seed: int = 0
     device: str = "auto"
     allow_incomplete: bool = False
@@ -82,6 +85,8 @@ class TrainingPlan:
     store: StorePath
     num_train: int
     num_val: int
+    num_views: int
+    """Views that each epoch draws one from, for each video."""
     num_parameters: int
     epochs: int
     steps: int
@@ -116,11 +121,12 @@ def train_head(
         parameters = sum(p.numel() for p in head.parameters() if p.requires_grad)
         run = Run.create(
             config.out or next_run_folder(config.head),
-            _run_config(config, head_config, recipe, store),
+            _run_config(config, head_config, recipe, store, train.views_with_videos),
             store.manifest.class_names,
         )
         num_val = len(val.rows) if val else 0
-        on_plan(TrainingPlan(run.path, store.path, len(train.rows), num_val, parameters, epochs, steps, recipe))
+        sizes = (len(train.rows), num_val, len(train.views_with_videos), parameters, epochs, steps)
+        on_plan(TrainingPlan(run.path, store.path, *sizes, recipe))
         last = _train(head, recipe, train, val, run, steps, on_step, on_epoch)
         run.save_head(head.state_dict())
         return TrainingSummary(
@@ -128,7 +134,7 @@ def train_head(
             store=str(store.path),
             num_train=len(train.rows),
             num_val=num_val,
-            num_failed=sum(len(store.failures(loader.split)) for loader in (train, val) if loader),
+            num_failed=sum(loader.num_failed for loader in (train, val) if loader),
             num_parameters=parameters,
             epochs=epochs,
             steps=steps,
@@ -220,9 +226,10 @@ def _length(recipe: Recipe, batches_per_epoch: int) -> tuple[int, int]:
 
 
 def _open_store(config: TrainingConfig, head_settings: Mapping[str, Any]) -> FeatureStore:
-    return (
-        FeatureStore.open(config.store) if config.store else find_store(config.head, head_settings, config.train_split)
-    )
+    if config.store:
+        return FeatureStore.open(config.store)
+    num_views = 1 if config.allow_incomplete else config.views
+    return find_store(config.head, head_settings, config.train_split, num_views=num_views)
 
 
 def _loaders(
@@ -236,7 +243,9 @@ def _loaders(
         )
     val_split = validation_split(split for split in store.splits if split != config.train_split)
     splits = [config.train_split] + ([val_split] if val_split else [])
-    plan = match(config.head, get_head(config.head).requires(head.config), store, splits)
+    views = _training_views(config, store)
+    required = {} if config.allow_incomplete else {config.train_split: views}
+    plan = match(config.head, get_head(config.head).requires(head.config), store, splits, views=required)
     buffers = BatchBuffers(recipe.batch_size, pinned=device.type == "cuda")
     loaders = [
         ClipLoader(
@@ -246,6 +255,7 @@ def _loaders(
             batch_size=recipe.batch_size,
             device=device,
             seed=config.seed,
+            views=views if split == config.train_split else (0,),
             allow_incomplete=config.allow_incomplete,
             buffers=buffers,
         )
@@ -256,12 +266,23 @@ def _loaders(
     return loaders[0], loaders[1] if len(loaders) > 1 and len(loaders[1]) else None
 
 
-def _run_config(config: TrainingConfig, head_config: Any, recipe: Recipe, store: FeatureStore) -> dict[str, Any]:
+def _training_views(config: TrainingConfig, store: FeatureStore) -> tuple[int, ...]:
+    """What the epochs draw from; views that are asked for and not defined are left for `match` to refuse, unless allowed."""
+    num_defined = len(view_definitions(store.manifest))
+    views = training_views(store.manifest, config.views)
+    return tuple(view for view in views if view < num_defined) if config.allow_incomplete else views
+
+
+def _run_config(
+    config: TrainingConfig, head_config: Any, recipe: Recipe, store: FeatureStore, views: Iterable[int]
+) -> dict[str, Any]:
+    definitions = view_definitions(store.manifest)
     return {
         "head": config.head,
         "head_config": dataclasses.asdict(head_config),
         "recipe": asdict(recipe),
         "train_split": config.train_split,
+        "views": {str(view): definitions[view] for view in views},
         "seed": config.seed,
         "dataset": store.manifest.dataset,
         "store": str(store.path.resolve()),
