@@ -190,6 +190,13 @@ def evaluate(
         str | None, typer.Option(help="Where the store lies now, if it was moved.", metavar=LOCATION)
     ] = None,
     split: Annotated[str | None, typer.Option(help="Default: the validation split.")] = None,
+    views: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TxS",
+            help="Average the scores of T views along the video times S crops, as 3x1. Default: the most the store has.",
+        ),
+    ] = None,
     allow_incomplete: Annotated[
         bool, typer.Option("--allow-incomplete", help="Evaluate although the extraction of the split has not finished.")
     ] = False,
@@ -198,20 +205,23 @@ def evaluate(
 ) -> None:
     """Top-1, top-5 and mean class accuracy of a trained head on the validation split.
 
-    [bold]Example:[/bold]  vcache eval runs/evl-1
+    Where the store has evaluation views (extract --eval-views), their softmax scores are averaged.
+
+    [bold]Examples:[/bold]  vcache eval runs/evl-1  |  vcache eval runs/evl-1 --views 3x1
     """
     from dataclasses import asdict
 
     from vcache.pipelines.evaluation import evaluate_run
+    from vcache.pipelines.stored_views import describe_grid, parse_grid
 
-    where = store_path(store) if store else None
-    metrics = evaluate_run(run, store=where, split=split, device=device, allow_incomplete=allow_incomplete)
+    where, grid = store_path(store) if store else None, parse_grid(views) if views else None
+    metrics = evaluate_run(run, store=where, split=split, views=grid, device=device, allow_incomplete=allow_incomplete)
     if as_json:
         _print_json(asdict(metrics))
         return
     console.out.print(
         f"top-1 {metrics.top1:.1%}   top-5 {metrics.top5:.1%}   mean class accuracy {metrics.mean_class_accuracy:.1%}   "
-        f"({metrics.num_videos} videos)",
+        f"({metrics.num_videos} videos, {describe_grid(metrics.views)})",
         highlight=False,
     )
 

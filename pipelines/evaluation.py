@@ -1,18 +1,31 @@
-"""Top-1, top-5 and mean class accuracy of a head on a split of a store."""
+"""Top-1, top-5 and mean class accuracy of a head on a split of a store, its scores averaged over the views of each video."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vcache.heads.registry import get_head
+from vcache.heads.requirements import HeadRequirements
 from vcache.pipelines.device import select_device
-from vcache.pipelines.loading import Batch, ClipLoader
-from vcache.pipelines.matching import match
+from vcache.pipelines.loading import Batch, ClipLoader, failed_rows, readable_rows
+from vcache.pipelines.matching import HeadStoreMismatch, ReadPlan, completing_command, match
 from vcache.pipelines.runs import Run, RunError
+from vcache.pipelines.stored_views import (
+    ONE_VIEW,
+    ViewGrid,
+    changed_views,
+    evaluation_grids,
+    grid_word,
+    largest_first,
+    view_definitions,
+)
 from vcache.pipelines.stores import vcache_home
 from vcache.store.object_path import StorePath, store_path
 from vcache.store.reader import FeatureStore
@@ -30,6 +43,8 @@ class Metrics:
     top5: float
     mean_class_accuracy: float
     loss: float
+    views: str = grid_word(ONE_VIEW)
+    """The views whose scores were averaged, TxS: so many along the video, times so many crops of each."""
 
 
 def compute_metrics(logits: Float[Tensor, "M K"], labels: Int[Tensor, " M"]) -> Metrics:
@@ -58,6 +73,24 @@ def predict_logits(head: nn.Module, batches: Iterable[Batch]) -> tuple[Float[Ten
     return torch.cat(logits), torch.cat(labels)
 
 
+def predict_scores(head: nn.Module, loader: ClipLoader) -> tuple[Float[Tensor, "M K"], Int[Tensor, " M"]]:
+    """Scores and labels of the loader's videos: of one view the logits, of several the log of the mean of their softmax.
+
+    EVL and AIM average the softmax; DiST sums it, which ranks the same. The loss of these scores is -log of the mean
+    probability.
+    """
+    first, *others = loader.views
+    logits, labels = predict_logits(head, loader.in_order(first))
+    if not others:
+        return logits, labels
+    # As logarithms, in which a probability that float32 would round to 0 still has its rank.
+    total = logits.double().log_softmax(dim=1)
+    for view in others:
+        logits, _ = predict_logits(head, loader.in_order(view))
+        total = torch.logaddexp(total, logits.double().log_softmax(dim=1))
+    return total - math.log(len(loader.views)), labels
+
+
 def validation_split(splits: Iterable[str]) -> str | None:
     """The split to validate on: `val`, else `validation`, else `test`, else None."""
     names = set(splits)
@@ -81,7 +114,19 @@ def open_run_store(run: Run, store: StorePath | None = None) -> FeatureStore:
             f"{opened.manifest.dataset} with {len(opened.manifest.class_names)} classes that are not the same. Name a store "
             "with the classes of the run."
         )
+    _check_views(run, opened)
     return opened
+
+
+def _check_views(run: Run, store: FeatureStore) -> None:
+    """Refuse a store in which the numbers of the views that the run was trained on mean other views."""
+    trained_on = run.config.get("views", {})
+    if changed := changed_views(store.manifest, trained_on):
+        view, there = changed[0], view_definitions(store.manifest)
+        raise RunError(
+            f"{run.path} was trained on view {view} as {json.dumps(trained_on[str(view)])}; in {store.path} view {view} is "
+            f"{json.dumps(there[view])}. Name the store that it was trained on with --store, or train again on this one."
+        )
 
 
 def evaluate_run(
@@ -89,14 +134,19 @@ def evaluate_run(
     *,
     store: StorePath | None = None,
     split: str | None = None,
+    views: ViewGrid | None = None,
     device: str = "auto",
     batch_size: int = 32,
     allow_incomplete: bool = False,
 ) -> Metrics:
     """Metrics of a finished run on a split of the store it was trained on (default: the split it was validated on).
 
+    The scores of the evaluation views are averaged: of `views`, else of the largest grid that is complete in the split. A
+    video that failed in one of them is left out.
+
     Raises:
-        RunError: the run is not complete, its store is not there or has other classes, or there is no such split.
+        RunError: the run is not complete, its store is not there, has other classes or means other views by the numbers of
+            those trained on, or there is no such split or grid of views.
         IncompleteSplit: the split is not extracted to its end, unless `allow_incomplete`.
         StoreKeyMismatch: the store holds features made in another way than those the head was trained on.
     """
@@ -113,8 +163,55 @@ def evaluate_run(
                 else f"split to validate on ({', '.join(VALIDATION_SPLITS)}) besides {trained_on!r}"
             )
             raise RunError(f"{opened.path.name} has no {asked}; it has: {there}. Choose one with --split.")
-        plan = match(run.head, get_head(run.head).requires(head.config), opened, [chosen])
-        loader = ClipLoader(opened, chosen, plan, batch_size=batch_size, device=on, allow_incomplete=allow_incomplete)
+        plan, grid = _plan_views(run.head, get_head(run.head).requires(head.config), opened, chosen, views)
+        loader = ClipLoader(
+            opened,
+            chosen,
+            plan,
+            batch_size=batch_size,
+            device=on,
+            views=evaluation_grids(opened.manifest)[grid],
+            all_views=True,
+            allow_incomplete=allow_incomplete,
+        )
         if not len(loader):
             raise RunError(f"split {chosen!r} of {opened.path.name} has no readable video.")
-        return compute_metrics(*predict_logits(head, loader.in_order()))
+        return replace(compute_metrics(*predict_scores(head, loader)), views=grid_word(grid))
+
+
+def _plan_views(
+    head: str, requirements: HeadRequirements, store: FeatureStore, split: str, asked: ViewGrid | None
+) -> tuple[ReadPlan, ViewGrid]:
+    """The grid of views to average, and the plan to read them: the asked one, or the largest that is complete."""
+    held = _held_grids(store, split)
+    if asked is None:
+        return next(_complete_grids(head, requirements, store, split, held))
+    if asked not in held:
+        plan = match(head, requirements, store, [split])
+        there = ", ".join(grid_word(grid) for grid in held)
+        raise RunError(
+            f"--views {grid_word(asked)}: split {split!r} of {store.path.name} holds {there}.\n"
+            f"Add them with:  {completing_command(store, plan, eval_views=grid_word(asked))}"
+        )
+    return match(head, requirements, store, [split], views={split: held[asked]}), asked
+
+
+def _held_grids(store: FeatureStore, split: str) -> dict[ViewGrid, tuple[int, ...]]:
+    """The grids of which the split has every view; of which rows and arrays, is not said."""
+    there = {0, *store.views(split)}
+    return {grid: views for grid, views in evaluation_grids(store.manifest).items() if there.issuperset(views)}
+
+
+def _complete_grids(
+    head: str, requirements: HeadRequirements, store: FeatureStore, split: str, held: dict[ViewGrid, tuple[int, ...]]
+) -> Iterator[tuple[ReadPlan, ViewGrid]]:
+    """Grids that are there for every video and all that the head reads, the largest first; at last view 0, whatever it is."""
+    for grid in largest_first(held.keys() - {ONE_VIEW}):
+        try:
+            plan = match(head, requirements, store, [split], views={split: held[grid]})
+        except HeadStoreMismatch:
+            continue
+        done = [readable_rows(store, split, plan, view) | failed_rows(store, split, view) for view in held[grid]]
+        if np.all(done):
+            yield plan, grid
+    yield match(head, requirements, store, [split]), ONE_VIEW

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from viewed import viewed_store
 
 from vcache.pipelines.runs import Run
 
@@ -49,6 +50,27 @@ def test_extract_train_eval_info_verify_and_ls_of_a_bucket(
     assert (row["path"], row["layers"]) == (store, [1, 2])
     assert "tiny.zarr" in vcache(f"ls s3://{bucket}/features")[1]
     assert f"no stores in s3://{bucket}/none" in vcache(f"ls s3://{bucket}/none")[1]
+
+
+def test_several_views_are_read_from_a_bucket_as_from_a_folder(
+    vcache: Vcache, bucket: str, s3: Any, tmp_path: Path
+) -> None:
+    local, store = tmp_path / "views.zarr", f"s3://{bucket}/views.zarr"
+    viewed_store(local).close()
+    for file in (file for file in local.rglob("*") if file.is_file()):
+        s3.upload_file(str(file), bucket, f"views.zarr/{file.relative_to(local).as_posix()}")
+    runs = [tmp_path / "remote", tmp_path / "local"]
+    for run, where in zip(runs, (store, local), strict=True):
+        status, _, err = vcache(f"train-head linear --epochs 2 --batch-size 5 --store {where} --out {run}")
+        assert (status, "12 videos in 3 views" in err) == (0, True), err
+    assert without_time(Run.open(runs[0])) == without_time(Run.open(runs[1]))
+    evaluated = [json.loads(vcache(f"eval {run} --json")[1]) for run in runs]
+    assert evaluated[0] == evaluated[1]
+    assert evaluated[0]["views"] == "3x1"
+    assert (
+        "view 6 of split 'train' of views.zarr holds no features"
+        in vcache(f"train-head linear --views 4 --store {store} --out {tmp_path / 'none'}")[2]
+    )
 
 
 def bucket_tree(s3: Any, bucket: str, prefix: str) -> dict[str, bytes]:
