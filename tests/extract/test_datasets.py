@@ -235,6 +235,7 @@ def test_csv_paths_may_be_relative_to_another_root(tmp_path: Path) -> None:
         (["path,label", "a/../../x.mp4,a"], 2, "leaves .* say --root"),
         (["path,label", "/etc/x.mp4,a"], 2, "leaves .* say --root"),
         (["path,label", "x.mp4,-1"], 2, "label -1 is negative"),
+        (["path,label", "x.mp4,7", "y.mp4,20261121"], 3, "label 20261121 is above 999999"),
         (["path,label", '"x.mp4,a'], 2, "not a CSV"),
     ],
 )
