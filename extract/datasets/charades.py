@@ -71,7 +71,7 @@ def _file(root: Path, name: str) -> Path:
 def _read_classes(file: Path) -> tuple[str, ...]:
     names: list[str] = []
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise DatasetError(f"not UTF-8 text ({error.reason}); save it as UTF-8", file=file) from error
     for line, text in enumerate(lines, start=1):

@@ -86,8 +86,8 @@ def load_dataset(
         dataset = _LOADERS[name_or_path](_registered_root(name_or_path, root))
     elif path.is_dir():
         dataset = _PATH_LOADERS["folder"](path.absolute(), _existing(root), val_fraction)
-    elif path.is_file() and path.suffix.lower() == ".csv":
-        dataset = _PATH_LOADERS["csv"](path.absolute(), _existing(root), val_fraction)
+    elif path.is_file() and (kind := _kind_of_file(path, _existing(root))) in _PATH_LOADERS:
+        dataset = _PATH_LOADERS[kind](path.absolute(), _existing(root), val_fraction)
     else:
         raise DatasetError(_unknown(name_or_path))
     if not dataset.videos:
@@ -104,6 +104,15 @@ def _add(info: DatasetInfo) -> None:
 def _discover() -> None:
     for module in pkgutil.iter_modules(vcache.extract.datasets.__path__):
         importlib.import_module(f"vcache.extract.datasets.{module.name}")
+
+
+def _kind_of_file(path: Path, root: Path | None) -> str:
+    """The name of the path loader for a file, by its suffix; lists of videos and of folders of frames share one."""
+    from vcache.extract.datasets.rawframes import looks_like_rawframes  # a loader, which imports this module
+
+    if path.suffix.lower() == ".txt":
+        return "rawframes" if looks_like_rawframes(path, root) else "txt"
+    return "csv" if path.suffix.lower() == ".csv" else ""
 
 
 def _existing(root: Path | None) -> Path | None:

@@ -1,0 +1,154 @@
+"""Lists of `dir num_frames label`: videos as folders of frames, as mmaction2, Text4Vis and ActionCLIP keep them."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from vcache.extract.datasets.base import (
+    VIDEO_SUFFIXES,
+    DatasetError,
+    Video,
+    VideoDataset,
+    canonical_split,
+    check_unique_ids,
+    hashed_split,
+    inside,
+    split_order,
+)
+from vcache.extract.datasets.registry import register_path_loader
+from vcache.extract.video import Segment
+
+FRAME_NAME = re.compile(r"(img|image|frame)_\d{4,6}\.jpe?g", re.IGNORECASE)
+"""What a frame is called: img_00001.jpg, image_0001.jpg, frame_000001.jpg."""
+
+_SPELLINGS = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test", "testing")}
+_SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(word for words in _SPELLINGS.values() for word in words)})(?![a-z])")
+
+_LAYOUT = """\
+FILE.txt: `dir num_frames label`, one video a line; the label is an index, the path of the folder may have spaces
+<dir>/img_00001.jpg (or image_0001.jpg, frame_000001.jpg), relative to the list's folder or to --root
+train.txt brings val.txt and test.txt along, k400_train_rawframes.txt its ..._val_..., and so on; without any of them, 20%
+    (--val-fraction) become val; label_map*.txt beside the list names the classes, one a line"""
+
+
+class _Row(NamedTuple):
+    folder: str
+    """Relative to the root."""
+    num_frames: int
+    label: int
+    file: Path
+    line: int
+
+
+def looks_like_rawframes(path: Path, root: Path | None = None) -> bool:
+    """Whether the first line of a list ends in two whole numbers and begins with a folder.
+
+    Of a folder that is not there, a name that is no video's is enough: `v.mp4 3 7` is a video with two labels.
+    """
+    text = next((text for _, text in _lines(path)), "")
+    folder, num_frames, label = (*text.rsplit(maxsplit=2), "", "", "")[:3]
+    if not (_is_index(num_frames) and _is_index(label)):
+        return False
+    return ((root or path.parent) / folder).is_dir() or Path(folder).suffix.lower() not in VIDEO_SUFFIXES
+
+
+@register_path_loader("rawframes", summary="lists of folders of frames; pass the path of one", layout=_LAYOUT)
+def load_rawframes(path: Path, root: Path | None, val_fraction: float) -> VideoDataset:
+    """Read a list and those of the other splits beside it; each video is a folder and the segment of its listed frames.
+
+    A folder that holds fewer frames than are listed is found when it is decoded.
+
+    Raises:
+        DatasetError: with the line, for a malformed row, a folder listed twice or outside the root, or one without frames if it
+            is the first that is there.
+    """
+    base = root or path.parent
+    rows = {
+        split: [_row(text, base, file, line) for line, text in _lines(file)] for split, file in _lists(path).items()
+    }
+    located = [
+        (_video(row, split or hashed_split(row.folder, val_fraction)), row.file, row.line)
+        for split, listed in rows.items()
+        for row in listed
+    ]
+    check_unique_ids(located)
+    every = [row for listed in rows.values() for row in listed]
+    _check_frames(base, every)
+    videos = sorted((video for video, _, _ in located), key=lambda video: (split_order(video.split), video.path))
+    return VideoDataset(_name(path), base, _class_names(path.parent, every), tuple(videos))
+
+
+def _video(row: _Row, split: str) -> Video:
+    return Video(row.folder, row.folder, row.label, split, segment=Segment(0.0, float(row.num_frames), "frames"))
+
+
+def _row(text: str, base: Path, file: Path, line: int) -> _Row:
+    folder, num_frames, label = (*text.rsplit(maxsplit=2), "", "", "")[:3]
+    if not (_is_index(num_frames) and _is_index(label)):
+        raise DatasetError(f"{text[:80]!r}; expected `dir num_frames label`", file=file, line=line)
+    if num_frames.strip("0") == "":
+        raise DatasetError(f"{folder!r} is listed with 0 frames; remove the row", file=file, line=line)
+    return _Row(inside(base, folder, file, line), int(num_frames), int(label), file, line)
+
+
+def _is_index(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 10
+
+
+def _check_frames(base: Path, rows: list[_Row]) -> None:
+    """Look into the first folder that is there: in a wrong layout, every video would be recorded as failed."""
+    for row in rows:
+        folder = base / row.folder
+        if not folder.is_dir():
+            continue
+        if not any(FRAME_NAME.fullmatch(file.name) for file in folder.iterdir()):
+            raise DatasetError(
+                f"{folder} holds no frames named img_00001.jpg, image_0001.jpg or frame_000001.jpg; rename them",
+                file=row.file,
+                line=row.line,
+            )
+        return
+
+
+def _lists(path: Path) -> dict[str, Path]:
+    """Split -> list, of all that are there; the split "" is one to be divided by a hash."""
+    words = list(_SPLIT_WORD.finditer(path.stem))
+    if len(words) != 1:
+        return {"": path}
+    before, after = path.stem[: words[0].start()], path.stem[words[0].end() :]
+    files = {canonical_split(words[0][0]): path}
+    for split, spellings in _SPELLINGS.items():
+        named = (path.with_name(f"{before}{word}{after}{path.suffix}") for word in spellings)
+        if (found := next((file for file in named if file.is_file()), None)) is not None:
+            files.setdefault(split, found)
+    return {"": path} if list(files) == ["train"] else files
+
+
+def _name(path: Path) -> str:
+    """The same for each of the lists: what their names share."""
+    shared = re.sub(r"[-_. ]{2,}", "_", _SPLIT_WORD.sub("", path.stem)).strip("-_. ")
+    return shared or path.parent.name or "rawframes"
+
+
+def _class_names(folder: Path, rows: list[_Row]) -> tuple[str, ...]:
+    """The names in label_map*.txt beside the list, or the indices themselves."""
+    count = max((row.label for row in rows), default=-1) + 1
+    maps = sorted(folder.glob("label_map*.txt"))
+    if not maps:
+        return tuple(str(index) for index in range(count))
+    if len(maps) > 1:
+        raise DatasetError(f"{folder} has {len(maps)} files label_map*.txt ({maps[0].name}, {maps[1].name}); keep one")
+    names = tuple(text for _, text in _lines(maps[0]))
+    if outside := next((row for row in rows if row.label >= len(names)), None):
+        message = f"label {outside.label}, and {maps[0].name} names {len(names)} classes"
+        raise DatasetError(message, file=outside.file, line=outside.line)
+    return names
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """The lines as (line, text without surrounding space); blank ones are left out."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"not UTF-8 text ({error.reason}); save it as UTF-8", file=path) from error
+    return [(line, text.strip()) for line, text in enumerate(lines, start=1) if text.strip()]
