@@ -129,19 +129,26 @@ def _index(row: dict[str, str], name: str, count: int, file: Path, line: int) ->
 
 
 def _finder(root: Path) -> Callable[[_Narration], str]:
-    """Narration -> path of its video relative to root; each folder is listed once, not asked once per action."""
+    """Narration -> path of its video relative to root; each folder is listed once, and each video looked up once."""
+    found: dict[tuple[str, str], str] = {}
 
     @cache
     def listing(folder: Path) -> dict[str, str]:
         files = sorted(folder.iterdir(), reverse=True) if folder.is_dir() else []
         return {file.stem: file.name for file in files if file.suffix.lower() in VIDEO_SUFFIXES}
 
-    def find(row: _Narration) -> str:
+    def look(row: _Narration) -> str:
         person = row.participant
         places = (f"{person}/videos", person, f"EPIC-KITCHENS/{person}/videos", f"videos/{person}", "videos")
         first = inside(root, f"{places[0]}/{row.video}.MP4", row.file, row.line)
         hits = (f"{place}/{name}" for place in places if (name := listing(root / place).get(row.video)))
         return next(hits, first)
+
+    def find(row: _Narration) -> str:
+        key = row.participant, row.video
+        if key not in found:
+            found[key] = look(row)
+        return found[key]
 
     return find
 
