@@ -135,12 +135,11 @@ class _RemoteFile:
 def _check_open_file(job: ShardFile, file: _LocalFile | _RemoteFile) -> list[Finding]:
     spec, record = job.stored.spec, job.record
     offsets = file.offsets(job)
-    failed = {failure.row for failure in record.failures}
-    rows = [row for row in range(record.first_row, record.first_row + record.num_rows) if row not in failed]
+    rows = record.stored_rows
     expected = np.full_like(offsets, -1)
     step = spec.chunk_bytes + CRC_BYTES
     expected[[row - record.first_row for row in rows]] = step * np.arange(len(rows) * spec.chunks_per_row).reshape(
-        len(rows), -1
+        len(rows), spec.chunks_per_row
     )
     if wrong := tuple(int(row) + record.first_row for row in np.flatnonzero((offsets != expected).any(axis=1))):
         ids = _video_ids(job.table, wrong)

@@ -278,3 +278,9 @@ def test_random_changes_of_a_byte_are_all_found_in_the_file_they_are_in(sound):
                 file.write_bytes(data)
         assert verify_store(store).ok
     assert found >= 150
+
+
+def test_a_shard_of_which_every_video_failed_is_whole(world, tmp_path):
+    with world.build(tmp_path / "s.zarr", failed=[0, 1, 2, 6]) as store:
+        found = verify_store(store)
+    assert (found.findings, found.notes, found.num_failures) == ((), (), 4)
