@@ -68,7 +68,10 @@ class ShardMender:
             # the list of all checksums is the committed one.
             if unproven := {name: set(self.rows) for name, rows in bad.items() if not self._proven(stored[name], rows)}:
                 stored |= self._write(unproven, writers)
-            return self._publish(writers, stored, drop_record)
+            record = replace(self.record, files=tuple(stored.get(file.spec.name, file) for file in self.record.files))
+            new_record = drop_record or record != self.record
+            publish_shard(self.store, record, self.record_path, writers, new_record=new_record)
+            return record
         finally:
             with ExitStack() as discarded:  # all of them, also when one cannot be removed
                 for writer in writers.values():
@@ -124,30 +127,32 @@ class ShardMender:
             self.recomputed_rows.add(row)
             yield arrays
 
-    def _publish(
-        self, writers: Mapping[str, ShardFileWriter], stored: Mapping[str, StoredFile], drop_record: bool
-    ) -> CommitRecord:
-        files = tuple(stored.get(file.spec.name, file) for file in self.record.files)
-        record = replace(self.record, files=files)
-        path = self.store.path / record.relative_path
-        for writer in writers.values():
-            with suppress(FileNotFoundError, NotADirectoryError):
-                local(writer.path).rmdir()  # an empty folder in the place of the file
-        if writers and (drop_record or record != self.record):
-            # Files of other bits must never lie under a record of the old ones, not even damaged.
-            _remove(self.record_path)
-        for writer in writers.values():
-            writer.publish()
-        in_parallel(
-            sync_folder, folders_up([writer.path.parent for writer in writers.values()], self.store.path.parent)
-        )
-        if drop_record or record != self.record:
-            path.parent.mkdir(exist_ok=True)
-            sync_folder(path.parents[1])
-            write_durably(path, record.encode())
-        if path != self.record_path:
-            _remove(self.record_path)
-        return record
+
+def publish_shard(
+    store: FeatureStore,
+    record: CommitRecord,
+    record_path: Path,
+    writers: Mapping[str, ShardFileWriter],
+    *,
+    new_record: bool,
+) -> None:
+    """Put finished and synced files in place of others, and with `new_record` the record in place of that at `record_path`."""
+    path = store.path / record.relative_path
+    for writer in writers.values():
+        with suppress(FileNotFoundError, NotADirectoryError):
+            local(writer.path).rmdir()  # an empty folder in the place of the file
+    if writers and new_record:
+        # Files of other bits must never lie under a record of the old ones, not even damaged.
+        _remove(record_path)
+    for writer in writers.values():
+        writer.publish()
+    in_parallel(sync_folder, folders_up([writer.path.parent for writer in writers.values()], store.path.parent))
+    if new_record:
+        path.parent.mkdir(exist_ok=True)
+        sync_folder(path.parents[1])
+        write_durably(path, record.encode())
+    if path != record_path:
+        _remove(record_path)
 
 
 def _remove(path: Path) -> None:
