@@ -49,8 +49,8 @@ def deadline_seconds(size_bytes: int) -> float:
 class Worker:
     """A process that decodes one video at a time. `usable` is False while it does, and for good once it failed to answer."""
 
-    def __init__(self, function: str) -> None:
-        """Starts the process and does not wait for it. `function` is "package.module:function", as `decode_video`."""
+    def __init__(self, decoder: str) -> None:
+        """Starts the process and does not wait for it. `decoder` is a name, or "package.module:function"."""
         self.usable, self.num_decoded = False, 0
         self._log, self._deadline = b"", 0.0
         with ExitStack() as opened:
@@ -69,21 +69,24 @@ class Worker:
         self._poll.register(self._link, select.POLLIN)
         self._poll.register(self._output, select.POLLIN)
         with suppress(OSError):  # died already: `wait_ready` says of what
-            send_message(self._link, (function, sys.path))
+            send_message(self._link, (decoder, sys.path))
 
     def wait_ready(self) -> None:
         """Until it has imported its decoder.
 
         Raises:
             DecodeProcessError: it died on the way, or took too long.
+            DecoderError: the decoder is not known, or not installed.
         """
         try:
-            self._receive(time.monotonic() + _START_SECONDS)
+            answer = self._receive(time.monotonic() + _START_SECONDS)
         except TimeoutError:
             what = f"was not ready within {_START_SECONDS:g} s"
         except (EOFError, GarbledMessage):
             what = f"ended before it was ready ({self._cause_of_death()})"
         else:
+            if answer[0] == "error":
+                raise answer[1]
             self.usable = True
             return
         killed = (self.process.poll() or 0) < 0
@@ -211,10 +214,10 @@ class Launcher:
     passing thread of the caller would be lost with it.
     """
 
-    def __init__(self, function: str) -> None:
+    def __init__(self, decoder: str) -> None:
         self._wanted: queue.SimpleQueue[Future[Worker] | None] = queue.SimpleQueue()
         self._lock, self._closed = threading.RLock(), False
-        threading.Thread(target=_launch, args=(function, self._wanted), name="vcache-launch", daemon=True).start()
+        threading.Thread(target=_launch, args=(decoder, self._wanted), name="vcache-launch", daemon=True).start()
 
     def start(self) -> Worker:
         """A worker that is on its way; `wait_ready` is to be called.
@@ -246,9 +249,9 @@ def _dispose(started: "Future[Worker]") -> None:
         started.result().dispose()
 
 
-def _launch(function: str, wanted: "queue.SimpleQueue[Future[Worker] | None]") -> None:
+def _launch(decoder: str, wanted: "queue.SimpleQueue[Future[Worker] | None]") -> None:
     while future := wanted.get():
         try:
-            future.set_result(Worker(function))
+            future.set_result(Worker(decoder))
         except BaseException as error:
             future.set_exception(error)

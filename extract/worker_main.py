@@ -21,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vcache.extract.decode import decode_video
+from vcache.extract.decoders import DecoderError, get_decoder
 from vcache.extract.messages import receive_message, send_message
 from vcache.extract.shared_frames import SharedFrames
 from vcache.extract.video import DecodedVideo, DecodeRequest, VideoError
@@ -30,14 +32,17 @@ _OOM_SCORE = "500"  # of 1000: this process is killed before the one that holds 
 
 
 def main() -> None:
-    """Say "ready", then answer each request with ("size", bytes) and with ("video", ...) or ("error", exception)."""
+    """Say ("ready",) once the decoder is loaded; to each request ("size", bytes), then ("video", ...) or ("error", ...)."""
     link_descriptor, frames_descriptor, parent = map(int, sys.argv[1:])
     _end_with(parent)
     _cost_little()
     link, frames = socket.socket(fileno=link_descriptor), SharedFrames(frames_descriptor)
     with suppress(EOFError, ConnectionError):  # the parent closed its end: there is nothing more to do
-        function, sys.path[:] = receive_message(link)
-        decode = _load(function)
+        name, sys.path[:] = receive_message(link)
+        try:
+            decode = _load(name)
+        except DecoderError as error:
+            return send_message(link, ("error", error))
         send_message(link, ("ready",))
         while True:
             request = receive_message(link)
@@ -62,9 +67,13 @@ def _cost_little() -> None:
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
 
 
-def _load(function: str) -> Callable[[DecodeRequest], DecodedVideo]:
-    module, _, name = function.partition(":")
-    decode: Callable[[DecodeRequest], DecodedVideo] = getattr(import_module(module), name)
+def _load(decoder: str) -> Callable[[DecodeRequest], DecodedVideo]:
+    """`decode_video` with this decoder loaded, or the function of "package.module:function"."""
+    module, _, function = decoder.partition(":")
+    if not function:
+        get_decoder(decoder)  # now, and not within the time of the first video
+        return decode_video
+    decode: Callable[[DecodeRequest], DecodedVideo] = getattr(import_module(module), function)
     return decode
 
 

@@ -21,7 +21,6 @@ from types import TracebackType
 from vcache.extract.video import DecodedVideo, DecodeRequest, VideoError
 from vcache.extract.worker import DecodeProcessError, Launcher, Worker
 
-_FUNCTIONS = {"pyav": "vcache.extract.decode:decode_video"}
 _TRIED_AGAIN = ("timeout", "worker_crash")  # what the machine may be to blame for
 
 
@@ -43,12 +42,13 @@ class DecodePool:
 
         Args:
             num_workers: videos decoded at once, each by one thread.
-            decoder: a name, or "package.module:function" of a function like `decode_video`.
+            decoder: the decoder that a process loads when it starts; a request may name another one. Or
+                "package.module:function", a function that is called in place of `decode_video`.
             deadline_seconds: for one video; None is 30 s, and more for files above 1.5 MB (`worker.deadline_seconds`).
             recycle_after: videos after which a process is replaced, in case its libraries leak.
 
         Raises:
-            ValueError: a number is not positive, or the decoder is not known.
+            ValueError: a number is not positive.
         """
         for name, value in (("num_workers", num_workers), ("recycle_after", recycle_after)):
             if value < 1:
@@ -57,7 +57,7 @@ class DecodePool:
             raise ValueError(f"deadline_seconds ({deadline_seconds:g}) must be above 0")
         self._deadline_seconds, self._recycle_after = deadline_seconds, recycle_after
         self._free = threading.Semaphore(num_workers)
-        self._crew = _Crew(_function(decoder))
+        self._crew = _Crew(decoder)
         self._end = weakref.finalize(self, self._crew.disband)  # runs on `close`, and when the pool is forgotten
         # On Linux the kernel ends the processes. Ending them before would give daemon threads an error to print.
         self._end.atexit = sys.platform != "linux"  # type: ignore[misc]  # typeshed lists it in no slot
@@ -70,6 +70,7 @@ class DecodePool:
         Raises:
             VideoError: of the decoder; "timeout" or "worker_crash" if both tries ended so.
             DecodeProcessError: no process can be started.
+            DecoderError: the decoder is not known, or not installed.
             RuntimeError: the pool is closed, or was made before a fork.
         """
         with self._free:
@@ -109,20 +110,12 @@ class DecodePool:
         self.close()
 
 
-def _function(decoder: str) -> str:
-    if ":" in decoder:
-        return decoder
-    if decoder not in _FUNCTIONS:
-        raise ValueError(f"decoder {decoder!r} is not known; there are: {', '.join(_FUNCTIONS)}")
-    return _FUNCTIONS[decoder]
-
-
 class _Crew:
     """The processes: who is idle, who is out. It knows nothing of the pool, so that a forgotten pool can be ended."""
 
-    def __init__(self, function: str) -> None:
+    def __init__(self, decoder: str) -> None:
         self._lock = threading.RLock()  # a signal handler may close the pool
-        self._launcher = Launcher(function)
+        self._launcher = Launcher(decoder)
         self._idle: list[Worker] = []
         self._out: set[Worker] = set()
         self._owner, self._closed = os.getpid(), False

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import gc
 import os
 import signal
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from vcache.extract import shared_frames
 from vcache.extract.decode import decode_video
+from vcache.extract.decoders import DecoderError
 from vcache.extract.messages import GarbledMessage, receive_message, send_message
 from vcache.extract.sampling import ClipRule, TSNSampling
 from vcache.extract.shared_frames import SharedFrames
@@ -125,7 +127,8 @@ def test_a_pool_gives_what_the_decoder_gives_in_process(videos: list[Path]) -> N
     assert str(caught.value) == str(expected.value)
 
 
-def test_a_decode_process_loads_neither_torch_nor_zarr(shared_pool: DecodePool) -> None:
+def test_a_decode_process_loads_neither_torch_nor_zarr(shared_pool: DecodePool, videos: list[Path]) -> None:
+    shared_pool.decode(request(videos[0]))
     named = "av-numpy-torch-torchvision-open_clip-zarr-pytest-multiprocessing"
     assert ask(shared_pool, f"modules.{named}") == "av numpy"
 
@@ -232,6 +235,17 @@ def test_a_decode_process_that_cannot_start_says_why_and_blames_no_video(others:
         with pytest.raises(DecodeProcessError, match="exit status 1(.|\n)*No module named 'nowhere_at_all'"):
             pool.decode(request("clip.mp4"))
         assert not started(others)
+
+
+def test_a_decoder_that_is_not_there_is_named(others: frozenset[int], videos: list[Path]) -> None:
+    with DecodePool(1, decoder="pyavv") as pool:
+        with pytest.raises(DecoderError, match="'pyavv' is not known.*Did you mean 'pyav'"):
+            pool.decode(request(videos[0]))
+        assert not started(others)
+    with DecodePool(1) as pool:
+        with pytest.raises(DecoderError, match="'cv2' is not known"):
+            pool.decode(dataclasses.replace(request(videos[0]), decoder="cv2"))
+        assert_equal(pool.decode(request(videos[0])), decode_video(request(videos[0])))
 
 
 def test_many_threads_share_few_processes(others: frozenset[int], videos: list[Path]) -> None:
@@ -415,8 +429,6 @@ def test_wrong_arguments_are_refused() -> None:
         DecodePool(1, recycle_after=-1)
     with pytest.raises(ValueError, match=r"^deadline_seconds \(0\) must be above 0$"):
         DecodePool(1, deadline_seconds=0.0)
-    with pytest.raises(ValueError, match=r"^decoder 'cv2' is not known; there are: pyav"):
-        DecodePool(1, decoder="cv2")
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), *[st.integers(1, 9)] * 2), min_size=1, max_size=6), st.integers(0, 300))
@@ -440,6 +452,21 @@ def test_frames_come_out_of_shared_memory_as_they_went_in(shapes: list[tuple[int
             buffer.take((kept + 1, 1, 1, 3))
     finally:
         buffer.close()
+
+
+def test_shared_memory_without_memfd_leaves_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(name: str) -> int:
+        raise OSError("not here")
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    frames = np.arange(2 * 3 * 5 * 3, dtype=np.uint8).reshape(2, 3, 5, 3)
+    buffer = SharedFrames.create()
+    buffer.put(frames)
+    assert os.readlink(f"/proc/self/fd/{buffer.fileno()}").startswith(str(tmp_path))  # noqa: PTH115
+    assert not list(tmp_path.iterdir())
+    np.testing.assert_array_equal(buffer.take(frames.shape), frames)
+    buffer.close()
 
 
 @given(st.binary(max_size=60))
