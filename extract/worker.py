@@ -25,6 +25,8 @@ from vcache.extract.video import DecodedVideo, DecodeRequest, VideoError
 MIN_DEADLINE_SECONDS = 30.0
 SLOWEST_BYTES_PER_SECOND = 50_000
 """One core decodes 4 to 8 MB of H.264 in a second. This leaves room for a slow disk, many workers and low bit rates."""
+SLOWEST_SEGMENT_BYTES_PER_SECOND = 500_000
+"""Of the whole file that a segment lies in: it is read, and mostly not decoded."""
 
 _START_SECONDS = 120.0  # the imports take 0.25 s, and much longer from a cold network disk
 _DEATH_SECONDS = 1.0  # from the end of the socket to the exit status
@@ -41,9 +43,10 @@ class DecodeProcessError(RuntimeError):
         self.killed = killed
 
 
-def deadline_seconds(size_bytes: int) -> float:
-    """How long a video of this size may take: 30 s, or a second for every 50 kB."""
-    return max(MIN_DEADLINE_SECONDS, size_bytes / SLOWEST_BYTES_PER_SECOND)
+def deadline_seconds(size_bytes: int, *, is_segment: bool = False) -> float:
+    """How long a video of this size, or a segment of it, may take: 30 s, or a second for every 50 kB or 500 kB."""
+    slowest = SLOWEST_SEGMENT_BYTES_PER_SECOND if is_segment else SLOWEST_BYTES_PER_SECOND
+    return max(MIN_DEADLINE_SECONDS, size_bytes / slowest)
 
 
 class Worker:
@@ -111,7 +114,7 @@ class Worker:
         try:
             send_message(self._link, request)
             _, size_bytes = self._receive(start + limit)
-            limit = seconds or deadline_seconds(size_bytes)
+            limit = seconds or deadline_seconds(size_bytes, is_segment=request.segment is not None)
             video = self._unpack(self._receive(start + limit))
         except TimeoutError:
             raise VideoError("timeout", f"no answer within {limit:g} s") from None

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -25,7 +26,7 @@ from vcache.extract.decoders import DecoderError
 from vcache.extract.messages import GarbledMessage, receive_message, send_message
 from vcache.extract.sampling import ClipRule, TSNSampling
 from vcache.extract.shared_frames import SharedFrames
-from vcache.extract.video import KINDS, DecodedVideo, DecodeRequest, VideoError
+from vcache.extract.video import KINDS, DecodedVideo, DecodeRequest, Segment, VideoError
 from vcache.extract.worker import DecodeProcessError, deadline_seconds
 from vcache.extract.workers import DecodePool
 
@@ -110,7 +111,9 @@ def videos(tmp_path_factory: pytest.TempPathFactory, write_video: Callable[..., 
 def assert_equal(video: DecodedVideo, expected: DecodedVideo) -> None:
     np.testing.assert_array_equal(video.frames, expected.frames)
     assert video.frames.flags.c_contiguous and video.frames.flags.writeable and video.frames.dtype == np.uint8
-    assert (video.numbers, video.clips, video.fps) == (expected.numbers, expected.clips, expected.fps)
+    for field in dataclasses.fields(video):
+        if field.name != "frames":
+            assert repr(getattr(video, field.name)) == repr(getattr(expected, field.name))
 
 
 def test_a_pool_gives_what_the_decoder_gives_in_process(videos: list[Path]) -> None:
@@ -125,6 +128,26 @@ def test_a_pool_gives_what_the_decoder_gives_in_process(videos: list[Path]) -> N
     with pytest.raises(VideoError) as expected:
         decode_video(request("nowhere.mp4"))
     assert str(caught.value) == str(expected.value)
+
+
+def test_all_fields_of_request_and_answer_pass_through(shared_pool: DecodePool, videos: list[Path]) -> None:
+    whole, cut = videos[5], videos[5].with_name("cut.avi")
+    with av.open(str(whole)) as source, av.open(str(cut), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 6 // 10])
+    segment = dataclasses.replace(request(whole, num_frames=3), segment=Segment(4, 9, "frames"))
+    partial = dataclasses.replace(request(cut, num_frames=2), allow_partial=True)
+    for each in (segment, partial):
+        assert_equal(shared_pool.decode(each), decode_video(each))
+    assert shared_pool.decode(segment).first_frame == 4
+    damage = shared_pool.decode(partial).damage
+    assert damage is not None and str(damage) == str(decode_video(partial).damage)
+    with pytest.raises(VideoError, match="^truncated"):
+        shared_pool.decode(request(cut))
 
 
 def test_a_decode_process_loads_neither_torch_nor_zarr(shared_pool: DecodePool, videos: list[Path]) -> None:
@@ -195,6 +218,7 @@ def test_a_decode_process_that_hangs_costs_one_video_and_stalls_no_other(
 def test_without_a_deadline_a_large_file_gets_more_time() -> None:
     assert deadline_seconds(0) == deadline_seconds(1_500_000) == 30
     assert deadline_seconds(20_000_000) == 400
+    assert deadline_seconds(20_000_000, is_segment=True) == 40
 
 
 def test_an_exception_costs_no_process(shared_pool: DecodePool) -> None:
