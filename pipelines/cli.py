@@ -59,26 +59,31 @@ def extract(config: "ExtractionConfig", as_json: Json = False) -> None:
 
     The same command again resumes; with more --layers, or more videos in the dataset, it adds them and keeps what is stored.
 
-    A video that cannot be decoded is recorded with its reason and skipped.
+    A video that cannot be decoded is recorded with its reason and skipped. With --model A --model B each model has a store of
+    its own, and the videos are decoded once.
 
     [bold]Example:[/bold]  vcache extract k400 --layers -4:
     """
     from dataclasses import asdict
 
-    from vcache.pipelines.extraction import run_extraction
+    from vcache.pipelines.extraction import run_extractions
+    from vcache.pipelines.request import per_model
 
     try:
         with console.extraction_screen(Path(config.dataset).absolute().name) as screen:
-            summary = run_extraction(config, screen.progress, screen.stage)
+            summaries = run_extractions(per_model(config), screen.progress, screen.stage)
     except KeyboardInterrupt:
         console.err.print("stopped; what is committed is kept, and the same command goes on from there")
         raise typer.Exit(130) from None
-    too_many = summary.too_many_failures(config.max_failures)
+    summary = max(summaries, key=lambda one: len(one.failures))
+    too_many = [one.too_many_failures(config.max_failures) for one in summaries]
     if as_json:
-        _print_json({**asdict(summary), "too_many_failures": too_many})
+        told = [{**asdict(one), "too_many_failures": bad} for one, bad in zip(summaries, too_many, strict=True)]
+        _print_json(told if config.more_models else told[0])
     else:
-        console.print_extraction_summary(summary)
-    if too_many:
+        for one in summaries:
+            console.print_extraction_summary(one)
+    if any(too_many):
         _fail(
             f"{len(summary.failures)} of {summary.num_videos} videos failed, more than --max-failures "
             f"{config.max_failures:g} allows. The others are stored; "

@@ -20,6 +20,7 @@ CONTENT = "What is stored, and where"
 RUNNING = "How it runs"
 
 LOCATION = "PATH|URL"
+DEFAULT_MODEL = "ViT-B-16-quickgelu"
 
 Device = Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu, cuda, cuda:1 ...")]
 
@@ -90,13 +91,20 @@ def extraction_config(
         ),
     ] = "float16",
     model: Annotated[
-        str, typer.Option(rich_help_panel=VALUES, help="An open_clip model name, or local-dir:FOLDER.")
-    ] = "ViT-B-16-quickgelu",
-    pretrained: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             rich_help_panel=VALUES,
-            help="A tag of that model in open_clip, or a checkpoint file. \\[default: openai]",
+            help="An open_clip model name, or local-dir:FOLDER; may be repeated: then each model has its own store, and the "
+            f"videos are decoded once. \\[default: {DEFAULT_MODEL}]",
+            show_default=False,
+        ),
+    ] = None,
+    pretrained: Annotated[
+        list[str] | None,
+        typer.Option(
+            rich_help_panel=VALUES,
+            help="A tag of that model in open_clip, or a checkpoint file; of several models one for each, in the same order, or "
+            "one for all. \\[default: openai]",
             show_default=False,
         ),
     ] = None,
@@ -173,6 +181,7 @@ def extraction_config(
     """The request that the options stand for."""
     from vcache.pipelines.request import ExtractionConfig
 
+    (first_model, first_pretrained), *more_models = _paired(model or [DEFAULT_MODEL], pretrained or [], random_weights)
     return ExtractionConfig(
         dataset=dataset,
         layers=layers,
@@ -182,8 +191,9 @@ def extraction_config(
         tsn=tsn,
         cross_frame=cross_frame,
         dtype=dtype,
-        model=model,
-        pretrained=pretrained or _default_pretrained(model, random_weights),
+        model=first_model,
+        pretrained=first_pretrained,
+        more_models=tuple(more_models),
         random_weights=random_weights,
         preprocess=preprocess,
         root=root,
@@ -196,6 +206,20 @@ def extraction_config(
         max_error=max_error,
         ignore_free_space=ignore_free_space,
     )
+
+
+def _paired(models: list[str], pretrained: list[str], random_weights: bool) -> list[tuple[str, str | None]]:
+    """Each model with its weights."""
+    if len(pretrained) > 1 and len(pretrained) != len(models):
+        raise typer.BadParameter(
+            f"{len(pretrained)} for {len(models)} models: give one for each --model, in the same order, or one for all.",
+            param_hint="--pretrained",
+        )
+    given: list[str | None] = [*pretrained] if len(pretrained) > 1 else [*pretrained, None][:1] * len(models)
+    return [
+        (model, weights or _default_pretrained(model, random_weights))
+        for model, weights in zip(models, given, strict=True)
+    ]
 
 
 def _default_pretrained(model: str, random_weights: bool) -> str | None:

@@ -37,6 +37,8 @@ def plan_extraction(
             f"{config.store}: `vcache plan` looks at a disk, and knows neither the room in a bucket nor the speed of the way to "
             "it. Leave --store out for the sizes and for what decoding and the backbone take."
         )
+    if config.more_models:
+        raise ExtractionError("`vcache plan` plans one model at a time. Name one --model.")
     on_stage("loading the backbone")
     setup = prepare_extraction(config)
     on_stage("looking at the store")

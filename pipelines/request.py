@@ -1,6 +1,6 @@
 """What `vcache extract` is asked for: the options, checked, and the words of them that a store records."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vcache.extract.datasets.registry import list_datasets
@@ -46,6 +46,8 @@ class ExtractionConfig:
     """How much of the standardised features the dtype may lose on a sample before the extraction is refused."""
     model: str = "ViT-B-16-quickgelu"
     pretrained: str | None = "openai"
+    more_models: tuple[tuple[str, str | None], ...] = ()
+    """Further (model, pretrained): each has a store of its own, and the videos are decoded once for all; see `per_model`."""
     random_weights: bool = False
     preprocess: str = "fast"
     root: Path | None = None
@@ -77,6 +79,10 @@ class ExtractionConfig:
             raise ExtractionError(f"--max-error {self.max_error:g}: must be above 0.")
         if self.cross_frame == "maps" and self.frames < 2:
             raise ExtractionError("--cross-frame maps needs at least two frames: maps are between neighbours.")
+        if self.more_models and self.store is not None:
+            raise ExtractionError(
+                f"--store {self.store} names one store, and each of {1 + len(self.more_models)} models has its own. Leave it out."
+            )
         if self.tsn and self.stride != ExtractionConfig.stride:
             raise ExtractionError(f"--stride {self.stride} has no meaning with --tsn, which covers the whole video.")
 
@@ -85,6 +91,12 @@ class ExtractionConfig:
         if self.tsn:
             return TSNSampling(num_frames=self.frames)
         return StridedSampling(num_frames=self.frames, stride_frames=self.stride)
+
+
+def per_model(config: ExtractionConfig) -> tuple[ExtractionConfig, ...]:
+    """A request of each model of the command, which `run_extractions` takes together."""
+    models = ((config.model, config.pretrained), *config.more_models)
+    return tuple(replace(config, model=model, pretrained=weights, more_models=()) for model, weights in models)
 
 
 def recorded_request(config: ExtractionConfig) -> dict[str, object]:
