@@ -14,7 +14,7 @@ import torch
 from vcache.extract.backbone import FrozenBackbone, Taps
 from vcache.extract.datasets.base import Video, VideoDataset
 from vcache.extract.preprocess import Preprocessing
-from vcache.extract.sampling import Sampling
+from vcache.extract.sampling import FrameRule, Sampling
 from vcache.extract.video import DecodeRequest
 from vcache.extract.views import EvaluationView, PreparedClip, View
 from vcache.heads.cross_frame import cross_frame_maps
@@ -70,9 +70,16 @@ class ClipExtractor:
         num_threads: int,
         batch_size: int,
         decode: Decode = decode_here,
+        allow_partial: bool = False,
     ) -> None:
+        """
+        Args:
+            num_threads: how many videos may be decoded at once.
+            allow_partial: take what a damaged video gives.
+        """
         self.dataset, self.sampling, self.preprocessing, self.backbone = dataset, sampling, preprocessing, backbone
         self.num_threads, self.batch_size, self.decode = num_threads, batch_size, decode
+        self.allow_partial = allow_partial
         self.constants: Mapping[str, torch.Tensor] = {}
         """What int8 is made with (precision.py)."""
         self._copies = torch.cuda.Stream(backbone.device) if backbone.device.type == "cuda" else None
@@ -80,9 +87,17 @@ class ClipExtractor:
     def prepare(self, video: Video, view: View | None = None) -> PreparedClip:
         """Decode and preprocess one view of a video (view 0 if none is named); VideoError if it cannot be used."""
         view = view or EvaluationView()
-        rules = (view.clip_rule(self.sampling, video.video_id),)
-        decoded = self.decode(DecodeRequest(path=self.dataset.root / video.path, clips=rules))
+        decoded = self.decode(self.request(video, (view.clip_rule(self.sampling, video.video_id),)))
         return view.prepare(decoded, 0, self.preprocessing, video.video_id)
+
+    def request(self, video: Video, rules: tuple[FrameRule, ...]) -> DecodeRequest:
+        """What to decode of a video for clips by these rules."""
+        return DecodeRequest(
+            path=self.dataset.root / video.path,
+            clips=rules,
+            segment=video.segment,
+            allow_partial=self.allow_partial,
+        )
 
     def forward(self, clips: Sequence[PreparedClip], arrays: Iterable[ArraySpec]) -> list[RowArrays]:
         """The arrays of each of these clips, computed as one batch of just them."""

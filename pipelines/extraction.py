@@ -9,14 +9,14 @@ does not know are added as a new part of their split. Several models have a stor
 import datetime
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from vcache.extract.datasets.base import Video, VideoDataset
 from vcache.pipelines.batches import ClipExtractor
 from vcache.pipelines.calibration import Calibration, calibrate, record_calibration, stored_calibration
-from vcache.pipelines.decoding import Decode, open_decoder
+from vcache.pipelines.decoding import Decode, Decoder, new_decoder
 from vcache.pipelines.growth import check_classes, label_facts, new_videos, video_table
 from vcache.pipelines.precision import channel_constants
 from vcache.pipelines.progress import ExtractionProgress
@@ -114,16 +114,16 @@ def run_extractions(
     """
     setups = prepare_extractions(configs, on_stage)
     with ExitStack() as stack:
-        decode = stack.enter_context(open_decoder(configs[0].decode_workers))
+        decoder = stack.enter_context(closing(new_decoder(configs[0].decode_workers)))
         _check_room(setups)
         # Before there is a store: what is refused here may be asked for in another way, with the same --store.
-        calibrations = [_create(setup, decode, on_stage) for setup in setups]
+        calibrations = [_create(setup, decoder.decode, on_stage) for setup in setups]
         opened = []
         for setup, calibration in zip(setups, calibrations, strict=True):
             store = stack.enter_context(FeatureStore.open(setup.path))
             stack.enter_context(sole_writer(setup.path))
-            opened.append(_open(setup, store, calibration, decode, on_stage))
-        progress = _extract(opened, decode, on_progress)
+            opened.append(_open(setup, store, calibration, decoder.decode, on_stage))
+        progress = _extract(opened, decoder, on_progress)
         return tuple(_summary(one, progress) for one in opened)
 
 
@@ -165,7 +165,7 @@ def _open(
 
 
 def _extract(
-    opened: Sequence[_OpenStore], decode: Decode, on_progress: Callable[[ExtractionProgress], None]
+    opened: Sequence[_OpenStore], decoder: Decoder, on_progress: Callable[[ExtractionProgress], None]
 ) -> ExtractionProgress:
     """All tasks of all stores, those over the same videos at once."""
     jobs = joined_jobs(TargetTask(one.target, task) for one in opened for task in one.tasks)
@@ -176,7 +176,7 @@ def _extract(
     if jobs:
         run_jobs(
             jobs,
-            decode=decode,
+            decoder=decoder,
             num_threads=opened[0].setup.config.decode_workers,
             progress=progress,
             report=lambda: on_progress(progress),

@@ -17,6 +17,7 @@ from vcache.extract.video import VideoError
 from vcache.extract.views import EvaluationView, PreparedClip, View, view_from_dict
 from vcache.pipelines.batches import ClipExtractor
 from vcache.pipelines.calibration import Calibration, calibrate
+from vcache.pipelines.decoding import Decoder, new_decoder
 from vcache.pipelines.derivation import projection_constants
 from vcache.pipelines.device import select_device
 from vcache.pipelines.growth import video_table, videos_of
@@ -24,12 +25,13 @@ from vcache.pipelines.precision import channel_constants
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.setup import extraction_spec
 from vcache.pipelines.shards import slot_of
+from vcache.pipelines.stages import PreparedVideo
 from vcache.store.constants import Constant
-from vcache.store.errors import CannotRecompute
+from vcache.store.errors import CannotRecompute, StoreError
 from vcache.store.key import spec_difference
 from vcache.store.layout import ArraySpec
 from vcache.store.manifest import Manifest, VideoTable
-from vcache.store.origin import Recomputed
+from vcache.store.origin import PartialRow, Recomputed
 from vcache.store.parts import PartName, split_of
 from vcache.store.quantise import constant_names, source_name
 from vcache.store.reader import FeatureStore
@@ -40,7 +42,8 @@ class Reextraction:
     """What a store was made of (`store.origin.Origin`). The backbone is loaded when a row is first asked for.
 
     With `same_key`, features are refused unless the key comes out the same: weights, libraries and decoder are those of the
-    first extraction. `on_video` is called after each video that is decoded, in another thread.
+    first extraction. A damaged video is refused unless the store holds its row as partial, or with `allow_partial`. `on_video`
+    is called after each video that is decoded, in another thread.
     """
 
     def __init__(
@@ -51,10 +54,11 @@ class Reextraction:
         device: str = "auto",
         workers: int = 2,
         same_key: bool = True,
+        allow_partial: bool = False,
         on_video: Callable[[], None] = lambda: None,
     ) -> None:
         self.store, self.device, self.workers, self.same_key = store, device, workers, same_key
-        self.on_video = on_video
+        self.allow_partial, self.on_video = allow_partial, on_video
         self.config = config_of(store.manifest)
         self.root = root or Path(store.manifest.facts["root"])
 
@@ -77,10 +81,11 @@ class Reextraction:
             source_name(spec.name) for spec in arrays if spec.dtype == "int8" or spec.name != source_name(spec.name)
         }
         extractor.constants = channel_constants(self.store, int8, self._backbone.device)
-        table = self.store.part_videos(part)
-        videos = videos_of(table, part, rows)
+        videos = videos_of(self.store.part_videos(part), part, rows)
+        partial = frozenset(rows) if self.allow_partial else self._partial_rows(part, view)
         with ThreadPoolExecutor(self.workers, thread_name_prefix="decode") as pool:
-            clips = zip(rows, videos, pool.map(lambda video: self._prepare(video, definition), videos), strict=True)
+            prepared = pool.map(lambda video, row: self._prepare(video, definition, row in partial), videos, rows)
+            clips = zip(rows, videos, prepared, strict=True)
             for _, batch in itertools.groupby(clips, key=lambda clip: self._place(part, clip[0])[0]):
                 yield from self._forward(part, list(batch), arrays)
 
@@ -147,6 +152,7 @@ class Reextraction:
             self._backbone,
             num_threads=self.workers,
             batch_size=self._batch_size,
+            decode=self._decoder.decode,
         )
 
     @property
@@ -176,13 +182,27 @@ class Reextraction:
         num_pixel_frames = max((spec.shape[0] for spec in arrays if spec.name in ("pixels", "pixel_index")), default=0)
         return replace(view, pixels_per_frame=num_pixel_frames // self.config.frames)
 
-    def _prepare(self, video: Video, view: View) -> PreparedClip | VideoError:
+    def _partial_rows(self, part: PartName, view: int) -> frozenset[int]:
         try:
-            return self._extractor.prepare(video, view)
+            return frozenset(row.row for row in self.store.view(part, view).partial())
+        except StoreError:  # a commit record is damaged, and may have said so; such a video is then refused
+            return frozenset()
+
+    def _prepare(self, video: Video, view: View, allow_partial: bool) -> PreparedVideo | VideoError:
+        extractor = self._extractor
+        try:
+            rules = (view.clip_rule(extractor.sampling, video.video_id),)
+            decoded = self._decoder.decode(replace(extractor.request(video, rules), allow_partial=allow_partial))
+            clip = view.prepare(decoded, 0, extractor.preprocessing, video.video_id)
+            return PreparedVideo((clip,), decoded.damage)
         except VideoError as error:
             return error
         finally:
             self.on_video()
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        return new_decoder(self.workers)  # ends with this object
 
     def _place(self, part: PartName, row: int) -> tuple[int, int]:
         """The first row of the batch that a row belongs to, and its slot in it."""
@@ -193,21 +213,23 @@ class Reextraction:
     def _forward(
         self,
         part: PartName,
-        batch: list[tuple[int, Video, PreparedClip | VideoError]],
+        batch: list[tuple[int, Video, PreparedVideo | VideoError]],
         arrays: tuple[ArraySpec, ...],
     ) -> Recomputed:
         """Rows of one batch."""
         slots: list[PreparedClip | None] = [None] * self._batch_size
-        for row, _, clip in batch:
-            slots[self._place(part, row)[1]] = clip if isinstance(clip, PreparedClip) else None
+        for row, _, prepared in batch:
+            slots[self._place(part, row)[1]] = prepared.clips[0] if isinstance(prepared, PreparedVideo) else None
         features = self._extractor.start(slots, arrays).rows() if any(slots) else []
-        for row, video, clip in batch:
-            if isinstance(clip, VideoError):
-                yield row, RowFailure(row, video.video_id, video.path, clip.kind, clip.reason)
+        for row, video, prepared in batch:
+            error = prepared if isinstance(prepared, VideoError) else prepared.damage
+            trouble = RowFailure(row, video.video_id, video.path, error.kind, error.reason) if error else None
+            computed = features[self._place(part, row)[1]] if isinstance(prepared, PreparedVideo) else None
+            if computed is not None:
+                yield row, PartialRow(computed, trouble) if trouble else computed
             else:
-                computed = features[self._place(part, row)[1]]
-                assert computed is not None
-                yield row, computed
+                assert trouble is not None
+                yield row, trouble
 
 
 def config_of(manifest: Manifest) -> ExtractionConfig:

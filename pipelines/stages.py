@@ -27,12 +27,12 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
 from vcache.extract.datasets.base import Video
-from vcache.extract.video import DecodeRequest, VideoError
+from vcache.extract.video import VideoError
 from vcache.extract.views import PreparedClip
-from vcache.pipelines.decoding import Decode
+from vcache.pipelines.decoding import Decode, Decoder
 from vcache.pipelines.progress import ExtractionProgress, LimitClock
 from vcache.pipelines.shards import ShardJob, TargetTask
-from vcache.pipelines.writing import RowBatch, ShardWriting
+from vcache.pipelines.writing import BatchRow, RowBatch, ShardWriting
 from vcache.store.writer import RowFailure
 
 MAX_BATCHES = 3
@@ -40,12 +40,21 @@ MAX_BATCHES = 3
 
 
 @dataclass(frozen=True)
+class PreparedVideo:
+    """A clip for each of some tasks, all from one pass over the video."""
+
+    clips: tuple[PreparedClip, ...]
+    damage: VideoError | None
+    """What is wrong with the video, if it was taken all the same."""
+
+
+@dataclass(frozen=True)
 class PreparedRow:
-    """One video of a job: a clip for each of the job's tasks, or why there is none."""
+    """One video of a job, or why it gives nothing."""
 
     job: ShardJob
     index: int
-    clips: tuple[PreparedClip, ...] | VideoError
+    result: PreparedVideo | VideoError
 
 
 @dataclass
@@ -55,19 +64,19 @@ class _OpenBatch:
     task: TargetTask
     counts: bool
     slots: list[PreparedClip | None] = field(default_factory=list)
-    rows: list[tuple[int, int | RowFailure]] = field(default_factory=list)
+    rows: list[BatchRow] = field(default_factory=list)
 
-    def add(self, row: int, clip: PreparedClip | RowFailure) -> bool:
+    def add(self, row: int, clip: PreparedClip | None, trouble: RowFailure | None) -> bool:
         """Put the next row into its slot; whether the batch is then complete: full, or at the end of the shard."""
-        self.rows.append((row, clip if isinstance(clip, RowFailure) else len(self.slots)))
-        self.slots.append(None if isinstance(clip, RowFailure) else clip)
+        self.rows.append(BatchRow(row, len(self.slots), trouble))
+        self.slots.append(clip)
         return len(self.slots) == self.task.target.extractor.batch_size or row == self.task.task.rows[-1]
 
 
 def run_jobs(
     jobs: Iterable[ShardJob],
     *,
-    decode: Decode,
+    decoder: Decoder,
     num_threads: int,
     progress: ExtractionProgress,
     report: Callable[[], None],
@@ -78,12 +87,13 @@ def run_jobs(
     A video that cannot be used is recorded as failed in all tasks of its job and the run goes on; any other error stops it.
 
     Args:
+        decoder: closed if the run ends early, so that nothing has to be waited for.
         yield_cores: let decode threads run only where the backbone leaves a core idle. For a backbone on the CPU.
     """
     jobs = tuple(jobs)
     batch_size = max((task.target.extractor.batch_size for job in jobs for task in job.tasks), default=1)
     clock = LimitClock()
-    feeders = rows_ahead(jobs, decode, num_threads, num_threads + 2 * batch_size, yield_cores)
+    feeders = rows_ahead(jobs, decoder, num_threads, num_threads + 2 * batch_size, yield_cores)
     with ShardWriting(progress, MAX_BATCHES) as writing, closing(feeders) as rows:
         backbone = _BackboneStage(writing, clock)
         for row in _timed(rows, clock):
@@ -98,7 +108,7 @@ def run_jobs(
 
 
 def rows_ahead(
-    jobs: Iterable[ShardJob], decode: Decode, num_threads: int, read_ahead: int, yield_cores: bool = False
+    jobs: Iterable[ShardJob], decoder: Decoder, num_threads: int, read_ahead: int, yield_cores: bool = False
 ) -> Generator[PreparedRow]:
     """The rows of the jobs in order, with up to `read_ahead` of them decoded or being decoded ahead."""
     pending: deque[Future[PreparedRow]] = deque()
@@ -106,29 +116,32 @@ def rows_ahead(
     try:
         for job in jobs:
             for index in range(len(job.videos)):
-                pending.append(pool.submit(prepared_row, job, index, decode))
+                pending.append(pool.submit(prepared_row, job, index, decoder.decode))
                 if len(pending) >= read_ahead:
                     yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+    except BaseException:  # also where the caller stops asking
+        decoder.close()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def prepared_row(job: ShardJob, index: int, decode: Decode) -> PreparedRow:
-    """Decode a video of the job once, and make every view that its tasks ask for; views that are alike are made once."""
-    video = job.videos[index]
+    """A video of the job, ready for all that the job makes of it."""
     try:
-        return PreparedRow(job, index, _prepared(job.tasks, video, decode))
+        return PreparedRow(job, index, prepared_video(job.tasks, job.videos[index], decode))
     except VideoError as error:
         return PreparedRow(job, index, error)
 
 
-def _prepared(tasks: Sequence[TargetTask], video: Video, decode: Decode) -> tuple[PreparedClip, ...]:
+def prepared_video(tasks: Sequence[TargetTask], video: Video, decode: Decode) -> PreparedVideo:
+    """Decode a video once, and make the view of each task, alike ones once; VideoError if it cannot be used."""
     extractors = [task.target.extractor for task in tasks]
     rules = [task.view.clip_rule(extractors[i].sampling, video.video_id) for i, task in enumerate(tasks)]
     distinct = tuple(dict.fromkeys(rules))
-    decoded = decode(DecodeRequest(path=extractors[0].dataset.root / video.path, clips=distinct))
+    decoded = decode(extractors[0].request(video, distinct))
     made: dict[object, PreparedClip] = {}
     clips = []
     for task, extractor, rule in zip(tasks, extractors, rules, strict=True):
@@ -136,7 +149,7 @@ def _prepared(tasks: Sequence[TargetTask], video: Video, decode: Decode) -> tupl
         if alike not in made:
             made[alike] = task.view.prepare(decoded, distinct.index(rule), extractor.preprocessing, video.video_id)
         clips.append(made[alike])
-    return tuple(clips)
+    return PreparedVideo(tuple(clips), decoded.damage)
 
 
 class _BackboneStage:
@@ -149,12 +162,12 @@ class _BackboneStage:
 
     def take(self, row: PreparedRow) -> bool:
         """Add a row to the batches of its tasks; whether that completed one."""
-        completed = False
+        completed, result = False, row.result
+        error = result if isinstance(result, VideoError) else result.damage
         for number, task in enumerate(row.job.tasks):
             batch = self._open.setdefault(task, _OpenBatch(task, counts=number == len(row.job.tasks) - 1))
-            place = task.task.rows[row.index]
-            clip = row.clips[number] if not isinstance(row.clips, VideoError) else _failure(row, task, row.clips)
-            if batch.add(place, clip):
+            clip = None if isinstance(result, VideoError) else result.clips[number]
+            if batch.add(task.task.rows[row.index], clip, _trouble(row, task, error) if error else None):
                 self._run(self._open.pop(task))
                 completed = True
         return completed
@@ -181,7 +194,7 @@ class _BackboneStage:
             self._writing.submit(batch)
 
 
-def _failure(row: PreparedRow, task: TargetTask, error: VideoError) -> RowFailure:
+def _trouble(row: PreparedRow, task: TargetTask, error: VideoError) -> RowFailure:
     place = task.task.rows[row.index]
     # The path as listed when the row was made; the file may lie elsewhere now.
     path = task.target.store.part_videos(task.task.part).paths[place]

@@ -5,7 +5,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import NamedTuple
 
+from vcache.extract.views import PreparedClip
 from vcache.pipelines.batches import EncodedBatch
 from vcache.pipelines.progress import ExtractionProgress
 from vcache.pipelines.shards import TargetTask
@@ -16,21 +18,31 @@ class Stopped(Exception):
     """What open shards are left with, uncommitted, when the run ends early."""
 
 
+class BatchRow(NamedTuple):
+    """A row of the part, its slot, and what is wrong with its video: the slot may hold it all the same."""
+
+    row: int
+    slot: int
+    trouble: RowFailure | None
+
+
 @dataclass(frozen=True)
 class RowBatch:
-    """Rows of one task, in order, and the slots that hold them."""
+    """Rows of one task, in order."""
 
     task: TargetTask
-    rows: Sequence[tuple[int, int | RowFailure]]
-    """Row of the part, and the slot of `encoded` that holds it, or why its video gives none."""
+    rows: Sequence[BatchRow]
     encoded: EncodedBatch | None
     """None if all rows failed."""
     counts: bool
     """Whether the videos of the run are counted with this task: a job of several tasks has each video several times."""
 
+    def clip(self, row: BatchRow) -> PreparedClip | None:
+        return self.encoded.slots[row.slot] if self.encoded is not None else None
+
     @property
     def is_last(self) -> bool:
-        return self.rows[-1][0] == self.task.task.rows[-1]
+        return self.rows[-1].row == self.task.task.rows[-1]
 
 
 class ShardWriting:
@@ -131,17 +143,17 @@ class ShardWriting:
             writers.pop(batch.task).__exit__(None, None, None)
         if batch.counts:
             self._progress.videos_done += len(batch.rows)
-            self._progress.failures += sum(isinstance(held, RowFailure) for _, held in batch.rows)
+            self._progress.failures += sum(batch.clip(row) is None for row in batch.rows)
 
     def _write_rows(self, batch: RowBatch, writer: ShardWriter) -> None:
-        encoded = batch.encoded
-        arrays = encoded.rows() if encoded is not None else []
-        for row, held in batch.rows:
-            if isinstance(held, RowFailure):
-                writer.fail(held)
+        arrays = batch.encoded.rows() if batch.encoded is not None else []
+        for place in batch.rows:
+            clip = batch.clip(place)
+            written = arrays[place.slot] if clip is not None else None
+            if clip is None or written is None:
+                assert place.trouble is not None, f"row {place.row} has neither a clip nor a reason"
+                writer.fail(place.trouble)
                 continue
-            written, clip = arrays[held], encoded.slots[held] if encoded is not None else None
-            assert written is not None and clip is not None, f"slot {held} of row {row} holds no clip"
-            writer.write(row, written)
+            writer.write(place.row, written, partial=place.trouble)
             self._progress.bytes_written += sum(array.nbytes for array in written.values())
             self._progress.frames_done += len(clip.images)

@@ -7,10 +7,37 @@ from pathlib import Path
 
 import pytest
 
+from vcache.extract.video import DecodedVideo, DecodeRequest
+from vcache.pipelines import decoding
 from vcache.pipelines.cli import main
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.writing import RowBatch, ShardWriting
+
+
+class DecodesHere:
+    """In place of `DecodePool`: the same decoder in the calling thread, as starting processes takes longer than most tests."""
+
+    def __init__(self, num_workers: int) -> None:
+        pass
+
+    def decode(self, request: DecodeRequest) -> DecodedVideo:
+        return decoding.decode_video(request)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def _decode_in_threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless a test asks for the processes with the fixture `decode_processes`."""
+    if "decode_processes" not in request.fixturenames:
+        monkeypatch.setattr(decoding, "DecodePool", DecodesHere)
+
+
+@pytest.fixture
+def decode_processes() -> None:
+    """Videos are decoded as they are outside of tests."""
 
 
 @pytest.fixture

@@ -127,9 +127,9 @@ def test_memory_is_bounded_when_the_writer_is_slow(config: MakeConfig, monkeypat
             most = max(most, counts["decoded"] - counts["written"])
         return decode(request)
 
-    def slow(self: ShardWriter, *args: object) -> None:
+    def slow(self: ShardWriter, *args: object, **options: object) -> None:
         time.sleep(0.03)
-        write(self, *args)  # type: ignore[arg-type]
+        write(self, *args, **options)  # type: ignore[arg-type]
         with lock:
             counts["written"] += 1
 
@@ -200,10 +200,10 @@ def test_an_error_in_any_stage_ends_all_of_them(
     calls = 0
 
     def after_some(original: Callable[..., object], most: int) -> Callable[..., object]:
-        def call(*args: object) -> object:
+        def call(*args: object, **options: object) -> object:
             nonlocal calls
             calls += 1
-            return original(*args) if calls <= most else _break()
+            return original(*args, **options) if calls <= most else _break()
 
         return call
 
@@ -353,3 +353,53 @@ def test_a_store_keeps_its_batch_size(config: MakeConfig) -> None:
     with FeatureStore.open(config().store) as store:
         assert store.manifest.facts["batch_size"] == 3
         assert verify(config().store, deep=4)["deep"]["equal_rows"] == 4
+
+
+@pytest.fixture
+def misbehaving(monkeypatch: pytest.MonkeyPatch, video_folder: Path, tmp_path: Path, decode_processes: None) -> Path:
+    """A copy of the videos, and processes that do what the name of a video says; see tests/extract/misbehaving.py."""
+    pool = decoding.DecodePool
+    monkeypatch.setattr(decoding, "DecodePool", lambda workers: pool(workers, decoder="misbehaving:decode"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "extract"))
+    shutil.copytree(video_folder, tmp_path / "videos")
+    return tmp_path / "videos"
+
+
+def test_processes_decode_the_same_bytes_and_none_is_left(
+    config: MakeConfig, tmp_path: Path, decode_processes: None
+) -> None:
+    """One process and three, which finish in another order."""
+    before = children()
+    for workers in (1, 3):
+        run_extraction(config(store=tmp_path / f"{workers}.zarr", decode_workers=workers))
+    assert contents(tmp_path / "1.zarr") == contents(tmp_path / "3.zarr")
+    assert children() == before
+
+
+def test_a_video_that_ends_its_process_costs_itself(config: MakeConfig, misbehaving: Path) -> None:
+    (misbehaving / "val" / "jump" / "do.segfault.mp4").touch()
+    before, made = children(), config(dataset=str(misbehaving), split=("val",))
+    summary = run_extraction(made)
+    (failure,) = summary.failures
+    assert (failure.path, failure.kind) == ("val/jump/do.segfault.mp4", "worker_crash")
+    assert summary.progress.videos_done == 7
+    assert children() == before
+
+
+def test_an_interruption_does_not_wait_for_a_video_that_hangs(config: MakeConfig, misbehaving: Path) -> None:
+    (misbehaving / "val" / "wave" / "do.stop.mp4").touch()
+    before, began = children(), time.monotonic()
+
+    def interrupt(progress: ExtractionProgress) -> None:
+        if progress.videos_done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_extraction(config(dataset=str(misbehaving), split=("val",), batch_size=2), interrupt)
+    assert time.monotonic() - began < 25  # its deadline is 30 s
+    assert children() == before
+
+
+def children() -> set[str]:
+    """Processes of ours that are there."""
+    return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
