@@ -89,6 +89,12 @@ class PacketTable:
         )
 
     @property
+    def has_open_groups(self) -> bool:
+        """A frame is shown before the key frame that comes before it in the file: it may refer to the group before."""
+        later = np.minimum.accumulate(self.pts[::-1])[::-1]
+        return bool((self.keys & (later < self.pts)).any())
+
+    @property
     def end_seconds(self) -> float | None:
         """When the last frame ends; None without times."""
         timed = self.shown & (self.pts != _NO_TIME)

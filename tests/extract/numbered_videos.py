@@ -55,7 +55,7 @@ def write(
 
 WRITERS = {
     "h264_b_frames.mp4": ("libx264", {"bf": "3", "g": "12", "b_strategy": "0"}),
-    "h264_open_gop.mkv": ("libx264", {"bf": "2", "g": "10", "x264-params": "open-gop=1:b-adapt=0"}),
+    "h264_open_gop.mkv": ("libx264", {"bf": "2", "g": "12", "x264-params": "open-gop=1:b-adapt=0"}),
     "h264_b_frames.ts": ("libx264", {"bf": "2", "g": "12", "b_strategy": "0"}),
     "hevc.mp4": ("libx265", {"x265-params": "log-level=none:pools=1:frame-threads=1:keyint=16:bframes=3"}),
     "vp9.webm": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "10"}),
@@ -68,6 +68,55 @@ def write_as(path: Path, name: str) -> Path:
     """A video in the manner of WRITERS[name]."""
     codec, options = WRITERS[name]
     return write(path, codec, pix_fmt="yuvj420p" if codec == "mjpeg" else "yuv420p", **options)
+
+
+def write_with_empty_frames(path: Path) -> Path:
+    """XviD writes a frame without change as an empty one: after every sixth of these 48 there is a packet that shows nothing."""
+    empty_frame = bytes.fromhex("000001b6504f")  # MPEG-4 part 2: a P picture with vop_coded = 0, at 20 ticks a second
+    plain = write(path.with_name(f"plain-{path.name}"), "mpeg4", g="15")
+    with av.open(str(plain)) as source, av.open(str(path), "w") as target:
+        stream = source.streams.video[0]
+        copied = target.add_stream_from_template(stream)
+        at = 0
+        for i, packet in enumerate(packet for packet in source.demux(stream) if packet.size):
+            for payload in (bytes(packet), empty_frame) if i % 6 == 2 else (bytes(packet),):
+                part = av.Packet(payload)
+                part.stream, part.time_base, part.duration = copied, packet.time_base, packet.duration
+                part.pts = part.dts = at
+                part.is_keyframe = packet.is_keyframe
+                target.mux(part)
+                at += packet.duration
+    return path
+
+
+def cut_by_edit_list(path: Path, *, first: int) -> Path:
+    """A stream-copied cut: the packets back to a key frame are kept and hidden, and headers still count them."""
+    whole = write(path.with_name(f"whole-{path.name}"), "libx264", bf="2", g="12", b_strategy="0")
+    with av.open(str(whole)) as source, av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as target:
+        stream = source.streams.video[0]
+        copied = target.add_stream_from_template(stream)
+        shift = int(first / FPS / stream.time_base)
+        for packet in source.demux(stream):
+            if packet.size:
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, copied
+                target.mux(packet)
+    return path
+
+
+def turn(path: Path, quarter_turns_left: int) -> Path:
+    """Write the rotation into the header of an MP4.
+
+    x' = a x + c y, y' = b x + d y with y downwards: (0, 1, -1, 0) turns the picture to the right.
+    """
+    matrix = {0: (1, 0, 0, 1), 1: (0, -1, 1, 0), 2: (-1, 0, 0, -1), 3: (0, 1, -1, 0)}[quarter_turns_left]
+    one = 0x10000
+    a, b, c, d = ((value * one).to_bytes(4, "big", signed=True) for value in matrix)
+    zero, perspective = bytes(4), (1 << 30).to_bytes(4, "big")
+    upright = one.to_bytes(4, "big") + zero * 3 + one.to_bytes(4, "big") + zero * 3 + perspective
+    data = path.read_bytes()
+    at = data.index(upright, data.index(b"tkhd"))  # the first such matrix is that of the whole movie
+    path.write_bytes(data[:at] + a + b + zero + c + d + zero * 3 + perspective + data[at + 36 :])
+    return path
 
 
 def decode_all(path: Path, num_frames: int, *, decoder: str = "pyav") -> list[int]:

@@ -4,12 +4,11 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numbered_videos import FPS, WRITERS, kind_of_request, number_of, write, write_as
+from numbered_videos import FPS, WRITERS, cut_by_edit_list, kind_of_request, number_of, write, write_as
 
 from vcache.extract import survey
 from vcache.extract.decode import decode_video
@@ -25,7 +24,7 @@ EVERY = ClipRule(sampling=StridedSampling(num_frames=48, stride_frames=1))
 def videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("videos")
     paths = {name: write_as(folder / name, name) for name in WRITERS}
-    paths["edit_list.mp4"] = cut_by_edit_list(folder / "edit_list.mp4")
+    paths["edit_list.mp4"] = cut_by_edit_list(folder / "edit_list.mp4", first=17)
     ticks = [i * 3 - i % 3 for i in range(48)]
     paths["vfr.mp4"] = write(folder / "vfr.mp4", "libx264", ticks=ticks, bf="2", g="9")
     return paths
@@ -34,20 +33,6 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def whole(videos: dict[str, Path]) -> dict[str, DecodedVideo]:
     return {name: decode_video(DecodeRequest(path=path, clips=(EVERY,))) for name, path in videos.items()}
-
-
-def cut_by_edit_list(path: Path) -> Path:
-    """A stream-copied cut from frame 17 on."""
-    source_path = write(path.with_suffix(".whole.mp4"), "libx264", bf="2", g="12")
-    with av.open(str(source_path)) as source, av.open(str(path), "w", options={"avoid_negative_ts": "0"}) as target:
-        stream = source.streams.video[0]
-        copied = target.add_stream_from_template(stream)
-        shift = int(17 / FPS / stream.time_base)
-        for packet in source.demux(stream):
-            if packet.size:
-                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, copied
-                target.mux(packet)
-    return path
 
 
 def test_the_cut_hides_frames_at_its_beginning(whole: dict[str, DecodedVideo]) -> None:
