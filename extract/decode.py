@@ -32,7 +32,12 @@ def decode_video(request: DecodeRequest) -> DecodedVideo:
         VideoError: what is wrong with the video, and nothing else, whatever the file.
         DecoderError: there is no such decoder, or it is not installed.
     """
-    return get_decoder(request.decoder).decode(request)
+    return get_decoder(decoder_of(request.path, request.decoder)).decode(request)
+
+
+def decoder_of(path: Path, name: str = "pyav") -> str:
+    """Which decoder reads this path, if `name` is the one for videos: a folder is one of frames, and read by "images"."""
+    return "images" if path.is_dir() else name
 
 
 def decode_clip(path: Path, sampling: Sampling, *, decoder: str = "pyav") -> DecodedClip:

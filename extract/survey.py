@@ -41,7 +41,7 @@ from vcache.extract.packets import (
     read_table,
 )
 from vcache.extract.seek import SeekError, frames_of_segment
-from vcache.extract.video import Damage, DecodedVideo, DecodeRequest, VideoError
+from vcache.extract.video import Damage, DecodedVideo, DecodeRequest, VideoError, distinct_frames
 
 # A file up to here is read once, and its packets kept for the decoder; a larger one is read twice.
 _MAX_BYTES_IN_MEMORY = 64 * 2**20
@@ -115,8 +115,8 @@ def _survey_whole(
     done = _decode(request, guess, kept, convert, damage)
     if damage.first is None:
         _check_count(table.num_shown, len(done.times))
-    segment, clips = _resolve(request, len(done.times), _seconds(done.times, table))
-    numbers = _wanted(clips)
+    segment, clips = request.resolve(len(done.times), _seconds(done.times, table))
+    numbers = distinct_frames(clips)
     if convert and not guess.issuperset(numbers):
         again = _decode(request, frozenset(numbers), None, convert, damage)
         if len(again.times) != len(done.times):
@@ -141,8 +141,8 @@ def _survey_segment(
     check_whole(table, damage)
     if not table.seekable:
         return _survey_whole(request, table, None, convert, damage)
-    segment, clips = _resolve(request, table.num_shown, table.times)
-    numbers = _wanted(clips)
+    segment, clips = request.resolve(table.num_shown, table.times)
+    numbers = distinct_frames(clips)
     wanted, frames, size = frozenset(numbers), {}, (0, 0)
     try:
         for number, frame in frames_of_segment(container, stream, table, segment):
@@ -160,20 +160,9 @@ def _survey_segment(
 def _guess(request: DecodeRequest, table: PacketTable) -> tuple[int, ...]:
     """The wanted frames, were there as many as packets; none if the segment does not lie within these."""
     try:
-        return _wanted(_resolve(request, table.num_shown, table.times)[1])
+        return distinct_frames(request.resolve(table.num_shown, table.times)[1])
     except VideoError:
         return ()
-
-
-def _resolve(request: DecodeRequest, num_frames: int, times: np.ndarray) -> tuple[range, tuple[tuple[int, ...], ...]]:
-    """The frames of the segment, and those of all clips."""
-    segment = range(num_frames) if request.segment is None else request.segment.frames(times)
-    return segment, tuple(tuple(segment[i] for i in rule.indices(len(segment))) for rule in request.clips)
-
-
-def _wanted(clips: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
-    """The frames of all clips, each once, ascending."""
-    return tuple(sorted({frame for clip in clips for frame in clip}))
 
 
 def _seconds(times: list[float | None], table: PacketTable) -> np.ndarray:

@@ -73,7 +73,7 @@ class Segment:
         if not 0 <= self.start < self.stop:
             raise ValueError(f"segment {self.start:g} to {self.stop:g}: must begin at 0 or later and end after that")
 
-    def frames(self, times: Sequence[float] | np.ndarray) -> range:
+    def frames(self, times: Sequence[int | float] | np.ndarray) -> range:
         """Which frames of a video these are; at least one.
 
         In frames the segment must lie within the video. In seconds it takes the frames whose display begins within it; its
@@ -115,6 +115,17 @@ class DecodeRequest:
     decoder: str = "pyav"
     """One of `list_decoders()`."""
 
+    def resolve(
+        self, num_frames: int, times: Sequence[int | float] | np.ndarray
+    ) -> tuple[range, tuple[tuple[int, ...], ...]]:
+        """The frames of the segment, and those of each clip, for a video of so many frames that are shown at these seconds.
+
+        Raises:
+            VideoError: "frame_count", the segment lies beyond the end.
+        """
+        segment = range(num_frames) if self.segment is None else self.segment.frames(times)
+        return segment, tuple(tuple(segment[i] for i in rule.indices(len(segment))) for rule in self.clips)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedVideo:
@@ -145,3 +156,8 @@ class DecodedVideo:
             return self.frames
         place = {frame: i for i, frame in enumerate(self.numbers)}
         return self.frames[[place[frame] for frame in numbers]]
+
+
+def distinct_frames(clips: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """The frames of all clips, each once, ascending."""
+    return tuple(sorted({frame for clip in clips for frame in clip}))

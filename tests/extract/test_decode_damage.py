@@ -22,7 +22,7 @@ def test_absent_and_empty_files_and_text_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("<html>404 Not Found</html>\n" * 100)
     (tmp_path / "random.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
     assert kind_of(tmp_path / "absent.mp4") == "missing"
-    assert kind_of(tmp_path) == "missing"
+    assert kind_of(tmp_path) == "no_frames"
     assert kind_of(tmp_path / "empty.mp4") == "empty"
     assert kind_of(tmp_path / "text.mp4") == "not_video"
     assert kind_of(tmp_path / "random.mp4") == "not_video"
