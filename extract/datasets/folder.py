@@ -1,7 +1,7 @@
 """A folder of class folders, with or without split folders above them."""
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from vcache.extract.datasets.base import (
     VIDEO_SUFFIXES,
@@ -12,9 +12,13 @@ from vcache.extract.datasets.base import (
     hashed_split,
     split_order,
 )
+from vcache.extract.datasets.disk import Disk, is_video_name, join
 from vcache.extract.datasets.registry import register_path_loader
 
 _SPLITS = ("train", "val", "test")
+_Found = tuple[str | None, str, str]
+"""Split (None: to be had by a hash), class and path of a video."""
+
 _LAYOUT = """\
 FOLDER/<class>/<video>                        split by a hash of the path: 20% (--val-fraction) become val
 FOLDER/<train|val|validation|test>/<class>/<video>"""
@@ -31,20 +35,7 @@ def load_folder(path: Path, root: Path | None, val_fraction: float) -> VideoData
         raise DatasetError(
             f"--root {root} has no meaning for the folder {path}, which holds its videos itself; leave it out"
         )
-    split_folders = [folder for folder in _folders(path) if _is_split(folder)]
-    found = [
-        (canonical_split(split.name), label.name, video)
-        for split in split_folders
-        for label, video in _class_videos(split)
-    ]
-    plain = [(label, video) for label, video in _class_videos(path) if label not in split_folders]
-    if found and plain:
-        names = ", ".join(folder.name for folder in split_folders)
-        raise DatasetError(
-            f"{path} has split folders ({names}) and the class folder {plain[0][0].name!r} beside them; move it"
-        )
-    if not found:
-        found = [(hashed_split(_relative(video, path), val_fraction), label.name, video) for label, video in plain]
+    found = _find(Disk(path))
     if not found:
         raise DatasetError(
             f"no videos in {path}; looked in its class folders for {' '.join(VIDEO_SUFFIXES)}:\n{_LAYOUT}"
@@ -52,39 +43,57 @@ def load_folder(path: Path, root: Path | None, val_fraction: float) -> VideoData
     class_names = tuple(sorted({label for _, label, _ in found}))
     label_of = {name: index for index, name in enumerate(class_names)}
     videos = [
-        Video(_relative(video, path), _relative(video, path), label_of[label], split) for split, label, video in found
+        Video(video, video, label_of[label], split or hashed_split(video, val_fraction))
+        for split, label, video in found
     ]
     videos.sort(key=lambda video: (split_order(video.split), video.path))
     return VideoDataset(path.name or "root", path, class_names, tuple(videos))
 
 
-def _is_split(folder: Path) -> bool:
-    """Named for a split and divided into folders; a folder "test" that holds videos itself is a class."""
-    return canonical_split(folder.name) in _SPLITS and any(_class_videos(folder, check=False))
-
-
-def _class_videos(folder: Path, *, check: bool = True) -> list[tuple[Path, Path]]:
-    """Each video in the folders of `folder`, with that folder; raises DatasetError if some lie beside them."""
-    pairs = [(label, video) for label in _folders(folder) for video in _videos(label)]
-    if check and pairs and (stray := _videos(folder)):
+def _find(disk: Disk) -> list[_Found]:
+    split_folders = [name for name in _folders(disk, "") if _is_split(disk, name)]
+    videos = [(split, *pair) for split in split_folders for pair in _class_videos(disk, split)]
+    found: list[_Found] = [(canonical_split(split), label, video) for split, label, video in videos]
+    plain: list[_Found] = [(None, *pair) for pair in _class_videos(disk, "") if pair[0] not in split_folders]
+    if found and plain:
+        names = ", ".join(split_folders)
         raise DatasetError(
-            f"{len(stray)} videos lie in {folder} outside any class folder, the first is {stray[0].name!r}; "
-            "move them into one"
+            f"{disk.root} has split folders ({names}) and the class folder {plain[0][1]!r} beside them; move it"
+        )
+    return found or plain
+
+
+def _is_split(disk: Disk, folder: str) -> bool:
+    """Named for a split and divided into folders; a folder "test" that holds videos itself is a class."""
+    return canonical_split(folder) in _SPLITS and any(
+        _videos(disk, join(folder, label)) for label in _folders(disk, folder)
+    )
+
+
+def _class_videos(disk: Disk, folder: str) -> list[tuple[str, str]]:
+    """Each video in the folders of `folder`, with that folder's name; raises DatasetError if some lie beside them."""
+    pairs = [(label, video) for label in _folders(disk, folder) for video in _videos(disk, join(folder, label))]
+    if pairs and (stray := _videos(disk, folder)):
+        raise DatasetError(
+            f"{len(stray)} videos lie in {disk.root / folder} outside any class folder, the first is "
+            f"{PurePosixPath(stray[0]).name!r}; move them into one"
         )
     return pairs
 
 
-def _folders(path: Path) -> list[Path]:
-    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+def _folders(disk: Disk, path: str) -> list[str]:
+    folder = disk.folder(path)
+    return sorted(name for name in folder.folders if not name.startswith(".")) if folder else []
 
 
-def _videos(path: Path) -> list[Path]:
-    entries = (entry for entry in path.iterdir() if entry.suffix.lower() in VIDEO_SUFFIXES)
-    return sorted(entry for entry in entries if entry.is_file() and not entry.name.startswith("."))
+def _videos(disk: Disk, path: str) -> list[str]:
+    folder = disk.folder(path)
+    return (
+        sorted(_checked(join(path, name), disk.root) for name in folder.files if is_video_name(name)) if folder else []
+    )
 
 
-def _relative(video: Path, root: Path) -> str:
-    name = video.relative_to(root).as_posix()
+def _checked(name: str, root: Path) -> str:
     try:
         name.encode()
     except UnicodeEncodeError as error:
