@@ -51,7 +51,10 @@ def takes(build: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable
 
 def extraction_config(
     dataset: Annotated[
-        str, typer.Argument(help="k400, a folder of class folders, or a CSV file path,label\\[,split].")
+        str,
+        typer.Argument(
+            help="k400 (see vcache datasets), a folder of classes, a CSV path,label\\[,split], or a .txt of path label."
+        ),
     ],
     layers: Annotated[
         str,

@@ -28,7 +28,7 @@ class ExtractionConfig:
     """
 
     dataset: str
-    """A registered name, a folder, or a CSV file."""
+    """A registered name, a folder, a CSV file, or a list in a .txt."""
     layers: str = "-4:"
     split: tuple[str, ...] | None = None
     """Splits to extract; None is all that the dataset has."""

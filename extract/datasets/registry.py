@@ -1,7 +1,7 @@
 """Finds the datasets of this folder: a new dataset is one new file with a loader under `@register_dataset`.
 
-A registered name is read from `--root`, or from the folder of that name under $VCACHE_DATA. Two loaders have no name of
-their own and are chosen by what the path is: a folder or a CSV file.
+A registered name is read from `--root`, or from the folder of that name under $VCACHE_DATA. Some loaders have no name of
+their own and are chosen by what the path is: a folder, or a file by its suffix.
 """
 
 import difflib
@@ -34,22 +34,26 @@ class DatasetInfo:
 
 _INFOS: dict[str, DatasetInfo] = {}
 _LOADERS: dict[str, Loader] = {}
+_FOLDERS: dict[str, str] = {}
 _PATH_LOADERS: dict[str, PathLoader] = {}
 
 
-def register_dataset(name: str, *, summary: str, layout: str) -> Callable[[_AnyLoader], _AnyLoader]:
-    """Offer `load(root) -> VideoDataset` under a name."""
+def register_dataset(
+    name: str, *, summary: str, layout: str, folder: str | None = None
+) -> Callable[[_AnyLoader], _AnyLoader]:
+    """Offer `load(root) -> VideoDataset` under a name; `folder` is where it lies in $VCACHE_DATA, if not under that name."""
 
     def register(load: _AnyLoader) -> _AnyLoader:
         _add(DatasetInfo(name, summary, layout, chosen_by_path=False))
         _LOADERS[name] = load
+        _FOLDERS[name] = folder or name
         return load
 
     return register
 
 
 def register_path_loader(name: str, *, summary: str, layout: str) -> Callable[[_AnyLoader], _AnyLoader]:
-    """Offer `load(path, root, val_fraction) -> VideoDataset` for paths of one kind, "folder" or "csv"."""
+    """Offer `load(path, root, val_fraction) -> VideoDataset` for paths of one kind: "folder", "csv", "txt" or "rawframes"."""
 
     def register(load: _AnyLoader) -> _AnyLoader:
         _add(DatasetInfo(name, summary, layout, chosen_by_path=True))
@@ -68,10 +72,10 @@ def list_datasets() -> dict[str, DatasetInfo]:
 def load_dataset(
     name_or_path: str, *, root: Path | None = None, splits: tuple[str, ...] | None = None, val_fraction: float = 0.2
 ) -> VideoDataset:
-    """Read the annotation of a registered dataset, a folder of class folders or a CSV file; no video is opened.
+    """Read the annotation of a registered dataset, a folder of class folders, a CSV or a list in a .txt; no video is opened.
 
     Args:
-        root: where a registered dataset lies (default $VCACHE_DATA/<name>), or what a CSV's paths are relative to.
+        root: where a registered dataset lies (default $VCACHE_DATA/<name>), or what the paths of a file are relative to.
         splits: keep only these; None keeps all.
         val_fraction: share of the videos that become "val" where the dataset has no splits of its own.
 
@@ -130,10 +134,10 @@ def _registered_root(name: str, root: Path | None) -> Path:
     data = os.environ.get("VCACHE_DATA")
     if not data:
         raise DatasetError(
-            f"where is {name}? Say --root FOLDER, or set VCACHE_DATA to the folder that holds {name}/. "
+            f"where is {name}? Say --root FOLDER, or set VCACHE_DATA to the folder that holds {_FOLDERS[name]}/. "
             f"It should hold:\n{_INFOS[name].layout}"
         )
-    folder = Path(data).expanduser().absolute() / name
+    folder = Path(data).expanduser().absolute() / _FOLDERS[name]
     if not folder.is_dir():
         raise DatasetError(f"{name} is not at {folder} (from VCACHE_DATA); put it there, or say --root FOLDER")
     return folder
@@ -144,10 +148,14 @@ def _unknown(name_or_path: str) -> str:
     if name_or_path in _PATH_LOADERS:
         return f"{name_or_path!r} is a kind of path, not a name: pass the path itself, as in  vcache extract ./videos"
     if Path(name_or_path).expanduser().is_file():
-        return f"{name_or_path!r} is a file that does not end in .csv; list videos in a CSV with the columns path,label[,split]"
+        return (
+            f"{name_or_path!r} is a file that ends neither in .csv nor in .txt; list videos in a CSV with the columns "
+            "path,label[,split]"
+        )
     similar = difflib.get_close_matches(name_or_path.lower(), _LOADERS, n=1, cutoff=0.5)
     guess = f" Did you mean {similar[0]!r}?" if similar else ""
     return (
         f"{name_or_path!r} is neither a registered dataset (there are: {names}) nor an existing folder or file.{guess} "
-        "A path to a folder reads one folder per class; a path to a CSV file reads its columns path,label[,split]"
+        "A path to a folder reads one folder per class, a path to a CSV file reads its columns "
+        "path,label[,split], to a .txt its lines `path label`"
     )

@@ -264,7 +264,7 @@ def test_csv_without_rows_is_refused(tmp_path: Path) -> None:
 def test_every_entry_says_what_it_is_and_where_files_go() -> None:
     infos = list_datasets()
     by_path = [name for name, info in infos.items() if info.chosen_by_path]
-    assert {"csv", "folder", "rawframes"} <= set(by_path)
+    assert {"csv", "folder", "rawframes", "txt"} <= set(by_path)
     assert list(infos)[-len(by_path) :] == sorted(by_path)
     assert all(info.name == name and info.summary and info.layout for name, info in infos.items())
 
@@ -285,13 +285,13 @@ def test_name_that_leads_nowhere_says_what_would(asked: str, words: str, monkeyp
 
 
 def test_places_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    touch(tmp_path, "a/x.mp4", "list.txt")
+    touch(tmp_path, "a/x.mp4", "list.md")
     with pytest.raises(DatasetError, match="is not a folder"):
         load_dataset("k400", root=tmp_path / "absent")
     with pytest.raises(DatasetError, match="--root .* has no meaning for"):
         load_dataset(str(tmp_path), root=tmp_path)
-    with pytest.raises(DatasetError, match="does not end in .csv"):
-        load_dataset(str(tmp_path / "list.txt"))
+    with pytest.raises(DatasetError, match="ends neither in .csv nor in .txt"):
+        load_dataset(str(tmp_path / "list.md"))
     with pytest.raises(DatasetError, match=r"\(1.5\) must be at least 0 and below 1"):
         load_dataset(str(tmp_path), val_fraction=1.5)
     monkeypatch.setenv("VCACHE_DATA", str(tmp_path))
