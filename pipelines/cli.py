@@ -328,15 +328,32 @@ def heads(as_json: Json = False) -> None:
 
 
 @app.command()
-def datasets(as_json: Json = False) -> None:
+def datasets(
+    dataset: Annotated[
+        str | None, typer.Argument(help="A name, a folder, a CSV or a list in a .txt.", metavar="[DATASET]")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Where the videos of DATASET lie.")] = None,
+    as_json: Json = False,
+) -> None:
     """The datasets that `vcache extract` knows, and the layout it expects on disk.
 
-    [bold]Example:[/bold]  vcache datasets
-    """
-    from vcache.pipelines.listing import describe_datasets, print_datasets
+    With DATASET: its splits and classes, which listed videos are missing, and which videos on the disk no list names. Exit
+    status 1 if a listed video is missing or the annotation is malformed; videos that no list names do no harm.
 
-    rows = describe_datasets()
-    _print_json(rows) if as_json else print_datasets(rows)
+    [bold]Examples:[/bold]  vcache datasets  |  vcache datasets k400 --root /data/k400
+    """
+    from vcache.pipelines import dataset_listing as listing
+
+    if dataset is None:
+        if root is not None:
+            raise typer.BadParameter("--root goes with a DATASET, as in  vcache datasets k400 --root FOLDER")
+        rows = listing.describe_datasets()
+        _print_json(rows) if as_json else listing.print_datasets(rows)
+        return
+    description = listing.describe_dataset(dataset, root)
+    _print_json(description) if as_json else listing.print_dataset(description)
+    if not description["ok"]:
+        raise typer.Exit(1)
 
 
 @app.command()

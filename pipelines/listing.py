@@ -1,4 +1,4 @@
-"""`vcache info`, `ls`, `heads` and `datasets`: each description is a plain dict or list, printed as a table or as JSON."""
+"""`vcache info`, `ls` and `heads`: each description is a plain dict or list, printed as a table or as JSON."""
 
 import dataclasses
 from collections import Counter
@@ -8,7 +8,6 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from vcache.extract.datasets.registry import list_datasets
 from vcache.heads.registry import get_head, list_heads
 from vcache.pipelines.console import out, size
 from vcache.pipelines.matching import STORE_FACTS
@@ -221,17 +220,3 @@ def print_heads(rows: list[dict[str, Any]]) -> None:
 
 def _word(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
-
-
-def describe_datasets() -> list[dict[str, str]]:
-    """One row a dataset: its name (or how a path chooses it), a summary, and the layout on disk."""
-    return [
-        {"dataset": name, "summary": entry.summary, "layout": entry.layout} for name, entry in list_datasets().items()
-    ]
-
-
-def print_datasets(rows: list[dict[str, str]]) -> None:
-    for row in rows:
-        out.print(f"[bold]{row['dataset']}[/bold]  {row['summary']}", highlight=False, soft_wrap=True)
-        for line in row["layout"].strip().splitlines():
-            out.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
