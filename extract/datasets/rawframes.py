@@ -4,25 +4,23 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from vcache.extract.datasets.annotations import read_lines
 from vcache.extract.datasets.base import (
     VIDEO_SUFFIXES,
     DatasetError,
     Video,
     VideoDataset,
-    canonical_split,
     check_unique_ids,
     hashed_split,
     inside,
     split_order,
 )
 from vcache.extract.datasets.registry import register_path_loader
+from vcache.extract.datasets.split_lists import lists_of_splits, names_of_classes, shared_name
 from vcache.extract.video import Segment
 
 FRAME_NAME = re.compile(r"(img|image|frame)_\d{4,6}\.jpe?g", re.IGNORECASE)
 """What a frame is called: img_00001.jpg, image_0001.jpg, frame_000001.jpg."""
-
-_SPELLINGS = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test", "testing")}
-_SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(word for words in _SPELLINGS.values() for word in words)})(?![a-z])")
 
 _LAYOUT = """\
 FILE.txt: `dir num_frames label`, one video a line; the label is an index, the path of the folder may have spaces
@@ -45,7 +43,7 @@ def looks_like_rawframes(path: Path, root: Path | None = None) -> bool:
 
     Of a folder that is not there, a name that is no video's is enough: `v.mp4 3 7` is a video with two labels.
     """
-    text = next((text for _, text in _lines(path)), "")
+    text = next((text for _, text in read_lines(path)), "")
     folder, num_frames, label = (*text.rsplit(maxsplit=2), "", "", "")[:3]
     if not (_is_index(num_frames) and _is_index(label)):
         return False
@@ -64,7 +62,8 @@ def load_rawframes(path: Path, root: Path | None, val_fraction: float) -> VideoD
     """
     base = root or path.parent
     rows = {
-        split: [_row(text, base, file, line) for line, text in _lines(file)] for split, file in _lists(path).items()
+        split: [_row(text, base, file, line) for line, text in read_lines(file)]
+        for split, file in lists_of_splits(path).items()
     }
     located = [
         (_video(row, split or hashed_split(row.folder, val_fraction)), row.file, row.line)
@@ -73,9 +72,10 @@ def load_rawframes(path: Path, root: Path | None, val_fraction: float) -> VideoD
     ]
     check_unique_ids(located)
     every = [row for listed in rows.values() for row in listed]
+    class_names = names_of_classes(path.parent, ((row.label, row.file, row.line) for row in every))
     _check_frames(base, every)
     videos = sorted((video for video, _, _ in located), key=lambda video: (split_order(video.split), video.path))
-    return VideoDataset(_name(path), base, _class_names(path.parent, every), tuple(videos))
+    return VideoDataset(shared_name(path), base, class_names, tuple(videos))
 
 
 def _video(row: _Row, split: str) -> Video:
@@ -108,47 +108,3 @@ def _check_frames(base: Path, rows: list[_Row]) -> None:
                 line=row.line,
             )
         return
-
-
-def _lists(path: Path) -> dict[str, Path]:
-    """Split -> list, of all that are there; the split "" is one to be divided by a hash."""
-    words = list(_SPLIT_WORD.finditer(path.stem))
-    if len(words) != 1:
-        return {"": path}
-    before, after = path.stem[: words[0].start()], path.stem[words[0].end() :]
-    files = {canonical_split(words[0][0]): path}
-    for split, spellings in _SPELLINGS.items():
-        named = (path.with_name(f"{before}{word}{after}{path.suffix}") for word in spellings)
-        if (found := next((file for file in named if file.is_file()), None)) is not None:
-            files.setdefault(split, found)
-    return {"": path} if list(files) == ["train"] else files
-
-
-def _name(path: Path) -> str:
-    """The same for each of the lists: what their names share."""
-    shared = re.sub(r"[-_. ]{2,}", "_", _SPLIT_WORD.sub("", path.stem)).strip("-_. ")
-    return shared or path.parent.name or "rawframes"
-
-
-def _class_names(folder: Path, rows: list[_Row]) -> tuple[str, ...]:
-    """The names in label_map*.txt beside the list, or the indices themselves."""
-    count = max((row.label for row in rows), default=-1) + 1
-    maps = sorted(folder.glob("label_map*.txt"))
-    if not maps:
-        return tuple(str(index) for index in range(count))
-    if len(maps) > 1:
-        raise DatasetError(f"{folder} has {len(maps)} files label_map*.txt ({maps[0].name}, {maps[1].name}); keep one")
-    names = tuple(text for _, text in _lines(maps[0]))
-    if outside := next((row for row in rows if row.label >= len(names)), None):
-        message = f"label {outside.label}, and {maps[0].name} names {len(names)} classes"
-        raise DatasetError(message, file=outside.file, line=outside.line)
-    return names
-
-
-def _lines(path: Path) -> list[tuple[int, str]]:
-    """The lines as (line, text without surrounding space); blank ones are left out."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"not UTF-8 text ({error.reason}); save it as UTF-8", file=path) from error
-    return [(line, text.strip()) for line, text in enumerate(lines, start=1) if text.strip()]

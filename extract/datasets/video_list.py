@@ -1,7 +1,7 @@
 """Lists of `path label`, one video a line, as mmaction2 and the papers' repositories keep them."""
 
 import re
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 
 from vcache.extract.datasets.annotations import read_lines
@@ -9,7 +9,6 @@ from vcache.extract.datasets.base import (
     DatasetError,
     Video,
     VideoDataset,
-    canonical_split,
     check_unique_ids,
     hashed_split,
     inside,
@@ -17,14 +16,9 @@ from vcache.extract.datasets.base import (
 )
 from vcache.extract.datasets.disk import is_video_name, join
 from vcache.extract.datasets.registry import register_path_loader
+from vcache.extract.datasets.split_lists import lists_of_splits, names_of_classes, shared_name
 
-_SPELLINGS = {
-    "train": ("train", "training"),
-    "val": ("val", "validation", "validate", "valid"),
-    "test": ("test", "testing"),
-}
-_SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(word for words in _SPELLINGS.values() for word in words)})(?![a-z])")
-_ROW = re.compile(r"(?P<path>.*?\S)\s+(?P<labels>[0-9]{1,6}(\s+[0-9]{1,6})*)")
+_ROW = re.compile(r"(?P<path>.*?\S)\s+(?P<labels>[0-9]{1,9}(\s+[0-9]{1,9})*)")
 _ROWS_TRIED = 100
 
 _Row = tuple[Path, int, str, tuple[int, ...]]
@@ -48,7 +42,7 @@ def load_video_list(path: Path, root: Path | None, val_fraction: float) -> Video
         DatasetError: with the line, for a malformed row, a path listed twice or outside the root.
     """
     base = root or path.parent
-    rows = {split: _read(file, base) for split, file in _lists(path).items()}
+    rows = {split: _read(file, base) for split, file in lists_of_splits(path).items()}
     multi_label = any(len(labels) > 1 for listed in rows.values() for _, _, _, labels in listed)
     located = []
     for split, listed in rows.items():
@@ -64,36 +58,13 @@ def load_video_list(path: Path, root: Path | None, val_fraction: float) -> Video
             located.append((video, file, line))
     check_unique_ids(located)
     videos = sorted((video for video, _, _ in located), key=lambda video: (split_order(video.split), video.video_id))
-    class_names = _class_names(path.parent, [row for listed in rows.values() for row in listed])
-    return VideoDataset(_name(path), base, class_names, tuple(videos), multi_label=multi_label)
+    every = ((label, file, line) for listed in rows.values() for file, line, _, labels in listed for label in labels)
+    class_names = names_of_classes(path.parent, every)
+    return VideoDataset(shared_name(path), base, class_names, tuple(videos), multi_label=multi_label)
 
 
 def _read(file: Path, base: Path) -> list[_Row]:
     return [(file, line, *_row(text, base, file, line)) for line, text in read_lines(file)]
-
-
-def _lists(path: Path) -> dict[str, Path]:
-    """Split -> list, of all that are there; the split "" is one to be divided by a hash."""
-    words = list(_SPLIT_WORD.finditer(path.stem))
-    if len(words) != 1:
-        return {"": path}
-    before, after = path.stem[: words[0].start()], path.stem[words[0].end() :]
-    files = {canonical_split(words[0][0]): path}
-    for split, spellings in _SPELLINGS.items():
-        named = (path.with_name(f"{before}{word}{after}{path.suffix}") for word in spellings)
-        found = next((file for file in named if file.is_file()), None)
-        if found is not None:
-            files.setdefault(split, found)
-    return (
-        {"": path} if list(files) == ["train"] else dict(sorted(files.items(), key=lambda item: split_order(item[0])))
-    )
-
-
-def _name(path: Path) -> str:
-    """The same for each of the lists: what their names share."""
-    if len(_SPLIT_WORD.findall(path.stem)) != 1:
-        return path.stem
-    return re.sub(r"[-_. ]{2,}", "_", _SPLIT_WORD.sub("", path.stem)).strip("-_. ") or path.parent.name or "list"
 
 
 def _row(text: str, base: Path, file: Path, line: int) -> tuple[str, tuple[int, ...]]:
@@ -116,23 +87,3 @@ def _place(base: Path, split: str, listed: list[str]) -> str:
     places = ("", split, "videos", f"videos/{split}", f"videos_{split}") if split else ("", "videos")
     tries = (place for name in islice(listed, _ROWS_TRIED) for place in places if (base / place / name).is_file())
     return next(tries, "")
-
-
-def _class_names(folder: Path, rows: list[_Row]) -> tuple[str, ...]:
-    """The names in label_map*.txt beside the list, or the indices themselves."""
-    highest = max(rows, key=lambda row: max(row[-1]), default=None)
-    count = 0 if highest is None else max(highest[-1]) + 1
-    maps = sorted(folder.glob("label_map*.txt"))
-    if not maps:
-        return tuple(str(index) for index in range(count))
-    if len(maps) > 1:
-        raise DatasetError(
-            f"{folder} has {len(maps)} files label_map*.txt ({maps[0].name}, {maps[1].name}, ...); keep one"
-        )
-    names = tuple(text for _, text in read_lines(maps[0]))
-    if highest is not None and count > len(names):
-        message = f"label {count - 1}, and {maps[0].name} names {len(names)} classes"
-        raise DatasetError(message, file=highest[0], line=highest[1])
-    if twice := [name for name, other in pairwise(sorted(names)) if name == other]:
-        raise DatasetError(f"the class {twice[0]!r} is listed twice", file=maps[0])
-    return names

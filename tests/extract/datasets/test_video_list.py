@@ -91,7 +91,7 @@ def test_label_map_names_the_classes(lay_out: Callable[..., Path], refused: Call
         (["a.mp4 0", "b.mp4"], 2, "'b.mp4' does not end in the index of a class"),
         (["a.mp4 wave"], 1, "'a.mp4 wave' does not end in the index of a class; a CSV of path,label takes names"),
         (["a.mp4 -1"], 1, "does not end in the index of a class"),
-        (["a.mp4 1234567"], 1, "does not end in the index of a class"),
+        (["a.mp4 0", "b.mp4 1000000"], 2, "label 1000000 is not the index of a class"),
         (["7"], 1, "'7' does not end in the index of a class"),
         (["a.mp4 0", "", "b c/d.mp4 4 5 4"], 3, "'b c/d.mp4' has the same label twice"),
         (["abseiling/x 300 0"], 1, "'abseiling/x' does not end in the suffix of a video; a list takes"),
