@@ -1,15 +1,17 @@
 """What the numbers of a store's views mean, by `facts["views"]` of its manifest: entry v defines view v, in all splits.
 
-    {"kind": "evaluation", "temporal": [1, 3], "spatial": [0, 1]}     view 1 of 3 along the video, crop 0 of 1
-    {"kind": "training", "seed": 0, "augmentation": {...}}            random frames and crop, by seed, video and view
+    {"kind": "evaluation", "temporal": [1, 3], "spatial": [0, 1]}              view 1 of 3 along the video, crop 0 of 1
+    {"kind": "training", "seed": 0, "view": 2, "augmentation": {...}}          random frames and crop, by seed, video and view
 
-View 0 is the evaluation view 1x1: the middle of the video, the centre of the picture. Entries are only ever appended.
+View 0 is the evaluation view 1x1: the middle of the video, the centre of the picture. Entries are only ever appended;
+extract/views.py makes them. Splits to evaluate on have no training views, and the others no evaluation views but view 0.
 """
 
 import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from vcache.extract.views import EVALUATION_SPLITS
 from vcache.store.manifest import Manifest
 
 ViewGrid = tuple[int, int]
@@ -20,7 +22,7 @@ _FIRST_VIEW = {"kind": "evaluation", "temporal": [0, 1], "spatial": [0, 1]}
 
 
 class ViewsError(ValueError):
-    """Words that say no number of views."""
+    """Views that no store can have: words that say no number of them, or training views of a split to evaluate on."""
 
 
 def view_definitions(manifest: Manifest) -> tuple[Mapping[str, Any], ...]:
@@ -28,11 +30,21 @@ def view_definitions(manifest: Manifest) -> tuple[Mapping[str, Any], ...]:
     return tuple(manifest.facts.get("views") or (_FIRST_VIEW,))
 
 
-def training_views(manifest: Manifest, num_views: int | None = None) -> tuple[int, ...]:
-    """View 0 and the training views, in the order of their numbers; the first `num_views` of these, or all.
+def training_views(manifest: Manifest, split: str, num_views: int | None = None) -> tuple[int, ...]:
+    """View 0 and the split's training views, in the order of their numbers; the first `num_views` of these, or all.
 
     Where the store defines fewer, the numbers go on with those that it would give to the next.
+
+    Raises:
+        ViewsError: more than one is asked for of a split that has no training views.
     """
+    if split in EVALUATION_SPLITS:
+        if (num_views or 1) > 1:
+            raise ViewsError(
+                f"--views {num_views}: {split!r} is a split to evaluate on, of which `vcache extract` makes no training views. "
+                "Leave --views out."
+            )
+        return (0,)
     definitions = view_definitions(manifest)
     numbers = [0, *(view for view, definition in enumerate(definitions) if definition["kind"] == "training")]
     if num_views is None:
@@ -55,16 +67,37 @@ def evaluation_grids(manifest: Manifest) -> dict[ViewGrid, tuple[int, ...]]:
 def extraction_words(manifest: Manifest, views: Iterable[int]) -> dict[str, Any]:
     """The options of `vcache extract` that make these views, as a request records them; none of view 0, which is always made."""
     definitions = view_definitions(manifest)
+    wanted = sorted({*views} - {0})
+    known = [definitions[view] for view in wanted if view < len(definitions)]
     words: dict[str, Any] = {}
-    known = {view: definitions[view] if view < len(definitions) else {"kind": "training"} for view in {*views} - {0}}
-    numbers = [view for view, definition in known.items() if definition["kind"] == "training"]
-    if numbers:
-        defined = [view for view in training_views(manifest) if view <= max(numbers)]
-        words["views"] = len({*defined, *numbers})
-    grids = {(d["temporal"][1], d["spatial"][1]) for d in known.values() if d["kind"] == "evaluation"}
-    if grids:
+    if num_views := max((_number_of_views(manifest, view) for view in wanted), default=0):
+        words["views"] = num_views
+    if grids := {_grid(definition) for definition in known if definition["kind"] == "evaluation"}:
         words["eval_views"] = grid_word(max(grids, key=_size))
     return words
+
+
+def _number_of_views(manifest: Manifest, view: int) -> int:
+    """How many views to ask for to have this training view; 0 of another. One that is not defined continues the last ones.
+
+    Views of another seed or recipe are counted apart, as `vcache extract` does.
+    """
+    definitions = view_definitions(manifest)
+    training = [definition for definition in definitions if definition["kind"] == "training"]
+    if view < len(definitions) and definitions[view]["kind"] != "training":
+        return 0
+    own = definitions[view] if view < len(definitions) else (training or [{}])[-1]
+    before = [other for other in definitions[: view + 1] if _recipe(other) == _recipe(own)]
+    return 1 + len(before) + max(0, view + 1 - len(definitions))
+
+
+def _recipe(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """The definition, but for which of the recipe's views it is."""
+    return {name: value for name, value in definition.items() if name != "view"}
+
+
+def _grid(definition: Mapping[str, Any]) -> ViewGrid:
+    return definition["temporal"][1], definition["spatial"][1]
 
 
 def changed_views(manifest: Manifest, definitions: Mapping[str, Any]) -> list[int]:

@@ -20,11 +20,12 @@ def evaluation(t, num_temporal, s=0, num_spatial=1):
     return {"kind": "evaluation", "temporal": [t, num_temporal], "spatial": [s, num_spatial]}
 
 
-def training(seed=0):
-    return {"kind": "training", "seed": seed, "augmentation": {"scale": [0.5, 1.0], "flip": 0.5}}
+def training(view, seed=0):
+    """Training view `view`, from 1, of that seed."""
+    return {"kind": "training", "seed": seed, "view": view, "augmentation": {"scale": [0.5, 1.0], "flip": 0.5}}
 
 
-DEFINITIONS = (evaluation(0, 1), training(), training(), *(evaluation(t, 3) for t in range(3)))
+DEFINITIONS = (evaluation(0, 1), training(1), training(2), *(evaluation(t, 3) for t in range(3)))
 HELD = {"train": (0, 1, 2), "val": (0, 3, 4, 5)}
 """The views that each split has: three to train on, and 3x1 to evaluate with."""
 
