@@ -165,11 +165,11 @@ class ClipLoader:
         unfinished = ~self._readable & ~self._failed
         num_videos = int(unfinished.any(axis=0).sum())
         if num_videos:
-            behind = [str(self.views[i]) for i in np.flatnonzero(unfinished.any(axis=1))]
-            which = f" in view{'s' * (len(behind) > 1)} {', '.join(behind)}" if len(self.views) > 1 else ""
+            behind = [self.views[i] for i in np.flatnonzero(unfinished.any(axis=1))]
+            names = f" in view{'s' * (len(behind) > 1)} {', '.join(map(str, behind))}" if len(self.views) > 1 else ""
             raise IncompleteSplit(
                 f"{num_videos} of {unfinished.shape[1]} videos of split {self.split!r} in {self.store.path.name} are not "
-                f"extracted yet{which}. Finish with:  {completing_command(self.store, self.plan, self.views)}\n"
+                f"extracted yet{names}. Finish with:  {completing_command(self.store, self.plan, behind)}\n"
                 "or use what is there with --allow-incomplete."
             )
 

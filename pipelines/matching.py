@@ -37,6 +37,7 @@ _REQUEST_DEFAULTS: dict[str, Any] = {
     "preprocess": "fast",
     "val_fraction": 0.2,
     "views": 1,
+    "augment": "crop-flip",
     "eval_views": "1x1",
 }
 
@@ -157,10 +158,9 @@ def match(
     plan = dataclasses.replace(plan, maps_from=_maps_source(plan, store, reads), int8=int8)
     _check_frames(head, requirements.num_frames, plan, store)
     for split, numbers in reads:
-        for view in numbers:
-            missing = set(plan.arrays) - _held(store, split, view)
-            if missing or set(plan.constants) - store.manifest.constants.keys():
-                raise HeadStoreMismatch(_missing_message(head, plan, store, split, view, numbers, missing))
+        missing = {view: set(plan.arrays) - _held(store, split, view) for view in numbers}
+        if any(missing.values()) or set(plan.constants) - store.manifest.constants.keys():
+            raise HeadStoreMismatch(_missing_message(head, plan, store, split, missing))
     return plan
 
 
@@ -197,21 +197,19 @@ def _check_frames(head: str, wanted: int | None, plan: ReadPlan, store: FeatureS
 
 
 def _missing_message(
-    head: str,
-    plan: ReadPlan,
-    store: FeatureStore,
-    split: str,
-    view: int,
-    views: tuple[int, ...],
-    missing: set[str],
+    head: str, plan: ReadPlan, store: FeatureStore, split: str, missing: Mapping[int, set[str]]
 ) -> str:
-    wants = _describe(plan.arrays) + (f" in {len(views)} views" if len(views) > 1 else "")
+    """`missing` are array names, by each view that is to be read."""
+    behind = [view for view, names in missing.items() if names]
+    view = next(iter(behind), 0)
+    wants = _describe(plan.arrays) + (f" in {len(missing)} views" if len(missing) > 1 else "")
     where = f"view {view} of split {split!r}" if view else f"split {split!r}"
     holds = _describe(_held(store, split, view)) or "no features"
+    num_bytes = _bytes_per_clip(missing.get(view, ()), store.manifest)
     return (
         f"head {head!r} reads {wants}; {where} of {store.path.name} holds {holds}.\n"
-        f"Extract the rest with:  {completing_command(store, plan, views)}\n"
-        f"(adds {_bytes_per_clip(missing, store.manifest) / 1e6:.3g} MB per clip; what is stored is kept)"
+        f"Extract the rest with:  {completing_command(store, plan, behind)}\n"
+        f"(adds {num_bytes / 1e6:.3g} MB per clip; what is stored is kept)"
     )
 
 
@@ -340,7 +338,7 @@ def find_store(
             if train_split not in store.splits:
                 raise HeadStoreMismatch(f"{path.name} has no split {train_split!r}.")
             requirements = get_head(head).requires(build_head_config(head, settings, store.manifest))
-            views = {train_split: training_views(store.manifest, num_views)}
+            views = {train_split: training_views(store.manifest, train_split, num_views)}
             match(head, requirements, store, store.splits, views=views)
             fitting.append(store)
         except HeadStoreMismatch as error:

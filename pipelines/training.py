@@ -269,7 +269,7 @@ def _loaders(
 def _training_views(config: TrainingConfig, store: FeatureStore) -> tuple[int, ...]:
     """What the epochs draw from; views that are asked for and not defined are left for `match` to refuse, unless allowed."""
     num_defined = len(view_definitions(store.manifest))
-    views = training_views(store.manifest, config.views)
+    views = training_views(store.manifest, config.train_split, config.views)
     return tuple(view for view in views if view < num_defined) if config.allow_incomplete else views
 
 

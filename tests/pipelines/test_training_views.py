@@ -14,6 +14,7 @@ from viewed import CLS, DEFINITIONS, HELD, TOKENS, D, T, fill_view, training, va
 from vcache.pipelines.loading import ClipLoader, IncompleteSplit
 from vcache.pipelines.matching import HeadStoreMismatch, NoFittingStore, ReadPlan
 from vcache.pipelines.runs import Run
+from vcache.pipelines.stored_views import ViewsError
 from vcache.pipelines.training import TrainingConfig, TrainingPlan, train_head
 from vcache.store.manifest import VideoTable
 from vcache.store.reader import FeatureStore
@@ -162,7 +163,7 @@ def test_a_view_that_is_not_finished_is_refused_with_the_command_or_left_out_of_
 
 
 def test_a_view_without_the_arrays_is_refused_with_the_command_that_adds_them(tmp_path: Path) -> None:
-    viewed_store(tmp_path / "a.zarr", arrays={2: (TOKENS,)}, definitions=(*DEFINITIONS, training())).close()
+    viewed_store(tmp_path / "a.zarr", arrays={2: (TOKENS,)}, definitions=(*DEFINITIONS, training(3))).close()
     with pytest.raises(HeadStoreMismatch) as caught:
         train(tmp_path / "a.zarr", tmp_path / "run")
     message = str(caught.value)
@@ -179,7 +180,7 @@ def test_a_view_without_the_arrays_is_refused_with_the_command_that_adds_them(tm
 
 def test_a_view_that_was_defined_and_not_begun_is_not_passed_over(tmp_path: Path) -> None:
     """An extraction killed between the two must not make an ablation of fewer views than it says."""
-    viewed_store(tmp_path / "a.zarr", definitions=(*DEFINITIONS, training())).close()
+    viewed_store(tmp_path / "a.zarr", definitions=(*DEFINITIONS, training(3))).close()
     for views, asked, behind in ((None, 4, 6), (4, 4, 6), (5, 5, 6)):
         with pytest.raises(
             HeadStoreMismatch, match=f"view {behind} of split 'train' .* no features.\n.* --views {asked} "
@@ -195,6 +196,15 @@ def test_a_view_that_nobody_has_defined_is_not_trained_on(tmp_path: Path) -> Non
     with pytest.raises(HeadStoreMismatch, match="view 1 of split 'train' .* no features.\n.* --views 2 "):
         train(tmp_path / "a.zarr", tmp_path / "run", views=2)
     assert train(tmp_path / "a.zarr", tmp_path / "run", views=2, allow_incomplete=True).config["views"].keys() == {"0"}
+
+
+def test_a_split_to_evaluate_on_is_trained_on_in_view_0(views_store: Path, tmp_path: Path) -> None:
+    """Extraction makes no training views of it, so none are missed."""
+    plans: list[TrainingPlan] = []
+    assert train(views_store, tmp_path / "run", plans, train_split="val").config["views"].keys() == {"0"}
+    assert plans[0].num_views == 1
+    with pytest.raises(ViewsError, match="--views 3: 'val' is a split to evaluate on, .* Leave --views out"):
+        train(views_store, tmp_path / "other", train_split="val", views=3)
 
 
 def test_a_split_that_was_grown_in_view_0_alone_is_to_be_completed(tmp_path: Path) -> None:
@@ -219,7 +229,7 @@ def test_a_run_says_which_views_it_was_trained_on(views_store: Path, tmp_path: P
     plans: list[TrainingPlan] = []
     run = train(views_store, tmp_path / "all", plans)
     assert run.config["views"] == {str(view): DEFINITIONS[view] for view in (0, 1, 2)}
-    assert json.loads((run.path / "config.json").read_text())["views"]["1"] == training()
+    assert json.loads((run.path / "config.json").read_text())["views"]["1"] == training(1)
     assert train(views_store, tmp_path / "two", plans, views=2).config["views"].keys() == {"0", "1"}
     assert [plan.num_views for plan in plans] == [3, 2]
 
