@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vcache.extract.views import EVALUATION_SPLITS
 from vcache.heads.registry import get_head
 from vcache.heads.requirements import HeadRequirements
 from vcache.pipelines.device import select_device
@@ -30,8 +31,8 @@ from vcache.pipelines.stores import vcache_home
 from vcache.store.object_path import StorePath, store_path
 from vcache.store.reader import FeatureStore
 
-# What datasets call their validation split, in the order of preference.
-VALIDATION_SPLITS = ("val", "validation", "test")
+# What datasets call their validation split, in the order of preference; evaluation views are made of no other.
+VALIDATION_SPLITS = EVALUATION_SPLITS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,12 +188,16 @@ def _plan_views(
     if asked is None:
         return next(_complete_grids(head, requirements, store, split, held))
     if asked not in held:
-        plan = match(head, requirements, store, [split])
         there = ", ".join(grid_word(grid) for grid in held)
-        raise RunError(
-            f"--views {grid_word(asked)}: split {split!r} of {store.path.name} holds {there}.\n"
-            f"Add them with:  {completing_command(store, plan, eval_views=grid_word(asked))}"
-        )
+        message = f"--views {grid_word(asked)}: split {split!r} of {store.path.name} holds {there}."
+        if split not in EVALUATION_SPLITS:
+            made = ", ".join(EVALUATION_SPLITS)
+            raise RunError(
+                f"{message} `vcache extract` makes evaluation views of the splits {made} alone; leave --views out."
+            )
+        plan = match(head, requirements, store, [split])
+        command = completing_command(store, plan, eval_views=grid_word(asked))
+        raise RunError(f"{message}\nAdd them with:  {command}")
     return match(head, requirements, store, [split], views={split: held[asked]}), asked
 
 
