@@ -131,7 +131,7 @@ class Augmentation:
         images = resize(images, image_size, image_size, interpolation=interpolation, mode=mode)
         if record["flip"]:
             images = images.flip(-1)
-        return apply_operations(images, operations[:, self._num_before_crop :]).contiguous()
+        return apply_operations(images, operations[:, self._num_before_crop :])
 
     def _operations_of(self, record: Mapping[str, np.ndarray], num_frames: int) -> np.ndarray:
         if not self.num_operations:

@@ -61,15 +61,19 @@ class Preprocessing:
         )
         return images.sub_(mean).div_(std)
 
-    def pixels(self, frames: UInt8[np.ndarray, "T H W 3"], position: float = 0.5) -> UInt8[Tensor, "T 3 S S"]:
-        """The resized and cropped frames before normalisation.
+    def pixels(self, frames: UInt8[np.ndarray, "T H W 3"]) -> UInt8[Tensor, "T 3 S S"]:
+        """The resized and cropped frames before normalisation."""
+        return self.cropped(frames).contiguous()
+
+    def cropped(self, frames: UInt8[np.ndarray, "T H W 3"], position: float = 0.5) -> UInt8[Tensor, "T 3 S S"]:
+        """The same in the channels-last order of the frames, and not only from the centre.
 
         `position` is the place of the square along the long side: 0 left or top, 0.5 the centre, 1 right or bottom.
         """
         height, width = self._resized(*frames.shape[1:3])
         top, left = self._crop_offset(height, position), self._crop_offset(width, position)
         images = resize(as_images(frames), height, width, interpolation=self.interpolation, mode=self.mode)
-        return images[:, :, top : top + self.image_size, left : left + self.image_size].contiguous()
+        return images[:, :, top : top + self.image_size, left : left + self.image_size]
 
     def crop_box(self, height: int, width: int, position: float = 0.5) -> tuple[float, float, float, float]:
         """What part of a frame of this size the images show: top, left, height, width in its pixels."""

@@ -61,7 +61,10 @@ class View(ABC):
         record: Mapping[str, np.ndarray],
         preprocessing: Preprocessing,
     ) -> UInt8[Tensor, "F 3 S S"]:
-        """The images of the clip's frames, or of its pixel frames, as the record says and with nothing drawn."""
+        """The images of the clip's frames, or of its pixel frames, as the record says and with nothing drawn.
+
+        They may be in channels-last order, as frames are.
+        """
 
     @abstractmethod
     def _frames_of_clip(self, sampling: Sampling, video_id: str) -> ClipRule: ...
@@ -139,7 +142,7 @@ class EvaluationView(View):
         record: Mapping[str, np.ndarray],
         preprocessing: Preprocessing,
     ) -> UInt8[Tensor, "F 3 S S"]:
-        return preprocessing.pixels(frames, self._position)
+        return preprocessing.cropped(frames, self._position)
 
     def _frames_of_clip(self, sampling: Sampling, video_id: str) -> ClipRule:
         which, of = self.temporal

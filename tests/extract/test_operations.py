@@ -68,18 +68,7 @@ ARGUMENTS: dict[str, tuple[float, ...]] = {
     "translate_y": (17.3, -30.0),
     "hue": (0.1, -0.1),
 }
-EXACT = {
-    "none",
-    "equalize",
-    "invert",
-    "posterize",
-    "solarize",
-    "solarize_add",
-    "colour",
-    "contrast",
-    "brightness",
-    "grey",
-}
+NEAR = {"autocontrast", "rotate", "shear_x", "shear_y", "translate_x", "translate_y"}
 
 
 def test_every_operation_but_fill_has_an_oracle() -> None:
@@ -95,12 +84,11 @@ def test_operation_is_pillows(name: str) -> None:
         for frame, image in zip(ours, images.permute(0, 2, 3, 1).numpy(), strict=True):
             expected = np.asarray(PILLOW[name](Image.fromarray(image), *arguments)).astype(int)
             difference = np.abs(frame.astype(int) - expected)
-            if name in EXACT:
-                assert difference.max() == 0, arguments
-            elif name == "hue":  # Pillow's HSV has 256 hues
-                assert difference.mean() < 2 and difference.max() <= 16
-            else:  # the odd pixel at the border of the frame is on the other side in float32
-                assert (difference > 1).mean() < 0.003, arguments
+            if name == "hue":  # Pillow's has 256 steps
+                assert difference.mean() < 1 and difference.max() <= 11
+            else:
+                assert difference.max() <= (name in NEAR), arguments
+                assert difference.mean() < 0.1, arguments
 
 
 def test_fill_paints_the_box_and_nothing_else() -> None:
