@@ -39,6 +39,9 @@ _REQUEST_DEFAULTS: dict[str, Any] = {
     "views": 1,
     "augment": "crop-flip",
     "eval_views": "1x1",
+    "augment": "crop-flip",
+    "view_seed": 0,
+    "pixels": 0,
 }
 
 

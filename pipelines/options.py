@@ -140,6 +140,43 @@ def extraction_config(
         float,
         typer.Option(rich_help_panel=CONTENT, help="Share held out as val where the dataset has no splits of its own."),
     ] = 0.2,
+    views: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel=CONTENT,
+            help="Views of each training video: view 0, the centre, and N-1 with random frames, crop, flip and colours.",
+            metavar="N",
+            min=1,
+        ),
+    ] = 1,
+    eval_views: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=CONTENT,
+            help="Views of each val or test video: T clips along it times S crops of each, as 3x1, 1x3, 4x3, 10x3.",
+            metavar="TxS",
+        ),
+    ] = "1x1",
+    augment: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=CONTENT,
+            help="What makes the random views: crop-flip, or as the papers' code: evl, dist, text4vis, actionclip, aim.",
+            metavar="RECIPE",
+        ),
+    ] = "crop-flip",
+    view_seed: Annotated[
+        int, typer.Option(rich_help_panel=CONTENT, help="Seed of the random views; another one adds others.")
+    ] = 0,
+    pixels: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel=CONTENT,
+            help="Store K frames of each clip as uint8 pixels too, with its crop and flip: a multiple of --frames (dist).",
+            metavar="K",
+            min=0,
+        ),
+    ] = 0,
     decode_workers: Annotated[
         int | None,
         typer.Option(
@@ -202,6 +239,11 @@ def extraction_config(
         root=root,
         store=store_path(store) if store else None,
         val_fraction=val_fraction,
+        views=views,
+        eval_views=eval_views,
+        augment=augment,
+        view_seed=view_seed,
+        pixels=pixels,
         device=device,
         decode_workers=decode_workers or os.cpu_count() or 1,
         batch_size=batch_size,

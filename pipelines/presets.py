@@ -5,7 +5,9 @@ resize takes the place of upstream's interpolation of floats.
 """
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from vcache.extract.augment import Augmentation
 from vcache.extract.randaugment import ColourJitter, RandAugment
@@ -65,7 +67,12 @@ def recipe(name: str, dataset: str) -> Augmentation:
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f"Did you mean {near[0]!r}? " if near else ""
-        raise UnknownRecipe(f"--augment {name!r}: no such recipe. {hint}There are: {', '.join(RECIPES)}.")
+        raise UnknownRecipe(f"there is no recipe {name!r}. {hint}There are: {', '.join(RECIPES)}.")
     if not any(word in dataset.lower() for word in _DIRECTED):
         return RECIPES[name]
     return replace(RECIPES.get(f"{name}-ssv2", RECIPES[name]), flip=0.0)
+
+
+def recipe_name(augmentation: Mapping[str, Any], dataset: str) -> str | None:
+    """The recipe that gives a recorded augmentation for this dataset, the plain one first; None if none does any more."""
+    return next((name for name in RECIPES if recipe(name, dataset).to_dict() == augmentation), None)

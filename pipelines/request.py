@@ -1,5 +1,6 @@
 """What `vcache extract` is asked for: the options, checked, and the words of them that a store records."""
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -7,11 +8,13 @@ from vcache.extract.datasets.registry import list_datasets
 from vcache.extract.sampling import Sampling, StridedSampling, TSNSampling
 from vcache.extract.spec import DTYPES
 from vcache.pipelines.precision_error import MAX_ERROR
+from vcache.pipelines.presets import DEFAULT_RECIPE, UnknownRecipe, recipe
 from vcache.store.object_path import StorePath
 
 CROSS_FRAME = ("qk", "maps", "derive", "none")
 PREPROCESS = ("fast", "exact")
 
+_GRID = re.compile(r"[1-9]\d*x[1-9]\d*")
 _LOCAL_DIR = "local-dir:"  # open_clip's prefix for a model in a folder
 
 
@@ -54,6 +57,16 @@ class ExtractionConfig:
     store: StorePath | None = None
     val_fraction: float = 0.2
     """Share of the videos that a dataset without splits of its own puts into `val`."""
+    views: int = 1
+    """Views of each video that is trained on: view 0 and so many less one random ones."""
+    eval_views: str = "1x1"
+    """"TxS": T clips along the video times S crops of each, of the videos that are evaluated on."""
+    augment: str = DEFAULT_RECIPE
+    """What the random views are made by, see presets.py."""
+    view_seed: int = 0
+    """Of the random views: another seed adds others."""
+    pixels: int = 0
+    """Frames whose pixels are stored for each clip, those of the clip among them: a multiple of `frames`; 0 for none."""
     device: str = "auto"
     decode_workers: int = 2
     """Videos that are decoded at the same time."""
@@ -85,6 +98,29 @@ class ExtractionConfig:
             )
         if self.tsn and self.stride != ExtractionConfig.stride:
             raise ExtractionError(f"--stride {self.stride} has no meaning with --tsn, which covers the whole video.")
+        self._check_views()
+
+    def _check_views(self) -> None:
+        if self.views < 1:
+            raise ExtractionError(f"--views {self.views}: must be at least 1, which is view 0.")
+        if not _GRID.fullmatch(self.eval_views):
+            raise ExtractionError(
+                f"--eval-views {self.eval_views!r}: say TxS, T clips along the video times S crops of each, as 3x1, 1x3 or 4x3."
+            )
+        if self.pixels < 0 or self.pixels % self.frames:
+            raise ExtractionError(
+                f"--pixels {self.pixels}: must be a multiple of the {self.frames} frames of a clip, as {2 * self.frames}."
+            )
+        try:
+            recipe(self.augment, self.dataset)
+        except UnknownRecipe as error:
+            raise ExtractionError(f"--augment: {error}") from error
+
+    @property
+    def eval_grid(self) -> tuple[int, int]:
+        """(T, S) of `eval_views`."""
+        temporal, spatial = self.eval_views.split("x")
+        return int(temporal), int(spatial)
 
     @property
     def sampling(self) -> Sampling:
@@ -102,7 +138,7 @@ def per_model(config: ExtractionConfig) -> tuple[ExtractionConfig, ...]:
 def recorded_request(config: ExtractionConfig) -> dict[str, object]:
     """The command's words that make the same store again, from any folder; matching.py turns them back into a command."""
     registered = {name for name, info in list_datasets().items() if not info.chosen_by_path}
-    return {
+    request: dict[str, object] = {
         "dataset": config.dataset if config.dataset in registered else _absolute(config.dataset),
         "root": _absolute(config.root) if config.root else None,
         "split": ",".join(config.split) if config.split else None,
@@ -115,6 +151,11 @@ def recorded_request(config: ExtractionConfig) -> dict[str, object]:
         "random_weights": config.random_weights,
         "preprocess": config.preprocess,
         "val_fraction": config.val_fraction,
+    }
+    # Only what is not the default: these words came later, and older stores are without them.
+    views = {"views": 1, "eval_views": "1x1", "augment": DEFAULT_RECIPE, "view_seed": 0, "pixels": 0}
+    return request | {
+        name: getattr(config, name) for name, default in views.items() if getattr(config, name) != default
     }
 
 

@@ -18,6 +18,7 @@ from vcache.pipelines.batches import ClipExtractor
 from vcache.pipelines.decoding import Decode, decode_here
 from vcache.pipelines.derivation import input_array, projection_constants
 from vcache.pipelines.device import select_device
+from vcache.pipelines.presets import recipe
 from vcache.pipelines.request import ExtractionConfig, ExtractionError
 from vcache.pipelines.stores import anything_at, default_store_path
 from vcache.store.constants import Constant
@@ -182,19 +183,31 @@ def _setup(config: ExtractionConfig, dataset: VideoDataset) -> ExtractionSetup:
     backbone = load_backbone(
         config.model, config.pretrained, random_weights=config.random_weights, device=select_device(config.device)
     )
+    preprocessing = from_open_clip_config(backbone.preprocess_config, mode=config.preprocess)
+    _check_crops(config, preprocessing)
     return ExtractionSetup(
         config=config,
         dataset=dataset,
         backbone=backbone,
-        preprocessing=from_open_clip_config(backbone.preprocess_config, mode=config.preprocess),
+        preprocessing=preprocessing,
         layers=resolve_layers(config.layers, backbone.facts.num_layers),
-        wanted_views=wanted_views(config),
+        wanted_views=wanted_views(config, dataset.name),
     )
 
 
-def wanted_views(config: ExtractionConfig) -> tuple[View, ...]:
+def wanted_views(config: ExtractionConfig, dataset: str) -> tuple[View, ...]:
     """The views that the command asks for, view 0 first."""
-    return tuple(views_of_request())
+    augmentation = recipe(config.augment, dataset)
+    views = views_of_request(config.views, config.eval_grid, augmentation, config.view_seed)
+    return tuple(replace(view, pixels_per_frame=config.pixels // config.frames) for view in views)
+
+
+def _check_crops(config: ExtractionConfig, preprocessing: Preprocessing) -> None:
+    if config.eval_grid[1] > 1 and preprocessing.resize_mode == "squash":
+        raise ExtractionError(
+            f"--eval-views {config.eval_views}: {config.model} is shown whole frames made square, of which there is one crop. "
+            f"Say --eval-views {config.eval_grid[0]}x1."
+        )
 
 
 def extraction_spec(config: ExtractionConfig, backbone: FrozenBackbone, preprocessing: Preprocessing) -> ExtractionSpec:

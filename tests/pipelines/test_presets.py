@@ -14,7 +14,7 @@ from vcache.extract.preprocess import Preprocessing, as_images, resize
 from vcache.extract.sampling import TSNSampling
 from vcache.extract.video import DecodedVideo
 from vcache.extract.views import TrainingView, View, view_from_dict
-from vcache.pipelines.presets import DEFAULT_RECIPE, RECIPES, UnknownRecipe, recipe
+from vcache.pipelines.presets import DEFAULT_RECIPE, RECIPES, UnknownRecipe, recipe, recipe_name
 
 PREPROCESSING = Preprocessing(image_size=32, mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))
 SAMPLING = TSNSampling(num_frames=3)
@@ -87,6 +87,15 @@ def test_something_something_is_never_flipped() -> None:
 
 def test_an_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(
-        UnknownRecipe, match="--augment 'evll': no such recipe. Did you mean 'evl'\\? There are: crop-flip, evl"
+        UnknownRecipe, match="there is no recipe 'evll'. Did you mean 'evl'\\? There are: crop-flip, evl"
     ):
         recipe("evll", "k400")
+
+
+def test_a_recorded_augmentation_tells_its_recipe() -> None:
+    for dataset in ("k400", "ssv2"):
+        for name in RECIPES:
+            recorded = json.loads(json.dumps(recipe(name, dataset).to_dict()))
+            found = recipe_name(recorded, dataset)
+            assert found is not None and recipe(found, dataset) == recipe(name, dataset)
+    assert recipe_name({**RECIPES["evl"].to_dict(), "flip": 0.25}, "k400") is None
