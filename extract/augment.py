@@ -53,6 +53,8 @@ class Augmentation:
     def __post_init__(self) -> None:
         if self.crop not in _CROPS:
             raise ValueError(f"crop {self.crop!r} is not supported; choose from: {', '.join(_CROPS)}")
+        if self.interpolation not in (None, "bicubic", "bilinear"):
+            raise ValueError(f"interpolation {self.interpolation!r} is not supported; choose from: bicubic, bilinear")
         for name, value in {"flip": self.flip, "grey": self.grey, "erasing": self.erasing}.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} ({value:g}) must be a probability, from 0 to 1")

@@ -23,7 +23,8 @@ def random_resized_crop(
         if 0 < box_height <= height and 0 < box_width <= width:
             return rng.randint(0, height - box_height), rng.randint(0, width - box_width), box_height, box_width
     aspect = min(max(width / height, ratio[0]), ratio[1])
-    return _centred(height, width, min(height, round(width / aspect)), min(width, round(height * aspect)))
+    box_height, box_width = min(height, round(width / aspect)), min(width, round(height * aspect))
+    return _centred(height, width, max(box_height, 1), max(box_width, 1))
 
 
 def multi_scale_crop(rng: random.Random, height: int, width: int, *, scales: tuple[float, ...], image_size: int) -> Box:

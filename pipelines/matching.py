@@ -37,7 +37,6 @@ _REQUEST_DEFAULTS: dict[str, Any] = {
     "preprocess": "fast",
     "val_fraction": 0.2,
     "views": 1,
-    "augment": "crop-flip",
     "eval_views": "1x1",
     "augment": "crop-flip",
     "view_seed": 0,
