@@ -279,7 +279,7 @@ def test_an_interrupted_extraction_says_what_is_kept(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vcache.pipelines.extraction.run_extraction", interrupted)
+    monkeypatch.setattr("vcache.pipelines.extraction.run_extractions", interrupted)
     status, _, err = vcache(f"extract {video_folder}")
     assert status == 130
     assert "the same command goes on from there" in err
