@@ -62,7 +62,7 @@ def extract(config: "ExtractionConfig", as_json: Json = False) -> None:
     A video that cannot be decoded is recorded with its reason and skipped. With --model A --model B each model has a store of
     its own, and the videos are decoded once.
 
-    [bold]Example:[/bold]  vcache extract k400 --layers -4:
+    [bold]Examples:[/bold]  vcache extract k400 --layers -4:  |  vcache extract k400 --views 8 --augment evl --eval-views 3x1
     """
     from dataclasses import asdict
 

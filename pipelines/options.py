@@ -161,7 +161,8 @@ def extraction_config(
         str,
         typer.Option(
             rich_help_panel=CONTENT,
-            help="What makes the random views: crop-flip, or as the papers' code: evl, dist, text4vis, actionclip, aim.",
+            help="What makes the random views: crop-flip, or as the papers' code: evl, dist, text4vis, actionclip, aim. "
+            "Something-Something is never flipped.",
             metavar="RECIPE",
         ),
     ] = "crop-flip",

@@ -66,7 +66,13 @@ class ExtractionSetup:
         return assign_view_numbers(self.view_definitions, self.wanted_views)[0]
 
     def in_store(self, store: FeatureStore | None) -> "ExtractionSetup":
-        """The same with the numbers that the views have in this store, or get in it; None is one that is to be made."""
+        """The same with the numbers that the views have in this store, or get in it; None is one that is to be made.
+
+        Raises:
+            ExtractionError: the store keeps another number of pixel frames.
+        """
+        if store is not None and self.config.pixels:
+            _check_pixels(store, self.config.pixels)
         recorded = store.manifest.facts.get("views", []) if store is not None else []
         _, definitions = assign_view_numbers(recorded, self.wanted_views)
         return replace(self, view_definitions=tuple(definitions))
@@ -283,6 +289,17 @@ def _record_specs(view: View, num_frames: int, image_size: int) -> Iterator[Arra
     for name, (dims, shape, dtype) in view.pixel_specs(num_frames, image_size).items():
         chunk = (1, *shape[1:]) if name == "pixels" else shape
         yield ArraySpec(name=name, dims=dims, shape=shape, chunk=chunk, dtype=dtype)
+
+
+def _check_pixels(store: FeatureStore, num_pixel_frames: int) -> None:
+    for split in store.splits:
+        for view in store.views(split):
+            there = store.arrays(split, view).get("pixels")
+            if there is not None and there.shape[0] != num_pixel_frames:
+                raise ExtractionError(
+                    f"--pixels {num_pixel_frames}: {store.path} keeps {there.shape[0]} pixel frames of each clip. "
+                    f"Say --pixels {there.shape[0]}, or name another store with --store."
+                )
 
 
 def _check_dataset(dataset: VideoDataset) -> None:

@@ -8,10 +8,11 @@ extract/views.py makes them. Splits to evaluate on have no training views, and t
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from vcache.extract.views import EVALUATION_SPLITS
+from vcache.pipelines.presets import recipe_name
 from vcache.store.manifest import Manifest
 
 ViewGrid = tuple[int, int]
@@ -72,6 +73,7 @@ def extraction_words(manifest: Manifest, views: Iterable[int]) -> dict[str, Any]
     words: dict[str, Any] = {}
     if num_views := max((_number_of_views(manifest, view) for view in wanted), default=0):
         words["views"] = num_views
+        words |= _recipe_words(manifest, known)
     if grids := {_grid(definition) for definition in known if definition["kind"] == "evaluation"}:
         words["eval_views"] = grid_word(max(grids, key=_size))
     return words
@@ -89,6 +91,14 @@ def _number_of_views(manifest: Manifest, view: int) -> int:
     own = definitions[view] if view < len(definitions) else (training or [{}])[-1]
     before = [other for other in definitions[: view + 1] if _recipe(other) == _recipe(own)]
     return 1 + len(before) + max(0, view + 1 - len(definitions))
+
+
+def _recipe_words(manifest: Manifest, wanted: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Recipe and seed of the last training view that is wanted, or else defined; none where no recipe of ours makes it."""
+    both = (view_definitions(manifest), wanted)
+    last = [definition for definitions in both for definition in definitions if definition["kind"] == "training"][-1:]
+    name = recipe_name(last[0].get("augmentation", {}), manifest.dataset) if last else None
+    return {"augment": name, "view_seed": last[0]["seed"]} if name else {}
 
 
 def _recipe(definition: Mapping[str, Any]) -> dict[str, Any]:
