@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numbered_videos import FPS, WRITERS, cut_by_edit_list, kind_of_request, number_of, write, write_as
+from numbered_videos import (
+    FPS,
+    WRITERS,
+    cut_by_edit_list,
+    kind_of_request,
+    number_of,
+    write,
+    write_as,
+    write_with_empty_frames,
+)
 
 from vcache.extract import survey
 from vcache.extract.decode import decode_video
@@ -16,7 +25,7 @@ from vcache.extract.sampling import ClipRule, StridedSampling, TSNSampling
 from vcache.extract.video import DecodedVideo, DecodeRequest, Segment, VideoError
 
 SEEKABLE = ("h264_b_frames.mp4", "h264_open_gop.mkv", "hevc.mp4", "vp9.webm", "edit_list.mp4", "vfr.mp4")
-ALL = (*WRITERS, "edit_list.mp4", "vfr.mp4")
+ALL = (*WRITERS, "edit_list.mp4", "vfr.mp4", "empty_frames.mp4")
 EVERY = ClipRule(sampling=StridedSampling(num_frames=48, stride_frames=1))
 
 
@@ -25,6 +34,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("videos")
     paths = {name: write_as(folder / name, name) for name in WRITERS}
     paths["edit_list.mp4"] = cut_by_edit_list(folder / "edit_list.mp4", first=17)
+    paths["empty_frames.mp4"] = write_with_empty_frames(folder / "empty_frames.mp4")
     ticks = [i * 3 - i % 3 for i in range(48)]
     paths["vfr.mp4"] = write(folder / "vfr.mp4", "libx264", ticks=ticks, bf="2", g="9")
     return paths
@@ -68,7 +78,8 @@ def test_seconds_are_display_times(
 ) -> None:
     name = data.draw(st.sampled_from(ALL))
     num_frames = whole[name].num_video_frames
-    times = [Fraction(i * 3 - i % 3 if name == "vfr.mp4" else i, FPS) for i in range(num_frames)]
+    ticks = {"vfr.mp4": lambda i: i * 3 - i % 3, "empty_frames.mp4": lambda i: i + (i + 3) // 6}.get(name, int)
+    times = [Fraction(ticks(i), FPS) for i in range(num_frames)]
     start = data.draw(st.fractions(0, times[-1], max_denominator=97))
     stop = start + data.draw(st.fractions(Fraction(1, 97), 2, max_denominator=97))
     inside = [i for i, time in enumerate(times) if start <= time < stop] or [

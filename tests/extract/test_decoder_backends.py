@@ -22,13 +22,12 @@ from numbered_videos import (
 )
 
 from vcache.extract.decode import decode_clip, decode_video
-from vcache.extract.decoders import DecoderError, get_decoder
+from vcache.extract.decoders import DecoderError, get_decoder, list_decoders
 from vcache.extract.sampling import ClipRule, StridedSampling, TSNSampling
 from vcache.extract.video import DecodeRequest, Segment, VideoError
 
-DECODERS = ("pyav", "decord", "torchcodec")
+DECODERS = tuple(name for name in list_decoders() if name != "images")
 EVERY = ClipRule(sampling=StridedSampling(num_frames=48, stride_frames=1))
-# "" is not refused.
 REFUSED = {
     ("decord", "h264_open_gop.mkv"): "open groups of pictures",
     ("decord", "hevc.mp4"): "open groups of pictures",
