@@ -8,13 +8,15 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from numbered_videos import WRITERS, decode_all, kind_of, number_of, write, write_as
 
 from vcache.extract import survey
 from vcache.extract.containers import missing_bytes
 from vcache.extract.decode import decode_video
 from vcache.extract.sampling import ClipRule, StridedSampling
-from vcache.extract.video import DecodedVideo, DecodeRequest, VideoError
+from vcache.extract.video import KINDS, DecodedVideo, DecodeRequest, Segment, VideoError
 
 
 def test_absent_and_empty_files_and_text_are_told_apart(tmp_path: Path) -> None:
@@ -189,3 +191,52 @@ def test_a_count_that_nothing_explains_is_refused_even_so(tmp_path: Path, monkey
     monkeypatch.setattr(survey, "_frames", lambda *args: itertools.islice(original(*args), 20))
     with pytest.raises(VideoError, match="frame_count: 48 packets gave 20 frames"):
         partial(path)
+
+
+@pytest.fixture(scope="module")
+def sound_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("sound")
+    return {name: write_as(folder / name, name).read_bytes() for name in WRITERS}
+
+
+def spoil(content: bytes, seed: int) -> bytes:
+    """Up to six places overwritten, cut out or cut off."""
+    rng, spoilt = np.random.default_rng(seed), bytearray(content)
+    for _ in range(rng.integers(1, 7)):
+        at, length = int(rng.integers(len(spoilt))), int(rng.choice((1, 1, 4, 60, 2000)))
+        kind = rng.choice(("overwrite", "overwrite", "cut out", "cut off"))
+        if kind == "overwrite":
+            spoilt[at : at + length] = rng.bytes(length)
+        elif kind == "cut out":
+            del spoilt[at : at + length]
+        else:
+            del spoilt[at + 1 :]
+        spoilt = spoilt or bytearray(b"x")
+    return bytes(spoilt)
+
+
+SEGMENTS = (None, Segment(9, 30, "frames"), Segment(0.4, 1.7, "seconds"))
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(tuple(WRITERS)),
+    seed=st.integers(0, 2**32),
+    segment=st.sampled_from(SEGMENTS),
+    allow_partial=st.booleans(),
+)
+def test_any_damage_is_an_answer_or_a_video_error(
+    tmp_path: Path, sound_files: dict[str, bytes], name: str, seed: int, segment: Segment | None, allow_partial: bool
+) -> None:
+    """In the header too: no other exception, and what comes is what was asked for."""
+    path = tmp_path / name
+    path.write_bytes(spoil(sound_files[name], seed))
+    rule = ClipRule(sampling=StridedSampling(num_frames=5, stride_frames=3))
+    request = DecodeRequest(path=path, clips=(rule,), allow_partial=allow_partial, segment=segment)
+    try:
+        video = decode_video(request)
+    except VideoError as error:
+        assert error.kind in KINDS and error.reason
+    else:
+        assert video.frames.shape[0] == len(video.numbers) and max(video.numbers) < video.num_video_frames
+        assert request.allow_partial or video.damage is None
