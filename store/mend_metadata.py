@@ -95,10 +95,10 @@ def mend_table(store: FeatureStore, finding: Finding, origin: Origin) -> str:
 
 
 def _mend_table_attributes(folder: Path, table: VideoTable) -> bool:
-    """Whether the names of the columns in the group, whose checksum is sound, had to be written anew."""
+    """Whether what the group says of its table had to be written anew."""
     there, sound = _attributes(folder / METADATA), table_attributes(table)
-    if not there or sound.items() <= there.items():
-        return False  # a group that cannot be read at all is mended as any other
+    if sound.items() <= there.items():
+        return False
     write_durably(folder / METADATA, _group_bytes(there | sound))
     return True
 

@@ -78,12 +78,12 @@ def was_written_here(folder: Path, table: VideoTable) -> bool:
 def column_names(folder: StorePath) -> tuple[str, ...]:
     """The columns of the table in the order of their names, as its group lists them.
 
-    Of a group that is damaged, which is for verify to say: the arrays that lie there.
+    Of a group that says nothing of its table, as it is damaged or another's: the arrays that lie there.
 
     Raises:
         CorruptStore: the group lists something else than names.
     """
-    if _attributes(folder) is None:
+    if not {_CHECKSUM, _COLUMNS} & (_attributes(folder) or {}).keys():
         return _arrays_there(folder)
     names = _attribute(folder, _COLUMNS) or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -231,6 +231,10 @@ DAMAGES = {
     "another dimension": lambda part: replaced(part / "multi_hot" / "zarr.json", '"class"', '"clazz"'),
     "an unnamed column": lambda part: replaced(part / "zarr.json", '"verb"', '"verc"'),
     "no list of columns": lambda part: replaced(part / "zarr.json", '"vcache_table_columns": [', '"vcache": ["x",'),
+    "another group and a lost chunk": lambda part: (
+        shutil.copy(part / "view-0" / "zarr.json", part / "zarr.json"),
+        (part / "multi_hot" / "c" / "0" / "0").unlink(),
+    ),
     "a lost group": lambda part: (part / "zarr.json").unlink(),
     "a lost group and column": lambda part: ((part / "zarr.json").unlink(), flip(part / "verb" / "c" / "0", 3)),
 }
@@ -259,6 +263,19 @@ def without_remarks(data):
     document = json.loads(data)
     document["attributes"].pop("vcache", None)
     return document
+
+
+def test_a_group_that_does_not_name_its_columns_still_has_them(sound):
+    shutil.copy(sound / "train" / "view-0" / "zarr.json", sound / "train" / "zarr.json")
+    with FeatureStore.open(sound) as store:
+        assert_same_columns(store.part_videos("train").columns, COLUMNS)
+
+
+def test_an_array_of_the_users_own_is_no_column(sound):
+    zarr.open_group(str(sound / "train"), mode="r+").create_array("mine", data=np.zeros(3))
+    with FeatureStore.open(sound) as store:
+        assert_same_columns(store.part_videos("train").columns, COLUMNS)
+        assert {note.kind for note in verify_store(store).notes} == {"unknown"}
 
 
 def test_two_sound_columns_in_each_others_place_are_found(sound):
