@@ -43,7 +43,8 @@ class Reextraction:
 
     With `same_key`, features are refused unless the key comes out the same: weights, libraries and decoder are those of the
     first extraction. A damaged video is refused unless the store holds its row as partial, or with `allow_partial`. `on_video`
-    is called after each video that is decoded, in another thread.
+    is called after each video that is decoded, in another thread. A `backbone` that is loaded already, of the store's own
+    model, saves loading it again.
     """
 
     def __init__(
@@ -56,9 +57,10 @@ class Reextraction:
         same_key: bool = True,
         allow_partial: bool = False,
         on_video: Callable[[], None] = lambda: None,
+        backbone: FrozenBackbone | None = None,
     ) -> None:
         self.store, self.device, self.workers, self.same_key = store, device, workers, same_key
-        self.allow_partial, self.on_video = allow_partial, on_video
+        self.allow_partial, self.on_video, self._loaded = allow_partial, on_video, backbone
         self.config = config_of(store.manifest)
         self.root = root or Path(store.manifest.facts["root"])
 
@@ -129,6 +131,8 @@ class Reextraction:
 
     @cached_property
     def _backbone(self) -> FrozenBackbone:
+        if self._loaded is not None:
+            return self._loaded
         config = self.config
         try:
             return load_backbone(

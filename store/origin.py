@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -28,6 +28,7 @@ def arrays_of(result: Mapping[str, np.ndarray] | PartialRow) -> Mapping[str, np.
 Recomputed = Iterator[tuple[int, Mapping[str, np.ndarray] | PartialRow | RowFailure]]
 
 
+@runtime_checkable
 class Origin(Protocol):
     """Makes again what is in a store. Each method raises CannotRecompute if it could not give what the store was made of."""
 
