@@ -59,8 +59,10 @@ def extract(config: "ExtractionConfig", as_json: Json = False) -> None:
 
     The same command again resumes; with more --layers, or more videos in the dataset, it adds them and keeps what is stored.
 
-    A video that cannot be decoded is recorded with its reason and skipped. With --model A --model B each model has a store of
-    its own, and the videos are decoded once.
+    A video that cannot be decoded is recorded with its reason and skipped; once its file is mended, --retry-failed fills the gap.
+    With --model A --model B each model has a store of its own, and the videos are decoded once.
+
+    Without a scheduler, --part 1/4 ... --part 4/4 on as many machines write one store together.
 
     [bold]Examples:[/bold]  vcache extract k400 --layers -4:  |  vcache extract k400 --views 8 --augment evl --eval-views 3x1
     """
@@ -87,7 +89,7 @@ def extract(config: "ExtractionConfig", as_json: Json = False) -> None:
         _fail(
             f"{len(summary.failures)} of {summary.num_videos} videos failed, more than --max-failures "
             f"{config.max_failures:g} allows. The others are stored; "
-            "mend the files and extract into a new --store, or raise --max-failures."
+            "mend the files and run the command again with --retry-failed, or raise --max-failures."
         )
 
 

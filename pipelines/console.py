@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # imported late: these load torch and zarr
     from vcache.pipelines.extraction import ExtractionSummary
     from vcache.pipelines.progress import ExtractionProgress
     from vcache.pipelines.training import EpochReport, TrainingPlan
+    from vcache.store.retry import RetrySummary
 
 out = Console()
 err = Console(stderr=True)
@@ -125,10 +126,25 @@ def print_extraction_summary(summary: ExtractionSummary) -> None:
     )
     if summary.progress.limits:
         out.print(f"  {limited_by(summary.progress.limits)}", soft_wrap=True, highlight=False)
-    for split, count in summary.added.items():
-        out.print(f"  {count} new video{'s' * (count > 1)} added to {split}", soft_wrap=True)
+    for split, num_added in summary.added.items():
+        out.print(f"  {count(num_added, 'new video')} added to {split}", soft_wrap=True)
+    if summary.retried is not None:
+        print_retry(summary.retried)
+    if summary.partial:
+        out.print(f"  {count(len(summary.partial), 'row')} stored from damaged videos", highlight=False)
     if summary.failures:
         print_failures(summary)
+    if summary.failures_file is not None:
+        out.print(f"  listed in {escape(summary.failures_file)}", soft_wrap=True, highlight=False)
+
+
+def print_retry(retried: RetrySummary) -> None:
+    out.print(
+        f"  {count(retried.tried, 'failed video')} extracted again: {retried.stored} stored now, {len(retried.failed)} failed",
+        highlight=False,
+    )
+    for message in retried.left:
+        out.print(f"  [red]left[/red]  {escape(message)}", highlight=False, soft_wrap=True)
 
 
 def print_failures(summary: ExtractionSummary, most: int = 10) -> None:

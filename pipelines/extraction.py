@@ -9,7 +9,7 @@ does not know are added as a new part of their split. Several models have a stor
 import datetime
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -17,19 +17,25 @@ from vcache.extract.datasets.base import Video, VideoDataset
 from vcache.pipelines.batches import ClipExtractor
 from vcache.pipelines.calibration import Calibration, calibrate, record_calibration, stored_calibration
 from vcache.pipelines.decoding import Decode, Decoder, new_decoder
+from vcache.pipelines.failures import write_failures
 from vcache.pipelines.growth import check_classes, label_facts, new_videos, video_table
+from vcache.pipelines.partition import part_of
 from vcache.pipelines.precision import channel_constants
 from vcache.pipelines.progress import ExtractionProgress
+from vcache.pipelines.reextraction import Reextraction
 from vcache.pipelines.request import ExtractionConfig, ExtractionError, recorded_request
+from vcache.pipelines.retrying import retry_failed
 from vcache.pipelines.room import check_room, tasks_bytes
 from vcache.pipelines.setup import ExtractionSetup, prepare_extractions, versions_of
 from vcache.pipelines.shards import ShardTask, Target, TargetTask, joined_jobs, missing_shards
 from vcache.pipelines.stages import run_jobs
 from vcache.pipelines.stores import anything_at
 from vcache.store.constants import write_constants
+from vcache.store.locks import set_up_turn, shared_writer, sole_writer
 from vcache.store.manifest import Manifest
 from vcache.store.parts import PartName, part_name
 from vcache.store.reader import FeatureStore
+from vcache.store.retry import RetrySummary
 from vcache.store.writer import (
     RowFailure,
     add_split,
@@ -38,7 +44,6 @@ from vcache.store.writer import (
     create_store,
     declare_arrays,
     record_facts,
-    sole_writer,
 )
 
 
@@ -55,6 +60,12 @@ class ExtractionSummary:
     """Videos that this run added to splits that were there already."""
     failures: tuple[RowFailure, ...] = field(default=())
     """All recorded failures of these splits, those of earlier runs too."""
+    partial: tuple[RowFailure, ...] = field(default=())
+    """All rows of these splits that are stored although their video is damaged."""
+    retried: RetrySummary | None = None
+    """What became of earlier failures; None unless they were to be tried again."""
+    failures_file: str | None = None
+    """Where failures and partial rows are listed; None if there are none, and for a store in a bucket unless it was named."""
 
     @property
     def num_videos(self) -> int:
@@ -73,13 +84,20 @@ class _OpenStore:
     setup: ExtractionSetup
     target: Target
     added: dict[str, int]
-    tasks: tuple[ShardTask, ...]
+    missing: tuple[ShardTask, ...]
+    retried: RetrySummary | None
+
+    @property
+    def tasks(self) -> list[ShardTask]:
+        """What of the missing shards this process writes."""
+        part = self.setup.config.part
+        return list(self.missing) if part is None else part_of(self.target.store, self.missing, *part)
 
     @property
     def num_skipped(self) -> int:
         """Videos of which the store holds all that is asked for."""
         rows = sum(self.target.store.splits[split] for split in self.setup.dataset.splits)
-        return rows - sum(len(rows) for _, rows in {(task.part, task.rows) for task in self.tasks})
+        return rows - sum(len(rows) for _, rows in {(task.part, task.rows) for task in self.missing})
 
 
 def run_extraction(
@@ -111,20 +129,40 @@ def run_extractions(
         DatasetChanged: the dataset has other classes than the store, or lists its videos no longer or with other labels.
         NotEnoughSpace: what is missing does not fit on the disk; nothing was written.
         PrecisionRefused, CalibrationError: the dtype would lose too much, or int8 has no video to be calibrated with; likewise.
+        StoreBusy: another process writes the store, and not as a part beside this one.
+        CannotRecompute, UnsupportedLocation: failed videos cannot be tried again; they are as they were.
     """
     setups = prepare_extractions(configs, on_stage)
     with ExitStack() as stack:
         decoder = stack.enter_context(closing(new_decoder(configs[0].decode_workers)))
+        opened = _open_all(setups, decoder.decode, on_stage, stack)
+        progress = _extract(opened, decoder, on_progress)
+        return tuple(_summary(one, progress) for one in opened)
+
+
+def _open_all(
+    setups: Sequence[ExtractionSetup], decode: Decode, on_stage: Callable[[str], None], stack: ExitStack
+) -> list[_OpenStore]:
+    """Make or extend the stores; parts that share them take turns at it. They are open and locked as long as `stack` is."""
+    with ExitStack() as turns:
+        for setup in setups:
+            turns.enter_context(_turn(setup, on_stage))
         _check_room(setups)
         # Before there is a store: what is refused here may be asked for in another way, with the same --store.
-        calibrations = [_create(setup, decoder.decode, on_stage) for setup in setups]
+        calibrations = [_create(setup, decode, on_stage) for setup in setups]
         opened = []
         for setup, calibration in zip(setups, calibrations, strict=True):
             store = stack.enter_context(FeatureStore.open(setup.path))
-            stack.enter_context(sole_writer(setup.path))
-            opened.append(_open(setup, store, calibration, decoder.decode, on_stage))
-        progress = _extract(opened, decoder, on_progress)
-        return tuple(_summary(one, progress) for one in opened)
+            hold = sole_writer if setup.config.part is None else shared_writer
+            stack.enter_context(hold(setup.path))
+            opened.append(_open(setup, store, calibration, decode, on_stage))
+        return opened
+
+
+def _turn(setup: ExtractionSetup, on_stage: Callable[[str], None]) -> AbstractContextManager[None]:
+    if setup.config.part is None:
+        return nullcontext()
+    return set_up_turn(setup.path, on_wait=lambda: on_stage("waiting for another part, which is setting up the store"))
 
 
 def _create(setup: ExtractionSetup, decode: Decode, on_stage: Callable[[str], None]) -> Calibration | None:
@@ -148,20 +186,38 @@ def _open(
 ) -> _OpenStore:
     """Bring the store to what the command asks for, but for the features."""
     on_stage("looking at the store")
-    store.refresh()  # as it is now that no other process writes it
+    store.refresh()  # as it is now that no other process changes it
+    retried = _retry(setup, store, on_stage) if setup.config.retry_failed else None
     setup, to_add = setup.in_store(store), videos_to_add(setup, store)
     extractor = setup.extractor(batch_size=setup.batch_size_in(store), decode=decode)
     clean_temporary(store)
     calibration = calibration or _calibrate(setup, extractor, stored_calibration(store), on_stage)
     added = _extend(store, setup, to_add)
     record_calibration(store, calibration)
-    tasks = tuple(
+    missing = tuple(
         task for split in setup.dataset.splits for task in missing_shards(store, [split], setup.view_arrays(split))
     )
-    quantised = {spec.name for task in tasks for spec in task.arrays if spec.dtype == "int8"}
+    quantised = {spec.name for task in missing for spec in task.arrays if spec.dtype == "int8"}
     extractor.constants = channel_constants(store, quantised, setup.backbone.device)
+    extractor.allow_partial = setup.config.allow_partial  # not before: what int8 is made with comes from whole videos
     target = Target(store=store, extractor=extractor, views=setup.views)
-    return _OpenStore(setup=setup, target=target, added=added, tasks=tasks)
+    return _OpenStore(setup=setup, target=target, added=added, missing=missing, retried=retried)
+
+
+def _retry(setup: ExtractionSetup, store: FeatureStore, on_stage: Callable[[str], None]) -> RetrySummary:
+    config = setup.config
+    origin = Reextraction(
+        store,
+        root=setup.dataset.root,
+        workers=config.decode_workers,
+        backbone=setup.backbone,
+        allow_partial=config.allow_partial,
+    )
+
+    def report(done: int, total: int) -> None:
+        on_stage(f"extracting failed videos again: {done} of {total}")
+
+    return retry_failed(store, origin, setup.dataset.splits, report, allow_partial=config.allow_partial)
 
 
 def _extract(
@@ -187,7 +243,10 @@ def _extract(
 
 def _summary(one: _OpenStore, progress: ExtractionProgress) -> ExtractionSummary:
     store, splits = one.target.store, one.setup.dataset.splits
-    store.refresh()
+    # In turn: the last of several parts then lists what all of them have met.
+    with _turn(one.setup, lambda name: None):
+        store.refresh()
+        listed = write_failures(store, one.setup.dataset.root, one.setup.config.failures)
     return ExtractionSummary(
         store=str(store.path),
         key=one.setup.key,
@@ -196,6 +255,9 @@ def _summary(one: _OpenStore, progress: ExtractionProgress) -> ExtractionSummary
         progress=progress,
         added=one.added,
         failures=tuple(failure for split in splits for failure in store.failures(split)),
+        partial=tuple(row for split in splits for row in store.partial(split)),
+        retried=one.retried,
+        failures_file=str(listed) if listed else None,
     )
 
 

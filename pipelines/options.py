@@ -217,10 +217,43 @@ def extraction_config(
             help="Begin although the disk has less room than the features take.",
         ),
     ] = False,
+    allow_partial: Annotated[
+        bool,
+        typer.Option(
+            "--allow-partial",
+            rich_help_panel=CONTENT,
+            help="Store what can be decoded of a cut or damaged video, and record the damage; else it fails.",
+        ),
+    ] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed",
+            rich_help_panel=RUNNING,
+            help="Extract the videos again that failed before, and write their shards anew.",
+        ),
+    ] = False,
+    failures: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=RUNNING,
+            help="List failed videos here, as JSON lines. \\[default: STORE.failures.jsonl]",
+            show_default=False,
+            metavar="FILE",
+        ),
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=RUNNING,
+            help="Write one of N shares of the shards, as 3/16, beside processes on other machines that write the others.",
+            metavar="I/N",
+        ),
+    ] = None,
     device: Device = "auto",
 ) -> "ExtractionConfig":
     """The request that the options stand for."""
-    from vcache.pipelines.request import ExtractionConfig
+    from vcache.pipelines.request import ExtractionConfig, parse_part
 
     (first_model, first_pretrained), *more_models = _paired(model or [DEFAULT_MODEL], pretrained or [], random_weights)
     return ExtractionConfig(
@@ -251,6 +284,10 @@ def extraction_config(
         max_failures=max_failures,
         max_error=max_error,
         ignore_free_space=ignore_free_space,
+        allow_partial=allow_partial,
+        retry_failed=retry_failed,
+        failures=failures,
+        part=parse_part(part) if part else None,
     )
 
 

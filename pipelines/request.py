@@ -76,6 +76,14 @@ class ExtractionConfig:
     """Share of the videos that may fail, at least one, before the exit status says so."""
     ignore_free_space: bool = False
     """Begin although the disk has less room than the features take."""
+    allow_partial: bool = False
+    """Store what a damaged video gives, with a note of the damage; else it fails."""
+    retry_failed: bool = False
+    """Extract the videos again that failed before."""
+    failures: Path | None = None
+    """Where failures are listed as JSON lines (failures.py); None is beside the store."""
+    part: tuple[int, int] | None = None
+    """(3, 16): write the third of 16 shares of the shards, beside processes that write the others."""
 
     def __post_init__(self) -> None:
         for name, allowed in {"cross_frame": CROSS_FRAME, "dtype": DTYPES, "preprocess": PREPROCESS}.items():
@@ -98,6 +106,14 @@ class ExtractionConfig:
             )
         if self.tsn and self.stride != ExtractionConfig.stride:
             raise ExtractionError(f"--stride {self.stride} has no meaning with --tsn, which covers the whole video.")
+        if self.part is not None:
+            _check_part(*self.part)
+            if self.retry_failed:
+                raise ExtractionError("--retry-failed writes shards anew and needs the store alone: leave out --part.")
+        if self.failures is not None and self.more_models:
+            raise ExtractionError(
+                f"--failures {self.failures} names one file, and each of {1 + len(self.more_models)} models has its own."
+            )
         self._check_views()
 
     def _check_views(self) -> None:
@@ -133,6 +149,26 @@ def per_model(config: ExtractionConfig) -> tuple[ExtractionConfig, ...]:
     """A request of each model of the command, which `run_extractions` takes together."""
     models = ((config.model, config.pretrained), *config.more_models)
     return tuple(replace(config, model=model, pretrained=weights, more_models=()) for model, weights in models)
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """ "3/16" -> (3, 16).
+
+    Raises:
+        ExtractionError: the text is of another form, or there is no such part.
+    """
+    number, slash, total = text.partition("/")
+    if not (slash and number.isascii() and number.isdecimal() and total.isascii() and total.isdecimal()):
+        raise ExtractionError(f"--part {text!r}: must be I/N, as 3/16 for the third of 16 parts.")
+    _check_part(int(number), int(total))
+    return int(number), int(total)
+
+
+def _check_part(part: int, num_parts: int) -> None:
+    if not 1 <= part <= num_parts:
+        raise ExtractionError(
+            f"--part {part}/{num_parts}: parts are counted from 1/{num_parts} to {num_parts}/{num_parts}."
+        )
 
 
 def recorded_request(config: ExtractionConfig) -> dict[str, object]:
