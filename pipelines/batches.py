@@ -70,6 +70,7 @@ class ClipExtractor:
         num_threads: int,
         batch_size: int,
         decode: Decode = decode_here,
+        decoder: str = "pyav",
         allow_partial: bool = False,
     ) -> None:
         """
@@ -79,7 +80,7 @@ class ClipExtractor:
         """
         self.dataset, self.sampling, self.preprocessing, self.backbone = dataset, sampling, preprocessing, backbone
         self.num_threads, self.batch_size, self.decode = num_threads, batch_size, decode
-        self.allow_partial = allow_partial
+        self.decoder, self.allow_partial = decoder, allow_partial
         self.constants: Mapping[str, torch.Tensor] = {}
         """What int8 is made with (precision.py)."""
         self._copies = torch.cuda.Stream(backbone.device) if backbone.device.type == "cuda" else None
@@ -95,6 +96,7 @@ class ClipExtractor:
         return DecodeRequest(
             path=self.dataset.root / video.path,
             clips=rules,
+            decoder=self.decoder,
             segment=video.segment,
             allow_partial=self.allow_partial,
         )
@@ -131,7 +133,7 @@ class ClipExtractor:
         return EncodedBatch(tuple(slots), frozenset(specs), arrays_on_host, copied)
 
     def features(self, clips: Sequence[PreparedClip], names: Collection[str]) -> dict[str, torch.Tensor]:
-        """Those of the named arrays that the backbone computes, in float32 on its device.
+        """Those of the named arrays that the backbone computes, in its precision and on its device.
 
         Frame by frame, (B*T, *shape of a frame), but maps, which are clip by clip: (B, T-1, 2, P, P).
         """

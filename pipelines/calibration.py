@@ -130,7 +130,7 @@ def _statistics(
             continue
         last, features = clip, extractor.features([clip], names) if names else {}
         for name in names:
-            moments[name].add(features[name].cpu().numpy())
+            moments[name].add(features[name].float().cpu().numpy())
     if last is None:
         raise CalibrationError("none of the videos can be decoded, so there is nothing to calibrate --dtype int8 with.")
     constants: dict[str, np.ndarray] = {}
@@ -162,7 +162,7 @@ def _measure(
     on_device = {name: torch.tensor(values, device=device) for name, values in constants.items()}
     sums = {name: ErrorSums(spec) for name, spec in specs.items()}
     for clip in clips:  # one by one, so that the batch size of the extraction changes nothing
-        exact = extractor.features([clip], specs)
+        exact = {name: x.float() for name, x in extractor.features([clip], specs).items()}
         back = {
             name: dequantised(encoded(name, exact[name], spec.dtype, on_device), name, on_device).float()
             for name, spec in specs.items()

@@ -22,9 +22,9 @@ class Decoder(Protocol):
         ...
 
 
-def new_decoder(num_workers: int) -> Decoder:
+def new_decoder(num_workers: int, name: str = "pyav") -> Decoder:
     """A decoder of up to `num_workers` videos at a time. Its processes end when it is closed or forgotten."""
-    return DecodePool(num_workers)
+    return DecodePool(num_workers, decoder=name)
 
 
 def decode_here(request: DecodeRequest) -> DecodedVideo:

@@ -35,6 +35,7 @@ _REQUEST_DEFAULTS: dict[str, Any] = {
     "stride": 16,
     "dtype": "float16",
     "preprocess": "fast",
+    "decoder": "pyav",
     "val_fraction": 0.2,
     "views": 1,
     "eval_views": "1x1",

@@ -124,6 +124,21 @@ def extraction_config(
             help="fast: uint8 tensors, within 2/255 of open_clip's transform; exact: equal to it, with PIL.",
         ),
     ] = "fast",
+    decoder: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=VALUES,
+            help="pyav: right on every video we tried; decord, torchcodec: refuse the kinds of video that they get wrong.",
+        ),
+    ] = "pyav",
+    precision: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=VALUES,
+            help="Of the backbone: float32, float16, bfloat16, or auto: float32 on a CPU, that of --dtype on a GPU; one named "
+            "with --store keeps the precision it was made in.",
+        ),
+    ] = "auto",
     root: Annotated[
         Path | None, typer.Option(rich_help_panel=CONTENT, help="Folder of the videos. Default: $VCACHE_DATA/DATASET.")
     ] = None,
@@ -270,6 +285,8 @@ def extraction_config(
         more_models=tuple(more_models),
         random_weights=random_weights,
         preprocess=preprocess,
+        decoder=decoder,
+        precision=precision,
         root=root,
         store=store_path(store) if store else None,
         val_fraction=val_fraction,

@@ -23,7 +23,7 @@ from vcache.pipelines.device import select_device
 from vcache.pipelines.growth import video_table, videos_of
 from vcache.pipelines.precision import channel_constants
 from vcache.pipelines.request import ExtractionConfig
-from vcache.pipelines.setup import extraction_spec
+from vcache.pipelines.setup import extraction_spec, stored_precision
 from vcache.pipelines.shards import slot_of
 from vcache.pipelines.stages import PreparedVideo
 from vcache.store.constants import Constant
@@ -68,9 +68,9 @@ class Reextraction:
     def differences(self) -> list[tuple[str, Any, Any]]:
         """(field, stored, now) of everything that changes a value and is not as it was when the store was made."""
         preprocessing = from_open_clip_config(self._backbone.preprocess_config, mode=self.config.preprocess)
-        return spec_difference(
-            self.store.manifest.spec, extraction_spec(self.config, self._backbone, preprocessing).to_dict()
-        )
+        stored = self.store.manifest.spec
+        decoder = stored["decoder"].get("decoder", self.config.decoder)
+        return spec_difference(stored, extraction_spec(self.config, self._backbone, preprocessing, decoder).to_dict())
 
     def recompute(self, part: PartName, view: int, rows: Sequence[int], arrays: tuple[ArraySpec, ...]) -> Recomputed:
         """Each of the rows with its arrays, or with why its video gives none: the bits that it had or would have had at first.
@@ -140,6 +140,7 @@ class Reextraction:
                 config.pretrained,
                 random_weights=config.random_weights,
                 device=select_device(self.device),
+                precision=config.precision,
             )
         except (BackboneError, OSError) as error:
             raise CannotRecompute(f"the backbone that the store was made with cannot be loaded: {error}") from error
@@ -157,6 +158,7 @@ class Reextraction:
             num_threads=self.workers,
             batch_size=self._batch_size,
             decode=self._decoder.decode,
+            decoder=self.config.decoder,
         )
 
     @property
@@ -206,7 +208,7 @@ class Reextraction:
 
     @cached_property
     def _decoder(self) -> Decoder:
-        return new_decoder(self.workers)  # ends with this object
+        return new_decoder(self.workers, self.config.decoder)  # ends with this object
 
     def _place(self, part: PartName, row: int) -> tuple[int, int]:
         """The first row of the batch that a row belongs to, and its slot in it."""
@@ -244,5 +246,7 @@ def config_of(manifest: Manifest) -> ExtractionConfig:
         dataset=request["dataset"],
         root=Path(request["root"]) if request["root"] else None,
         split=tuple(request["split"].split(",")) if request["split"] else None,
+        decoder=request.get("decoder", "pyav"),
+        precision=stored_precision(manifest),
         **{word: request[word] for word in words},
     )

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vcache.extract.datasets.registry import list_datasets
+from vcache.extract.decoders import list_decoders
 from vcache.extract.sampling import Sampling, StridedSampling, TSNSampling
-from vcache.extract.spec import DTYPES
+from vcache.extract.spec import DTYPES, PRECISIONS
 from vcache.pipelines.precision_error import MAX_ERROR
 from vcache.pipelines.presets import DEFAULT_RECIPE, UnknownRecipe, recipe
 from vcache.store.object_path import StorePath
@@ -26,8 +27,8 @@ class ExtractionError(ValueError):
 class ExtractionConfig:
     """One `vcache extract` command.
 
-    Only `frames`, `stride`, `tsn`, `preprocess`, `dtype`, `model` and `pretrained` change a stored value, through the spec and
-    its key; the rest says what to store, where, and how fast.
+    Only `frames`, `stride`, `tsn`, `preprocess`, `decoder`, `precision`, `dtype`, `model` and `pretrained` change a stored value,
+    through the spec and its key; the rest says what to store, where, and how fast.
     """
 
     dataset: str
@@ -53,6 +54,11 @@ class ExtractionConfig:
     """Further (model, pretrained): each has a store of its own, and the videos are decoded once for all; see `per_model`."""
     random_weights: bool = False
     preprocess: str = "fast"
+    decoder: str = "pyav"
+    """One of `list_decoders()`; folders of frames are read as they are whatever it is."""
+    precision: str = "auto"
+    """Of the backbone's products and residual stream. "auto" is that of the store that is extended with `store`; else float32 on
+    a CPU, and on a GPU the precision that `dtype` has, which is float16 for int8."""
     root: Path | None = None
     store: StorePath | None = None
     val_fraction: float = 0.2
@@ -86,7 +92,14 @@ class ExtractionConfig:
     """(3, 16): write the third of 16 shares of the shards, beside processes that write the others."""
 
     def __post_init__(self) -> None:
-        for name, allowed in {"cross_frame": CROSS_FRAME, "dtype": DTYPES, "preprocess": PREPROCESS}.items():
+        choices = {
+            "cross_frame": CROSS_FRAME,
+            "dtype": DTYPES,
+            "preprocess": PREPROCESS,
+            "decoder": list_decoders(),
+            "precision": ("auto", *PRECISIONS),
+        }
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ExtractionError(
                     f"--{name.replace('_', '-')} {getattr(self, name)!r}: there are {', '.join(allowed)}."
@@ -189,9 +202,9 @@ def recorded_request(config: ExtractionConfig) -> dict[str, object]:
         "val_fraction": config.val_fraction,
     }
     # Only what is not the default: these words came later, and older stores are without them.
-    views = {"views": 1, "eval_views": "1x1", "augment": DEFAULT_RECIPE, "view_seed": 0, "pixels": 0}
+    later = {"views": 1, "eval_views": "1x1", "augment": DEFAULT_RECIPE, "view_seed": 0, "pixels": 0, "decoder": "pyav"}
     return request | {
-        name: getattr(config, name) for name, default in views.items() if getattr(config, name) != default
+        name: getattr(config, name) for name, default in later.items() if getattr(config, name) != default
     }
 
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from vcache.extract.backbone import BackboneFacts, FrozenBackbone, load_backbone
 from vcache.extract.datasets.base import VideoDataset
 from vcache.extract.datasets.registry import load_dataset
-from vcache.extract.decode import decoder_versions
+from vcache.extract.decode import decoder_of, decoder_versions
 from vcache.extract.layers import resolve_layers
 from vcache.extract.preprocess import Preprocessing, from_open_clip_config
 from vcache.extract.spec import ExtractionSpec
@@ -24,7 +26,7 @@ from vcache.pipelines.stores import anything_at, default_store_path
 from vcache.store.constants import Constant
 from vcache.store.key import cache_key
 from vcache.store.layout import ArraySpec
-from vcache.store.manifest import read_manifest
+from vcache.store.manifest import Manifest, read_manifest
 from vcache.store.object_path import StorePath
 from vcache.store.parts import check_split_name
 from vcache.store.quantise import quantised_specs
@@ -96,7 +98,8 @@ class ExtractionSetup:
 
     @cached_property
     def spec(self) -> ExtractionSpec:
-        return extraction_spec(self.config, self.backbone, self.preprocessing)
+        decoder = decoder_of(self.dataset.root / self.dataset.videos[0].path, self.config.decoder)
+        return extraction_spec(self.config, self.backbone, self.preprocessing, decoder)
 
     @cached_property
     def key(self) -> str:
@@ -150,6 +153,7 @@ class ExtractionSetup:
             num_threads=self.config.decode_workers,
             batch_size=batch_size or self.batch_size,
             decode=decode,
+            decoder=self.config.decoder,
         )
 
 
@@ -186,8 +190,13 @@ def _dataset(config: ExtractionConfig) -> VideoDataset:
 
 
 def _setup(config: ExtractionConfig, dataset: VideoDataset) -> ExtractionSetup:
+    device = select_device(config.device)
     backbone = load_backbone(
-        config.model, config.pretrained, random_weights=config.random_weights, device=select_device(config.device)
+        config.model,
+        config.pretrained,
+        random_weights=config.random_weights,
+        device=device,
+        precision=_precision(config, device),
     )
     preprocessing = from_open_clip_config(backbone.preprocess_config, mode=config.preprocess)
     _check_crops(config, preprocessing)
@@ -216,18 +225,36 @@ def _check_crops(config: ExtractionConfig, preprocessing: Preprocessing) -> None
         )
 
 
-def extraction_spec(config: ExtractionConfig, backbone: FrozenBackbone, preprocessing: Preprocessing) -> ExtractionSpec:
-    """Everything of this command that changes a stored value."""
+def extraction_spec(
+    config: ExtractionConfig, backbone: FrozenBackbone, preprocessing: Preprocessing, decoder: str
+) -> ExtractionSpec:
+    """Everything of this command that changes a stored value; `decoder` is what reads the videos."""
     return ExtractionSpec(
         model=backbone.facts.model,
         weights_sha256=backbone.weights_sha256,
         preprocessing=preprocessing.to_dict(),
         sampling=config.sampling.to_dict(),
         view={"crop": "centre", "flip": False},
-        decoder=decoder_versions(),
+        decoder=decoder_versions(decoder),
         versions={**preprocessing.versions(), **versions_of("torch", "open_clip_torch")},
         dtype=config.dtype,
+        precision=str(backbone.dtype).removeprefix("torch."),
     )
+
+
+def _precision(config: ExtractionConfig, device: torch.device) -> str:
+    if config.precision != "auto":
+        return config.precision
+    if config.store is not None and anything_at(config.store):
+        return stored_precision(read_manifest(config.store))
+    if device.type == "cpu":
+        return "float32"
+    return "float16" if config.dtype == "int8" else config.dtype
+
+
+def stored_precision(manifest: Manifest) -> str:
+    """Of the arithmetic that made a store; one that does not say was made in float32."""
+    return str(manifest.spec.get("precision", "float32"))
 
 
 def array_specs(

@@ -18,7 +18,7 @@ from vcache.pipelines.writing import RowBatch, ShardWriting
 class DecodesHere:
     """In place of `DecodePool`: the same decoder in the calling thread, as starting processes takes longer than most tests."""
 
-    def __init__(self, num_workers: int) -> None:
+    def __init__(self, num_workers: int, *, decoder: str = "pyav") -> None:
         pass
 
     def decode(self, request: DecodeRequest) -> DecodedVideo:
