@@ -274,3 +274,32 @@ def test_the_shapes_of_a_batch_are_those_of_its_rows(views_store: Path) -> None:
     with FeatureStore.open(views_store) as store:
         shapes = [tuple(batch.features.cls[-1].shape) for batch in loader(store).epoch(0)]
     assert shapes == [(5, T, D), (5, T, D), (2, T, D)]
+
+
+def test_the_printed_commands_add_the_views_that_were_missing(
+    vcache: Callable[[str], tuple[int, str, str]], video_folder: Path, tiny_clip: Path, tmp_path: Path
+) -> None:
+    """From a store of one view: more to train on, then more to evaluate with, each by the command in the error."""
+    store, run = tmp_path / "store.zarr", tmp_path / "run"
+    made = f"--layers -1 --frames 3 --stride 2 --cross-frame none --model local-dir:{tiny_clip} --augment text4vis"
+    assert vcache(f"extract {video_folder} {made} --view-seed 5 --store {store}")[0] == 0
+    train_line, eval_line = (
+        f"train-head linear --epochs 1 --views 3 --store {store} --out {run}",
+        f"eval {run} --views 3x1",
+    )
+    for line, said in ((train_line, "12 videos in 3 views"), (eval_line, "mean of 3x1 views")):
+        status, _, err = vcache(line)
+        assert status == 1
+        command = next(line for line in err.splitlines() if "with:  vcache" in line).split("with:  vcache ")[1]
+        status, _, err = vcache(command)
+        assert status == 0, err
+        status, out, err = vcache(line)
+        assert (status, said in out + err) == (0, True), err
+    with FeatureStore.open(store) as opened:
+        definitions = opened.manifest.facts["views"]
+        assert [definition["kind"] for definition in definitions] == [
+            "evaluation",
+            *["training"] * 2,
+            *["evaluation"] * 3,
+        ]
+        assert opened.views("train") == (0, 1, 2)
