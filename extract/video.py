@@ -113,7 +113,7 @@ class DecodeRequest:
     allow_partial: bool = False
     """Take a damaged video for what can be decoded of it, instead of refusing it."""
     decoder: str = "pyav"
-    """One of `list_decoders()`."""
+    """One of `list_decoders()`; a folder of frames is read by "images" whatever is said here."""
 
     def resolve(
         self, num_frames: int, times: Sequence[int | float] | np.ndarray

@@ -7,6 +7,7 @@ import difflib
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
+from functools import cache
 
 from vcache.extract.video import DecodedVideo, DecodeRequest
 
@@ -39,6 +40,7 @@ class Decoder(ABC):
         """
 
 
+@cache
 def list_decoders() -> tuple[str, ...]:
     """The names that `get_decoder` takes, in alphabetical order; not all of them need to be installed."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
