@@ -29,11 +29,12 @@ main()
 """
 
 
-def start(made: ExtractionConfig, store: Path) -> subprocess.Popen[bytes]:
-    """The command in a process of its own."""
+def start(made: ExtractionConfig, store: Path, workers: int = 1) -> subprocess.Popen[bytes]:
+    """The command in a process of its own, which decodes in processes of its own."""
     options = {
         "--layers": made.layers, "--frames": made.frames, "--stride": made.stride, "--model": made.model,
         "--dtype": made.dtype, "--batch-size": made.batch_size, "--device": "cpu", "--store": store,
+        "--decode-workers": workers,
     }  # fmt: skip
     words = [str(word) for option in options.items() for word in option]
     return subprocess.Popen([sys.executable, "-c", EXTRACT, "extract", made.dataset, *words], stdout=subprocess.DEVNULL)
@@ -52,7 +53,7 @@ def files(folder: Path) -> set[str]:
 def kill_at_random(made: ExtractionConfig, store: Path, rng: random.Random, seconds: float) -> bool:
     """Wait until the process begins to change the disk, and a while; whether it was still running then."""
     before = files(store.parent)
-    process = start(made, store)
+    process = start(made, store, workers=rng.choice((1, 4)))
     while process.poll() is None and files(store.parent) == before:
         time.sleep(0.002)
     time.sleep(rng.uniform(0, seconds))

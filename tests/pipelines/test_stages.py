@@ -4,6 +4,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +129,7 @@ def test_memory_is_bounded_when_the_writer_is_slow(config: MakeConfig, monkeypat
         return decode(request)
 
     def slow(self: ShardWriter, *args: object, **options: object) -> None:
-        time.sleep(0.03)
+        time.sleep(0.1)
         write(self, *args, **options)  # type: ignore[arg-type]
         with lock:
             counts["written"] += 1
@@ -146,7 +147,9 @@ def test_memory_is_bounded_when_the_writer_is_slow(config: MakeConfig, monkeypat
 @pytest.mark.parametrize("stage", ["decode", "device"])
 def test_the_slow_stage_is_named(config: MakeConfig, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     def slowed(function: Callable[..., object]) -> Callable[..., object]:
-        return lambda *args: (time.sleep(0.05), function(*args))[1]
+        return lambda *args: (time.sleep(seconds), function(*args))[1]
+
+    seconds = {"decode": 0.1, "device": 0.3}[stage]  # of each of 18 videos, of each of 6 batches
 
     if stage == "decode":
         monkeypatch.setattr(decoding, "decode_video", slowed(decoding.decode_video))
@@ -176,20 +179,23 @@ class Broken(Exception):
     pass
 
 
+@pytest.fixture(scope="module")
+def undisturbed() -> list[dict[str, bytes]]:
+    """Trees that have to be equal, whatever came in between; `test_an_error_...[nowhere]` adds the first."""
+    return []
+
+
 def _break(*args: object) -> None:
     raise Broken("planted")
 
 
-@pytest.mark.parametrize("stage", ["decode", "prepare", "device", "write", "commit", "report"])
+@pytest.mark.parametrize("stage", ["nowhere", "decode", "prepare", "device", "write", "commit", "report"])
 def test_an_error_in_any_stage_ends_all_of_them(
-    config: MakeConfig, monkeypatch: pytest.MonkeyPatch, stage: str
+    config: MakeConfig, monkeypatch: pytest.MonkeyPatch, stage: str, undisturbed: list[dict[str, bytes]]
 ) -> None:
     """It surfaces as it is; the shards before are kept and nothing of the shard at hand; the next run completes the store."""
     monkeypatch.setattr("vcache.pipelines.setup.MAX_ROWS_PER_SHARD", 4)
     made = config(batch_size=2)
-    run_extraction(made)
-    expected = contents(made.store)
-    shutil.rmtree(made.store)
     victims = {
         "decode": (decoding, "decode_video"),
         "prepare": (type(views_of_request()[0]), "prepare"),
@@ -212,14 +218,15 @@ def test_an_error_in_any_stage_ends_all_of_them(
             where, name = victims[stage]
             patch.setattr(where, name, after_some(getattr(where, name), 1 if stage == "commit" else 6))
         report = after_some(lambda progress: None, 5) if stage == "report" else lambda progress: None
-        with pytest.raises(Broken, match="planted"):
+        with pytest.raises(Broken, match="planted") if stage != "nowhere" else nullcontext():
             run_extraction(made, report)
     with FeatureStore.open(made.store) as store:
         committed = [row for split in store.splits for row in store.committed_rows(split, ["tokens/2"])]
-        assert sum(committed) < 18
+        assert (sum(committed) < 18) == (stage != "nowhere")
         assert not list(made.store.rglob("*.tmp"))
     assert run_extraction(made).progress.videos_done == 18 - sum(committed)
-    assert contents(made.store) == expected
+    undisturbed.append(contents(made.store))
+    assert undisturbed[-1] == undisturbed[0]
 
 
 def test_an_interruption_while_the_last_shards_are_written_leaves_whole_ones(
@@ -293,7 +300,7 @@ def test_several_models_do_not_share_one_store(config: MakeConfig) -> None:
         config(more_models=(("ViT-B-32", None),))
 
 
-VIEWS = tuple(views_of_request(2, (2, 3), Augmentation(), seed=3))  # one random view, and six crops of val
+VIEWS = tuple(views_of_request(2, (1, 3), Augmentation(), seed=3))  # a random view, and three more crops of val
 
 
 def test_views_cost_no_second_decode_and_are_those_that_are_made_alone(
@@ -302,22 +309,22 @@ def test_views_cost_no_second_decode_and_are_those_that_are_made_alone(
     copy = tmp_path / "videos"
     shutil.copytree(video_folder, copy)
     (copy / "val" / "wave" / "w1.mp4").write_text("no video")
-    made = config(dataset=str(copy), dtype="int8")
-    monkeypatch.setattr("vcache.pipelines.setup.wanted_views", lambda config: VIEWS)
+    made = config(dataset=str(copy), layers="-1")
+    monkeypatch.setattr("vcache.pipelines.setup.wanted_views", lambda *asked: VIEWS)
     once = run_extraction(replaced(made, store=tmp_path / "once.zarr"))
     decoded_rows = len(decoded)
     assert (once.progress.videos_done, once.progress.failures) == (18, 1)
-    assert once.progress.frames_done == 5 * (12 * 2 + 5 * 7)
+    assert once.progress.frames_done == 5 * (12 * 2 + 5 * 4)
     for views in (VIEWS[:1], VIEWS):  # view 0 first, the others added by another run
-        monkeypatch.setattr("vcache.pipelines.setup.wanted_views", lambda config, views=views: views)
+        monkeypatch.setattr("vcache.pipelines.setup.wanted_views", lambda *asked, views=views: views)
         decoded.clear()
         run_extraction(replaced(made, store=tmp_path / "twice.zarr"))
         assert len(decoded) <= decoded_rows
     assert contents(tmp_path / "once.zarr") == contents(tmp_path / "twice.zarr")
     with FeatureStore.open(tmp_path / "once.zarr") as store:
         assert store.manifest.facts["views"] == [view.to_dict() for view in VIEWS]
-        assert (store.views("train"), store.views("val")) == ((0, 1), (0, *range(2, 8)))
-        assert len(store.failures("val", view=5)) == 1
+        assert (store.views("train"), store.views("val")) == ((0, 1), (0, 2, 3, 4))
+        assert len(store.failures("val", view=3)) == 1
         left, right = (store.read("val", "crop", range(4), view=view) for view in (2, 4))
         assert (left[:, 1] < right[:, 1]).all()
         assert not np.array_equal(store.read("train", "tokens/2", [3]), store.read("train", "tokens/2", [3], view=1))
@@ -330,13 +337,13 @@ def replaced(made: ExtractionConfig, **fields: object) -> ExtractionConfig:
 
 
 def test_a_view_is_mended_and_verified_from_its_definition(config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = config(cross_frame="none")
-    monkeypatch.setattr("vcache.pipelines.setup.wanted_views", lambda config: VIEWS)
+    made = config(cross_frame="none", layers="-1")
+    monkeypatch.setattr("vcache.pipelines.setup.wanted_views", lambda *asked: VIEWS)
     run_extraction(made)
     before = contents(made.store)
     shard = made.store / "train/view-1/tokens/2/c/0/0/0/0"
     shard.write_bytes(b"\x00" * shard.stat().st_size)
-    (made.store / "val/view-4/embed/c/0/0/0").unlink()
+    (made.store / "val/view-3/embed/c/0/0/0").unlink()
     assert repair(made.store)["ok"]
     assert contents(made.store) == before
     result = verify(made.store, deep=12)
