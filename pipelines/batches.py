@@ -70,13 +70,14 @@ class ClipExtractor:
         num_threads: int,
         batch_size: int,
         decode: Decode = decode_here,
-        decoder: str = "pyav",
         allow_partial: bool = False,
+        decoder: str = "pyav",
     ) -> None:
         """
         Args:
             num_threads: how many videos may be decoded at once.
             allow_partial: take what a damaged video gives.
+            decoder: one of `list_decoders()`, for every video.
         """
         self.dataset, self.sampling, self.preprocessing, self.backbone = dataset, sampling, preprocessing, backbone
         self.num_threads, self.batch_size, self.decode = num_threads, batch_size, decode
@@ -96,9 +97,9 @@ class ClipExtractor:
         return DecodeRequest(
             path=self.dataset.root / video.path,
             clips=rules,
-            decoder=self.decoder,
             segment=video.segment,
             allow_partial=self.allow_partial,
+            decoder=self.decoder,
         )
 
     def forward(self, clips: Sequence[PreparedClip], arrays: Iterable[ArraySpec]) -> list[RowArrays]:

@@ -134,7 +134,7 @@ def run_extractions(
     """
     setups = prepare_extractions(configs, on_stage)
     with ExitStack() as stack:
-        decoder = stack.enter_context(closing(new_decoder(configs[0].decode_workers, configs[0].decoder)))
+        decoder = stack.enter_context(closing(new_decoder(configs[0].decode_workers, setups[0].decoder)))
         opened = _open_all(setups, decoder.decode, on_stage, stack)
         progress = _extract(opened, decoder, on_progress)
         return tuple(_summary(one, progress) for one in opened)

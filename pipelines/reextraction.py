@@ -63,14 +63,16 @@ class Reextraction:
         self.allow_partial, self.on_video, self._loaded = allow_partial, on_video, backbone
         self.config = config_of(store.manifest)
         self.root = root or Path(store.manifest.facts["root"])
+        self.decoder = str(store.manifest.spec["decoder"]["decoder"])
 
     @cached_property
     def differences(self) -> list[tuple[str, Any, Any]]:
         """(field, stored, now) of everything that changes a value and is not as it was when the store was made."""
         preprocessing = from_open_clip_config(self._backbone.preprocess_config, mode=self.config.preprocess)
-        stored = self.store.manifest.spec
-        decoder = stored["decoder"].get("decoder", self.config.decoder)
-        return spec_difference(stored, extraction_spec(self.config, self._backbone, preprocessing, decoder).to_dict())
+        return spec_difference(
+            self.store.manifest.spec,
+            extraction_spec(self.config, self._backbone, preprocessing, self.decoder).to_dict(),
+        )
 
     def recompute(self, part: PartName, view: int, rows: Sequence[int], arrays: tuple[ArraySpec, ...]) -> Recomputed:
         """Each of the rows with its arrays, or with why its video gives none: the bits that it had or would have had at first.
@@ -158,7 +160,7 @@ class Reextraction:
             num_threads=self.workers,
             batch_size=self._batch_size,
             decode=self._decoder.decode,
-            decoder=self.config.decoder,
+            decoder=self.decoder,
         )
 
     @property
@@ -208,7 +210,7 @@ class Reextraction:
 
     @cached_property
     def _decoder(self) -> Decoder:
-        return new_decoder(self.workers, self.config.decoder)  # ends with this object
+        return new_decoder(self.workers, self.decoder)  # ends with this object
 
     def _place(self, part: PartName, row: int) -> tuple[int, int]:
         """The first row of the batch that a row belongs to, and its slot in it."""
@@ -246,7 +248,6 @@ def config_of(manifest: Manifest) -> ExtractionConfig:
         dataset=request["dataset"],
         root=Path(request["root"]) if request["root"] else None,
         split=tuple(request["split"].split(",")) if request["split"] else None,
-        decoder=request.get("decoder", "pyav"),
         precision=stored_precision(manifest),
         **{word: request[word] for word in words},
     )

@@ -11,7 +11,7 @@ import torch
 from vcache.extract.backbone import BackboneFacts, FrozenBackbone, load_backbone
 from vcache.extract.datasets.base import VideoDataset
 from vcache.extract.datasets.registry import load_dataset
-from vcache.extract.decode import decoder_of, decoder_versions
+from vcache.extract.decode import decoder_versions
 from vcache.extract.layers import resolve_layers
 from vcache.extract.preprocess import Preprocessing, from_open_clip_config
 from vcache.extract.spec import ExtractionSpec
@@ -96,10 +96,14 @@ class ExtractionSetup:
         """What the arrays of all videos are read with."""
         return projection_constants(self.backbone, self.layers) if self.config.cross_frame == "derive" else {}
 
+    @property
+    def decoder(self) -> str:
+        """The decoder of every video."""
+        return "images" if self.dataset.frame_folders else self.config.decoder
+
     @cached_property
     def spec(self) -> ExtractionSpec:
-        decoder = decoder_of(self.dataset.root / self.dataset.videos[0].path, self.config.decoder)
-        return extraction_spec(self.config, self.backbone, self.preprocessing, decoder)
+        return extraction_spec(self.config, self.backbone, self.preprocessing, self.decoder)
 
     @cached_property
     def key(self) -> str:
@@ -153,7 +157,7 @@ class ExtractionSetup:
             num_threads=self.config.decode_workers,
             batch_size=batch_size or self.batch_size,
             decode=decode,
-            decoder=self.config.decoder,
+            decoder=self.decoder,
         )
 
 

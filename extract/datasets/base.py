@@ -61,6 +61,8 @@ class VideoDataset:
     """The classes of each other kind of label, as "verb"; every video has a label of each kind."""
     multi_label: bool = False
     """A video may have several classes (`Video.classes`), or none."""
+    frame_folders: bool = False
+    """Each video is a folder of numbered images."""
     unused: tuple[str, ...] = ()
     """Paths of videos that the annotation names and no split holds: HMDB-51's third tag, test lists without labels."""
 

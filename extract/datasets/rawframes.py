@@ -19,12 +19,12 @@ from vcache.extract.datasets.registry import register_path_loader
 from vcache.extract.datasets.split_lists import lists_of_splits, names_of_classes, shared_name
 from vcache.extract.video import Segment
 
-FRAME_NAME = re.compile(r"(img|image|frame)_\d{4,6}\.jpe?g", re.IGNORECASE)
-"""What a frame is called: img_00001.jpg, image_0001.jpg, frame_000001.jpg."""
+_FRAME_NAME = re.compile(r".*\d\.(jpe?g|png|webp|bmp)", re.IGNORECASE)
+"""A numbered image: img_00001.jpg, image_0001.jpg, 000001.png."""
 
 _LAYOUT = """\
 FILE.txt: `dir num_frames label`, one video a line; the label is an index, the path of the folder may have spaces
-<dir>/img_00001.jpg (or image_0001.jpg, frame_000001.jpg), relative to the list's folder or to --root
+<dir>/img_00001.jpg (or any numbered images: image_0001.jpg, 000001.png), relative to the list's folder or to --root
 train.txt brings val.txt and test.txt along, k400_train_rawframes.txt its ..._val_..., and so on; without any of them, 20%
     (--val-fraction) become val; label_map*.txt beside the list names the classes, one a line"""
 
@@ -75,7 +75,7 @@ def load_rawframes(path: Path, root: Path | None, val_fraction: float) -> VideoD
     class_names = names_of_classes(path.parent, ((row.label, row.file, row.line) for row in every))
     _check_frames(base, every)
     videos = sorted((video for video, _, _ in located), key=lambda video: (split_order(video.split), video.path))
-    return VideoDataset(shared_name(path), base, class_names, tuple(videos))
+    return VideoDataset(shared_name(path), base, class_names, tuple(videos), frame_folders=True)
 
 
 def _video(row: _Row, split: str) -> Video:
@@ -101,9 +101,9 @@ def _check_frames(base: Path, rows: list[_Row]) -> None:
         folder = base / row.folder
         if not folder.is_dir():
             continue
-        if not any(FRAME_NAME.fullmatch(file.name) for file in folder.iterdir()):
+        if not any(_FRAME_NAME.fullmatch(file.name) for file in folder.iterdir()):
             raise DatasetError(
-                f"{folder} holds no frames named img_00001.jpg, image_0001.jpg or frame_000001.jpg; rename them",
+                f"{folder} holds no numbered images, as img_00001.jpg; rename them, or correct the list",
                 file=row.file,
                 line=row.line,
             )

@@ -1,4 +1,4 @@
-"""A segment of a long video gives the features of its frames and of no others."""
+"""Segments of a long video and folders of frames give the features of their frames and of no others."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +7,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vcache.extract.backbone import load_backbone
 from vcache.extract.preprocess import from_open_clip_config
@@ -73,3 +74,33 @@ def test_damaged_rows_of_segments_are_made_again_from_the_table(kitchen: Path, c
     assert shard.read_bytes() == before
     deep = verify(made.store, deep=100)
     assert (deep["ok"], deep["deep"]["rows"], deep["deep"]["equal_rows"]) == (True, 4, 4)
+
+
+def test_features_of_a_folder_of_frames_are_those_of_its_listed_images(
+    tmp_path: Path, kitchen: Path, config: MakeConfig, tiny_clip: Path
+) -> None:
+    frames = decode_all(kitchen / "P01" / "videos" / "P01_01.MP4")
+    counts = {"wave/ä 7": 9, "jump/b": 20, "jump/short": 4}
+    for folder, count in counts.items():
+        (tmp_path / "raw" / folder).mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(frames[number + count]).save(tmp_path / "raw" / folder / f"img_{number + 1:05d}.png")
+    listing = tmp_path / "raw" / "val.txt"
+    listing.write_text("wave/ä 7 9 1\njump/b 17 0\njump/short 5 0\n")
+    made = config(dataset=str(listing), layers="-1", cross_frame="none", max_failures=1.0, batch_size=1)
+    summary = run_extraction(made)
+    assert [(failure.path, failure.kind) for failure in summary.failures] == [("jump/short", "frame_count")]
+    backbone = load_backbone(f"local-dir:{tiny_clip}", None, device=torch.device("cpu"))
+    preprocess = from_open_clip_config(backbone.preprocess_config)
+    with FeatureStore.open(made.store) as store:
+        assert store.manifest.spec["decoder"]["decoder"] == "images"
+        ids = store.videos("val").ids
+        for folder, listed in (("wave/ä 7", 9), ("jump/b", 17)):
+            chosen = StridedSampling(num_frames=5, stride_frames=3).indices(listed)
+            shown = frames[[counts[folder] + index for index in chosen]]
+            stored = store.read("val", "tokens/2", [ids.index(folder)])[0]
+            np.testing.assert_allclose(
+                stored, backbone(preprocess(shown), tokens=[2]).tokens[2].numpy(), rtol=1e-5, atol=1e-5
+            )
+    deep = verify(made.store, deep=100)
+    assert (deep["ok"], deep["deep"]["rows"], deep["deep"]["equal_rows"]) == (True, 2, 2)

@@ -92,16 +92,18 @@ def test_a_label_map_names_the_classes(tmp_path: Path) -> None:
         load_dataset(str(listing))
 
 
-@pytest.mark.parametrize("name", ["img_{:05d}.jpg", "image_{:04d}.jpg", "frame_{:06d}.jpg", "img_{:05d}.JPEG"])
+@pytest.mark.parametrize(
+    "name", ["img_{:05d}.jpg", "image_{:04d}.jpg", "frame_{:06d}.jpg", "img_{:05d}.JPEG", "{:d}.png"]
+)
 def test_frames_may_have_the_usual_names(tmp_path: Path, name: str) -> None:
     frames(tmp_path, "b", 2, name)
     assert len(load_dataset(str(text(tmp_path / "val.txt", "a 2 0", "b 2 0"))).videos) == 2
 
 
-@pytest.mark.parametrize("name", ["{:05d}.jpg", "img_{:05d}.png", "flow_x_{:05d}.jpg"])
+@pytest.mark.parametrize("name", ["{:05d}.txt", "img_{:05d}.jpg.part", "{:d}_img.jpg"])
 def test_a_folder_without_frames_is_refused_at_once(tmp_path: Path, name: str) -> None:
     frames(tmp_path, "b", 2, name)
-    with pytest.raises(DatasetError, match="line 2: .*/b holds no frames named img_00001.jpg"):
+    with pytest.raises(DatasetError, match="line 2: .*/b holds no numbered images, as img_00001.jpg"):
         load_dataset(str(text(tmp_path / "val.txt", "a 2 0", "b 2 0")))
 
 
