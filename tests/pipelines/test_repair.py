@@ -228,7 +228,7 @@ def test_a_store_made_elsewhere_is_repaired_only_where_the_key_comes_out_the_sam
     flip(tokens(store, 1), -9)  # needs no video
     before = tree(store)
     versions = {"decoder": "pyav", "av": "99.0", "libavcodec": "1", "libavformat": "1", "libswscale": "1"}
-    monkeypatch.setattr("vcache.pipelines.setup.decoder_versions", lambda: versions)
+    monkeypatch.setattr("vcache.pipelines.setup.decoder_versions", lambda name: versions)
     result = repair(store)
     assert not result["ok"]
     (left,) = result["left"]
