@@ -104,7 +104,7 @@ def test_a_store_made_with_another_decoder_is_not_retried(
     mend(videos, video_folder, *BROKEN)
     before = tree(tmp_path / "store.zarr")
     versions = {"decoder": "pyav", "av": "99.0", "libavcodec": "1", "libavformat": "1", "libswscale": "1"}
-    monkeypatch.setattr("vcache.pipelines.setup.decoder_versions", lambda: versions)
+    monkeypatch.setattr("vcache.pipelines.setup.decoder_versions", lambda name: versions)
     with pytest.raises(StoreKeyMismatch, match=r"decoder\.av: stored .*, asked for '99.0'"):
         run_extraction(config(dataset=str(videos), retry_failed=True))
     assert tree(tmp_path / "store.zarr") == before
