@@ -328,7 +328,7 @@ def test_deep_names_other_weights_and_compares_nothing(whole: Path, tiny_clip: P
 
 
 def test_deep_names_another_decoder_and_compares_all_the_same(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vcache.pipelines.setup.decoder_versions", lambda: {"decoder": "pyav", "av": "99.0"})
+    monkeypatch.setattr("vcache.pipelines.setup.decoder_versions", lambda name: {"decoder": "pyav", "av": "99.0"})
     result = verify(whole, deep=3)
     assert result["ok"]
     assert result["deep"]["equal_rows"] == 3
