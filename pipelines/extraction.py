@@ -236,7 +236,6 @@ def _extract(
             num_threads=opened[0].setup.config.decode_workers,
             progress=progress,
             report=lambda: on_progress(progress),
-            yield_cores=opened[0].setup.backbone.device.type == "cpu",
         )
     return progress
 

@@ -18,12 +18,10 @@ An error in any stage, and Ctrl-C, ends the others: what was committed is kept, 
 and the error comes out of `run_jobs`.
 """
 
-import os
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from vcache.extract.datasets.base import Video
@@ -80,7 +78,6 @@ def run_jobs(
     num_threads: int,
     progress: ExtractionProgress,
     report: Callable[[], None],
-    yield_cores: bool = False,
 ) -> None:
     """Extract and commit the jobs one after the other; `report` is called after every batch of clips.
 
@@ -88,12 +85,11 @@ def run_jobs(
 
     Args:
         decoder: closed if the run ends early, so that nothing has to be waited for.
-        yield_cores: let decode threads run only where the backbone leaves a core idle. For a backbone on the CPU.
     """
     jobs = tuple(jobs)
     batch_size = max((task.target.extractor.batch_size for job in jobs for task in job.tasks), default=1)
     clock = LimitClock()
-    feeders = rows_ahead(jobs, decoder, num_threads, num_threads + 2 * batch_size, yield_cores)
+    feeders = rows_ahead(jobs, decoder, num_threads, num_threads + 2 * batch_size)
     with ShardWriting(progress, MAX_BATCHES) as writing, closing(feeders) as rows:
         backbone = _BackboneStage(writing, clock)
         for row in _timed(rows, clock):
@@ -107,12 +103,10 @@ def run_jobs(
     report()
 
 
-def rows_ahead(
-    jobs: Iterable[ShardJob], decoder: Decoder, num_threads: int, read_ahead: int, yield_cores: bool = False
-) -> Generator[PreparedRow]:
+def rows_ahead(jobs: Iterable[ShardJob], decoder: Decoder, num_threads: int, read_ahead: int) -> Generator[PreparedRow]:
     """The rows of the jobs in order, with up to `read_ahead` of them decoded or being decoded ahead."""
     pending: deque[Future[PreparedRow]] = deque()
-    pool = ThreadPoolExecutor(num_threads, "decode", initializer=_be_nice if yield_cores else None)
+    pool = ThreadPoolExecutor(num_threads, "decode")
     try:
         for job in jobs:
             for index in range(len(job.videos)):
@@ -208,9 +202,3 @@ def _timed(rows: Iterator[PreparedRow], clock: LimitClock) -> Iterator[PreparedR
         if row is None:
             return
         yield row
-
-
-def _be_nice() -> None:
-    """Lower the priority of the calling thread, which Linux has for each thread."""
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
