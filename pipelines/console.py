@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.status import Status
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:  # imported late: these load torch and zarr
     from vcache.pipelines.extraction import ExtractionSummary
@@ -58,11 +59,8 @@ def extraction_screen(title: str) -> Iterator[ExtractionScreen]:
         TextColumn("{task.fields[rates]}"),
         TextColumn("ETA"),
         TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[written]}"),
-        TextColumn("{task.fields[failures]}"),
-        TextColumn("{task.fields[limits]}"),
     )
-    progress, status = Progress(*columns, console=err), err.status("")
+    progress, status = _TwoLines(*columns, console=err), err.status("")
     try:
         with _stopped_at_the_end(progress):
             yield ExtractionScreen(title, progress, status)
@@ -70,10 +68,21 @@ def extraction_screen(title: str) -> Iterator[ExtractionScreen]:
         status.stop()
 
 
+class _TwoLines(Progress):
+    """A bar with a line of text below it: together they do not fit into the 80 columns of a terminal."""
+
+    below = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        if self.below:
+            yield Text.from_markup(f"  {self.below}")
+
+
 class ExtractionScreen:
     """First a spinner that names what is being done, then a bar with rates, ETA, bytes, failures and what limits."""
 
-    def __init__(self, title: str, progress: Progress, status: Status) -> None:
+    def __init__(self, title: str, progress: _TwoLines, status: Status) -> None:
         self.title, self.bar, self.status = title, progress, status
 
     def stage(self, name: str) -> None:
@@ -83,21 +92,16 @@ class ExtractionScreen:
     def progress(self, state: ExtractionProgress) -> None:
         if not self.bar.tasks:
             self.status.stop()  # only one of both can be on the screen
-            self.bar.add_task(escape(self.title), total=None, rates="", written="", failures="", limits="")
+            self.bar.add_task(escape(self.title), total=None, rates="")
             self.bar.start()
         task, elapsed = self.bar.tasks[0].id, self.bar.tasks[0].elapsed or 0.0
         rates = ""
         if elapsed > 0 and state.videos_done:
             rates = f"{state.videos_done / elapsed:.1f} videos/s  {state.frames_done / elapsed:.0f} frames/s"
-        self.bar.update(
-            task,
-            total=state.videos_total,
-            completed=state.videos_done,
-            rates=rates,
-            written=size(state.bytes_written),
-            failures=f"[red]{state.failures} failed[/red]" if state.failures else "0 failed",
-            limits=limited_by(state.recent_limits),
-        )
+        failures = f"[red]{state.failures} failed[/red]" if state.failures else "0 failed"
+        facts = [f"{size(state.bytes_written)} written", failures, limited_by(state.recent_limits)]
+        self.bar.below = ", ".join(fact for fact in facts if fact)
+        self.bar.update(task, total=state.videos_total, completed=state.videos_done, rates=rates)
 
 
 def limited_by(shares: Mapping[str, float]) -> str:

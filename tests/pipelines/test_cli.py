@@ -1,7 +1,9 @@
 """The command line as a user meets it: the two commands, the help, the errors, the JSON."""
 
+import io
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -10,9 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.main import get_command
 
+from vcache.pipelines import console
 from vcache.pipelines.cli import app
+from vcache.pipelines.progress import ExtractionProgress
 
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 
@@ -315,3 +320,21 @@ def test_verify_finds_damage_and_what_it_says_mends_it(
     assert "is whole again: 1 mended (1 row from their videos, 11 rows copied)" in out
     assert shard.read_bytes() == before
     assert vcache(f"verify {store}")[0] == 0
+
+
+def test_the_extraction_says_in_80_columns_what_it_does_and_what_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Console(file=io.StringIO(), width=80, force_terminal=True)
+    monkeypatch.setattr(console, "err", screen)
+    limits = {"decode": 0.83, "device": 0.15, "disk": 0.02}
+    with console.extraction_screen("k400") as drawn:
+        drawn.stage("loading ViT-B-32")
+        drawn.progress(ExtractionProgress(videos_total=240000))
+        drawn.progress(
+            ExtractionProgress(
+                videos_total=240000, videos_done=5, bytes_written=10**11, failures=1, recent_limits=limits
+            )
+        )
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.file.getvalue())  # type: ignore[attr-defined]
+    assert "loading ViT-B-32 ..." in text
+    assert "5/240000" in text
+    assert "100 GB written, 1 failed, limited by decode 83% (device 15%, disk 2%)" in text

@@ -366,7 +366,7 @@ def test_a_store_keeps_its_batch_size(config: MakeConfig) -> None:
 def misbehaving(monkeypatch: pytest.MonkeyPatch, video_folder: Path, tmp_path: Path, decode_processes: None) -> Path:
     """A copy of the videos, and processes that do what the name of a video says; see tests/extract/misbehaving.py."""
     pool = decoding.DecodePool
-    monkeypatch.setattr(decoding, "DecodePool", lambda workers: pool(workers, decoder="misbehaving:decode"))
+    monkeypatch.setattr(decoding, "DecodePool", lambda workers, **options: pool(workers, decoder="misbehaving:decode"))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "extract"))
     shutil.copytree(video_folder, tmp_path / "videos")
     return tmp_path / "videos"
