@@ -356,6 +356,8 @@ from vcache.extract.sampling import ClipRule, TSNSampling
 from vcache.extract.video import DecodeRequest, VideoError
 from vcache.extract.workers import DecodePool
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell is started without one
+
 def request(name):
     return DecodeRequest(path=Path(name), clips=(ClipRule(sampling=TSNSampling(num_frames=2)),))
 
