@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.status import Status
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 if TYPE_CHECKING:  # imported late: these load torch and zarr
@@ -22,6 +23,9 @@ if TYPE_CHECKING:  # imported late: these load torch and zarr
 
 out = Console()
 err = Console(stderr=True)
+
+LOG_SECONDS = 60.0
+"""Between two lines of progress where standard error is a file or a pipe."""
 
 
 def size(num_bytes: int) -> str:
@@ -53,14 +57,15 @@ def count(number: int, noun: str) -> str:
 def extraction_screen(title: str) -> Iterator[ExtractionScreen]:
     """The callbacks of `run_extraction`, drawn."""
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, max_width=16, overflow="ellipsis")),
+        BarColumn(bar_width=24),  # alone gives way where the line is too long
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TextColumn("{task.fields[rates]}"),
         TextColumn("ETA"),
-        TimeRemainingColumn(compact=True),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
     )
-    progress, status = _TwoLines(*columns, console=err), err.status("")
+    # Over five minutes: a batch of a large model on a CPU takes longer than the default of 30 s, which would show no ETA.
+    progress, status = _TwoLines(*columns, console=err, speed_estimate_period=300), err.status("")
     try:
         with _stopped_at_the_end(progress):
             yield ExtractionScreen(title, progress, status)
@@ -84,12 +89,15 @@ class ExtractionScreen:
 
     def __init__(self, title: str, progress: _TwoLines, status: Status) -> None:
         self.title, self.bar, self.status = title, progress, status
+        self.logged = time.monotonic()
 
     def stage(self, name: str) -> None:
         self.status.update(f"{escape(name)} ...")
         self.status.start()
 
     def progress(self, state: ExtractionProgress) -> None:
+        if not state.videos_total:
+            return  # nothing is left to do
         if not self.bar.tasks:
             self.status.stop()  # only one of both can be on the screen
             self.bar.add_task(escape(self.title), total=None, rates="")
@@ -102,6 +110,15 @@ class ExtractionScreen:
         facts = [f"{size(state.bytes_written)} written", failures, limited_by(state.recent_limits)]
         self.bar.below = ", ".join(fact for fact in facts if fact)
         self.bar.update(task, total=state.videos_total, completed=state.videos_done, rates=rates)
+        if not err.is_terminal and time.monotonic() - self.logged >= LOG_SECONDS:
+            self._log(state, rates)
+
+    def _log(self, state: ExtractionProgress, rates: str) -> None:
+        """A line for a file: a bar is drawn there once, at the end, and a job of hours would be silent until then."""
+        self.logged, left = time.monotonic(), self.bar.tasks[0].time_remaining
+        facts = [f"{state.videos_done}/{state.videos_total} videos", rates, self.bar.below]
+        facts += [f"{duration(float(left))} left"] if left else []
+        err.print(f"{escape(self.title)}: {', '.join(fact for fact in facts if fact)}", soft_wrap=True, highlight=False)
 
 
 def limited_by(shares: Mapping[str, float]) -> str:

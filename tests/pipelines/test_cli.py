@@ -338,3 +338,35 @@ def test_the_extraction_says_in_80_columns_what_it_does_and_what_limits(monkeypa
     assert "loading ViT-B-32 ..." in text
     assert "5/240000" in text
     assert "100 GB written, 1 failed, limited by decode 83% (device 15%, disk 2%)" in text
+
+
+def drawn_in(monkeypatch: pytest.MonkeyPatch, *states: ExtractionProgress, title: str = "k400", terminal: bool) -> str:
+    screen = Console(file=io.StringIO(), width=80, force_terminal=terminal)
+    monkeypatch.setattr(console, "err", screen)
+    with console.extraction_screen(title) as drawn:
+        for state in states:
+            drawn.progress(state)
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.file.getvalue())  # type: ignore[attr-defined]
+
+
+def test_the_count_of_videos_is_whole_at_80_columns_whatever_the_dataset_is_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    state = ExtractionProgress(videos_total=260000, videos_done=123456, frames_done=8 * 123456)
+    text = drawn_in(monkeypatch, state, title="a-folder-with-a-long-name-of-its-own", terminal=True)
+    line = text.strip().splitlines()[-2]
+    assert line.startswith("a-folder-with-a… ")
+    assert " 123456/260000 " in line
+    assert " videos/s " in line
+    assert len(line) <= 80
+
+
+def test_a_file_gets_a_line_of_progress_every_minute_and_no_bar_is_drawn_for_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    states = [ExtractionProgress(videos_total=7, videos_done=done) for done in (2, 3)]
+    assert drawn_in(monkeypatch, *states, terminal=False).count("videos") == 1, "the bar, once, at the end"
+    monkeypatch.setattr(console, "LOG_SECONDS", 0)
+    lines = drawn_in(monkeypatch, *states, terminal=False).splitlines()
+    assert [line.split(",")[0] for line in lines[:2]] == ["k400: 2/7 videos", "k400: 3/7 videos"]
+    assert drawn_in(monkeypatch, ExtractionProgress(videos_skipped=7), terminal=False) == ""
