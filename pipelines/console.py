@@ -161,7 +161,7 @@ def print_extraction_summary(summary: ExtractionSummary) -> None:
 
 def print_retry(retried: RetrySummary) -> None:
     out.print(
-        f"  {count(retried.tried, 'failed video')} extracted again: {retried.stored} stored now, {len(retried.failed)} failed",
+        f"  {count(retried.tried, 'failed row')} extracted again: {retried.stored} stored now, {len(retried.failed)} failed",
         highlight=False,
     )
     for message in retried.left:

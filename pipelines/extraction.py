@@ -29,6 +29,7 @@ from vcache.pipelines.room import check_room, tasks_bytes
 from vcache.pipelines.setup import ExtractionSetup, prepare_extractions, versions_of
 from vcache.pipelines.shards import ShardTask, Target, TargetTask, joined_jobs, missing_shards
 from vcache.pipelines.stages import run_jobs
+from vcache.pipelines.stored_views import failed_in_any, partial_in_any
 from vcache.pipelines.stores import anything_at
 from vcache.store.constants import write_constants
 from vcache.store.locks import set_up_turn, shared_writer, sole_writer
@@ -253,8 +254,8 @@ def _summary(one: _OpenStore, progress: ExtractionProgress) -> ExtractionSummary
         splits={split: store.splits[split] for split in splits},
         progress=progress,
         added=one.added,
-        failures=tuple(failure for split in splits for failure in store.failures(split)),
-        partial=tuple(row for split in splits for row in store.partial(split)),
+        failures=tuple(failure for split in splits for failure in failed_in_any(store, split)),
+        partial=tuple(row for split in splits for row in partial_in_any(store, split)),
         retried=one.retried,
         failures_file=str(listed) if listed else None,
     )

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.markup import escape
@@ -11,6 +11,7 @@ from rich.table import Table
 from vcache.heads.registry import get_head, list_heads
 from vcache.pipelines.console import out, size
 from vcache.pipelines.matching import STORE_FACTS
+from vcache.pipelines.stored_views import describe_view, failed_in_any, partial_in_any, view_definitions
 from vcache.pipelines.stores import open_stores
 from vcache.store.errors import StoreError
 from vcache.store.layout import ArraySpec
@@ -35,17 +36,19 @@ def describe_store(path: StorePath) -> dict[str, Any]:
             "backbone": manifest.facts["backbone"],
             "spec": manifest.spec,
             "errors": manifest.facts.get("errors", {}),
+            "views": list(view_definitions(manifest)),
         }
 
 
 def _describe_split(store: FeatureStore, split: str) -> dict[str, Any]:
-    parts, failures = store.parts(split), store.failures(split)
+    parts, failures = store.parts(split), failed_in_any(store, split)
     return {
         "videos": store.splits[split],
         "parts": {part: store.manifest.splits[part] for part in parts},
+        "views": {view: _complete_rows(store, split, view) for view in store.views(split)},
         "failed": len(failures),
         "failures": [dataclasses.asdict(failure) for failure in failures],
-        "partial": [dataclasses.asdict(row) for row in store.partial(split)],
+        "partial": [dataclasses.asdict(row) for row in partial_in_any(store, split)],
         "arrays": {
             name: {
                 "shape": list(spec.shape),
@@ -57,6 +60,12 @@ def _describe_split(store: FeatureStore, split: str) -> dict[str, Any]:
             for name, spec in sorted(_declared(store, split).items(), key=_in_layer_order)
         },
     }
+
+
+def _complete_rows(store: FeatureStore, split: str, view: int) -> int:
+    """Rows of which the view has every array that it declares."""
+    names = {name for part in store.parts(split) for name in store.view(part, view).specs}
+    return int(store.committed_rows(split, names, view).sum())
 
 
 def _declared(store: FeatureStore, split: str) -> dict[str, ArraySpec]:
@@ -82,6 +91,9 @@ def print_store(store: dict[str, Any]) -> None:
         "  sampling " + ", ".join(f"{k} {v}" for k, v in spec["sampling"].items()), soft_wrap=True, highlight=False
     )
     splits = store["splits"]
+    for name, split in splits.items():
+        for line in _view_lines(store, split):
+            out.print(f"  {name}: {line}", highlight=False, soft_wrap=True)
     table = Table(
         "array",
         "of one clip",
@@ -101,6 +113,19 @@ def print_store(store: dict[str, Any]) -> None:
             out.print(f"  {name}: {count} failed, {kind}", highlight=False)
         for kind, count in Counter(row["kind"] for row in split["partial"]).most_common():
             out.print(f"  {name}: {count} stored from damaged videos, {kind}", highlight=False)
+
+
+def _view_lines(store: dict[str, Any], split: dict[str, Any]) -> Iterator[str]:
+    """The views beyond the first, those of one seed and recipe, or of one grid, together."""
+    alike: dict[str, list[int]] = {}
+    for view in split["views"]:
+        if view and view < len(store["views"]):
+            alike.setdefault(describe_view(store["views"][view], store["dataset"]), []).append(view)
+    for words, views in alike.items():
+        numbers = f"view {views[0]}" if len(views) == 1 else f"views {views[0]} to {views[-1]}"
+        stored = min(split["views"][view] for view in views)
+        rows = "" if stored == split["videos"] else f", of {stored} of {split['videos']} videos"
+        yield f"{numbers}: {words}{rows}"
 
 
 def _title(split: str, num_videos: int, num_parts: int) -> str:

@@ -8,12 +8,14 @@ extract/views.py makes them. Splits to evaluate on have no training views, and t
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from vcache.extract.views import EVALUATION_SPLITS
 from vcache.pipelines.presets import recipe_name
+from vcache.store.commits import RowFailure
 from vcache.store.manifest import Manifest
+from vcache.store.reader import FeatureStore
 
 ViewGrid = tuple[int, int]
 """(T, S): the evaluation views that cover a video with T clips, and each of their frames with S crops."""
@@ -139,6 +141,34 @@ def grid_word(grid: ViewGrid) -> str:
 def describe_grid(word: str) -> str:
     """What `vcache eval` says of the views that it averaged."""
     return "1 view" if word == grid_word(ONE_VIEW) else f"mean of {word} views"
+
+
+def failed_in_any(store: FeatureStore, split: str) -> tuple[RowFailure, ...]:
+    """One failure of each video of the split that failed in some view, by row: a file may break before views are added."""
+    return _first_of_each_row(store, split, FeatureStore.failures)
+
+
+def partial_in_any(store: FeatureStore, split: str) -> tuple[RowFailure, ...]:
+    """The same of the rows that are stored although their video is damaged."""
+    return _first_of_each_row(store, split, FeatureStore.partial)
+
+
+def _first_of_each_row(
+    store: FeatureStore, split: str, entries: Callable[[FeatureStore, str, int], Iterable[RowFailure]]
+) -> tuple[RowFailure, ...]:
+    found: dict[int, RowFailure] = {}
+    for view in store.views(split):
+        for entry in entries(store, split, view):
+            found.setdefault(entry.row, entry)
+    return tuple(found[row] for row in sorted(found))
+
+
+def describe_view(definition: Mapping[str, Any], dataset: str) -> str:
+    """What `vcache info` says of a view: "evaluation, 3x1", "training, evl, seed 0"."""
+    if definition["kind"] == "evaluation":
+        return f"evaluation, {grid_word(_grid(definition))}"
+    name = recipe_name(definition.get("augmentation", {}), dataset) or "a recipe of another version"
+    return f"training, {name}, seed {definition['seed']}"
 
 
 def largest_first(grids: Collection[ViewGrid]) -> list[ViewGrid]:

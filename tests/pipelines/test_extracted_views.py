@@ -13,7 +13,8 @@ from vcache.extract.decode import decode_video
 from vcache.extract.sampling import ClipRule, StridedSampling
 from vcache.extract.video import DecodeRequest
 from vcache.extract.views import view_from_dict
-from vcache.pipelines.extraction import run_extraction
+from vcache.pipelines.extraction import ExtractionSummary, run_extraction
+from vcache.pipelines.listing import describe_store, print_store
 from vcache.pipelines.matching import extract_command
 from vcache.pipelines.request import ExtractionConfig, ExtractionError
 from vcache.pipelines.setup import prepare_extraction
@@ -122,6 +123,29 @@ def test_views_and_pixels_are_added_and_nothing_stored_is_rewritten(config: Make
             assert pixels.shape[1:] == (5, 32, 32, 3) and (clip == index).all()
     with pytest.raises(ExtractionError, match="--pixels 10: .* keeps 5 pixel frames of each clip. Say --pixels 5"):
         run_extraction(config(layers="-1", cross_frame="none", pixels=10))
+
+
+def test_a_video_that_broke_before_views_were_added_is_counted_and_named(
+    config: MakeConfig, video_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    videos = tmp_path / "videos"
+    shutil.copytree(video_folder, videos)
+
+    def extract(views: int) -> ExtractionSummary:
+        return run_extraction(config(dataset=str(videos), layers="-1", cross_frame="none", views=views))
+
+    extract(1)
+    with FeatureStore.open(config().store) as store:
+        broken = store.videos("train").paths[2]
+    (videos / broken).write_bytes(b"")
+    summary = extract(3)
+    assert [(failure.row, failure.path, failure.kind) for failure in summary.failures] == [(2, broken, "empty")]
+    description = describe_store(config().store)
+    train = description["splits"]["train"]
+    assert train["failed"] == 1 and train["arrays"]["embed"]["stored"] == train["videos"]
+    print_store(description)
+    line = f"train: views 1 to 2: training, crop-flip, seed 0, of {train['videos'] - 1} of {train['videos']} videos"
+    assert line in capsys.readouterr().out
 
 
 def test_the_command_that_adds_a_view_names_its_recipe(viewed: ExtractionConfig) -> None:

@@ -183,7 +183,7 @@ def test_the_commands_of_a_user(
     mend(videos, video_folder, *BROKEN[:2])
     status, out, err = vcache(f"{words} --retry-failed")
     assert status == 0, err
-    assert "3 failed videos extracted again: 2 stored now, 1 failed" in out
+    assert "3 failed rows extracted again: 2 stored now, 1 failed" in out
     assert listed(tmp_path / "store.zarr.failures.jsonl") == [("val", 2, BROKEN[2], "empty")]
     for option, message in (("--part 3/2", "parts are counted from 1/2 to 2/2"), ("--part x", "must be I/N")):
         status, out, err = vcache(f"{words} {option}")
