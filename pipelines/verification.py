@@ -7,7 +7,7 @@ from typing import Any
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from vcache.pipelines.console import err, out, size
+from vcache.pipelines.console import count, err, out, size
 from vcache.store.findings import DEEP_KINDS, Finding
 from vcache.store.object_path import StorePath
 from vcache.store.reader import FeatureStore
@@ -35,6 +35,7 @@ def verify(
             "rows": result.num_rows,
             "failed_rows": result.num_failures,
             "partial_rows": result.num_partial,
+            "missing_rows": _missing_rows(store) if result.ok else {},  # what is damaged cannot be asked
             "findings": [describe_finding(finding) for finding in result.findings],
             "notes": [describe_finding(note) for note in result.notes],
         }
@@ -77,25 +78,57 @@ def print_verification(result: dict[str, Any], most: int = 20) -> None:
         out.print(f"[red]{finding['kind']}[/red]  {escape(finding['message'])}", highlight=False, soft_wrap=True)
     if len(result["findings"]) > most:
         out.print(f"... and {len(result['findings']) - most} more: vcache verify {escape(result['store'])} --json")
-    for note in result["notes"][:most]:
-        out.print(f"note  {escape(note['message'])}", highlight=False, soft_wrap=True)
+    for message in _note_messages(result["notes"])[:most]:
+        out.print(f"note  {escape(message)}", highlight=False, soft_wrap=True)
     if "deep" in result:
         _print_deep(result["deep"])
-    read = f"{result['shards']} shards, {result['files']} files, {size(result['bytes'])} read"
+    read = f"{count(result['shards'], 'shard')}, {count(result['files'], 'file')}, {size(result['bytes'])} read"
     partial = f", {result['partial_rows']} partial" if result["partial_rows"] else ""
     out.print(
-        f"{escape(result['store'])} is {_verdict(result['findings'])}: {result['rows']} rows ({result['failed_rows']} failed"
+        f"{escape(result['store'])} is {_verdict(result['findings'])}: {count(result['rows'], 'row')} ({result['failed_rows']} failed"
         f"{partial}) in {read}",
         highlight=False,
         soft_wrap=True,
     )
+    for split, missing in result["missing_rows"].items():
+        out.print(
+            f"  {split}: {count(missing, 'row')} not extracted yet; the `vcache extract` command that made the store goes on with them",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _missing_rows(store: FeatureStore) -> dict[str, int]:
+    """Rows of the declared views in shards that no record says to be complete, by split; none of a split that is complete."""
+    missing = dict.fromkeys(store.splits, 0)
+    for split in store.splits:
+        for part in store.parts(split):
+            for view in store.part_views(part):
+                declared = set(store.view(part, view).specs)
+                for shard in range(store.num_shards(part)):
+                    if not declared <= store.committed_arrays(part, shard, view):
+                        missing[split] += len(store.shard_rows(part, shard))
+    return {split: rows for split, rows in missing.items() if rows}
 
 
 def _verdict(findings: list[dict[str, Any]]) -> str:
-    count = f"{len(findings)} finding{'s' * (len(findings) != 1)}"
+    num_findings = count(len(findings), "finding")
     if any(finding["kind"] not in DEEP_KINDS for finding in findings):
-        return f"damaged, {count}"
-    return f"whole, but not shown to be what its videos give, {count}" if findings else "whole"
+        return f"damaged, {num_findings}"
+    return f"whole, but not shown to be what its videos give, {num_findings}" if findings else "whole"
+
+
+def _note_messages(notes: list[dict[str, Any]]) -> list[str]:
+    """One line for all temporary files: a killed extraction leaves one of each array."""
+    temporary = [note for note in notes if note["kind"] == "temporary"]
+    others = [note["message"] for note in notes if note["kind"] != "temporary"]
+    if len(temporary) < 2:
+        return [note["message"] for note in temporary] + others
+    text = (
+        f"{len(temporary)} temporary files: an extraction is writing them, or was killed. "
+        f"`vcache extract` and `vcache repair` remove them. The first is {temporary[0]['path']}"
+    )
+    return [text, *others]
 
 
 def _print_deep(deep: dict[str, Any]) -> None:

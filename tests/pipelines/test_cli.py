@@ -370,3 +370,24 @@ def test_a_file_gets_a_line_of_progress_every_minute_and_no_bar_is_drawn_for_not
     lines = drawn_in(monkeypatch, *states, terminal=False).splitlines()
     assert [line.split(",")[0] for line in lines[:2]] == ["k400: 2/7 videos", "k400: 3/7 videos"]
     assert drawn_in(monkeypatch, ExtractionProgress(videos_skipped=7), terminal=False) == ""
+
+
+def test_verify_says_what_is_not_extracted_yet_and_takes_temporary_files_together(
+    vcache: Callable[[str], tuple[int, str, str]], video_folder: Path, tiny_clip: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "s.zarr"
+    extract = f"extract {video_folder} --layers -1 --cross-frame none --model local-dir:{tiny_clip} --store {store}"
+    assert vcache(extract)[0] == 0
+    assert "not extracted yet" not in vcache(f"verify {store}")[1]
+    for record in (store / "_commit").glob("*/val-*.json"):
+        record.unlink()
+    for array in ("flip", "crop"):
+        (store / f"val/view-0/{array}/.0.0123456789ab.tmp").write_bytes(b"half")
+    status, out, _ = vcache(f"verify {store}")
+    assert status == 0
+    assert "  val: 6 rows not extracted yet; the `vcache extract` command that made the store goes on with them" in out
+    assert "train: " not in out
+    assert (
+        out.count("temporary") == 1 and "note  2 temporary files: an extraction is writing them, or was killed." in out
+    )
+    assert json.loads(vcache(f"verify {store} --json")[1])["missing_rows"] == {"val": 6}
