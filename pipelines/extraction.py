@@ -213,6 +213,7 @@ def _retry(setup: ExtractionSetup, store: FeatureStore, on_stage: Callable[[str]
         workers=config.decode_workers,
         backbone=setup.backbone,
         allow_partial=config.allow_partial,
+        listed=setup.dataset.videos,
     )
 
     def report(done: int, total: int) -> None:

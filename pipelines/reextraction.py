@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
@@ -44,7 +44,8 @@ class Reextraction:
     With `same_key`, features are refused unless the key comes out the same: weights, libraries and decoder are those of the
     first extraction. A damaged video is refused unless the store holds its row as partial, or with `allow_partial`. `on_video`
     is called after each video that is decoded, in another thread. A `backbone` that is loaded already, of the store's own
-    model, saves loading it again.
+    model, saves loading it again. `listed` are videos as the dataset lists them now, which says where their files lie; of the
+    others the store's own table does.
     """
 
     def __init__(
@@ -58,9 +59,11 @@ class Reextraction:
         allow_partial: bool = False,
         on_video: Callable[[], None] = lambda: None,
         backbone: FrozenBackbone | None = None,
+        listed: Iterable[Video] = (),
     ) -> None:
         self.store, self.device, self.workers, self.same_key = store, device, workers, same_key
         self.allow_partial, self.on_video, self._loaded = allow_partial, on_video, backbone
+        self._paths = {(video.split, video.video_id): video.path for video in listed}
         self.config = config_of(store.manifest)
         self.root = root or Path(store.manifest.facts["root"])
         self.decoder = str(store.manifest.spec["decoder"]["decoder"])
@@ -85,7 +88,7 @@ class Reextraction:
             source_name(spec.name) for spec in arrays if spec.dtype == "int8" or spec.name != source_name(spec.name)
         }
         extractor.constants = channel_constants(self.store, int8, self._backbone.device)
-        videos = videos_of(self.store.part_videos(part), part, rows)
+        videos = videos_of(self.store.part_videos(part), split_of(part), rows)
         partial = frozenset(rows) if self.allow_partial else self._partial_rows(part, view)
         with ThreadPoolExecutor(self.workers, thread_name_prefix="decode") as pool:
             prepared = pool.map(lambda video, row: self._prepare(video, definition, row in partial), videos, rows)
@@ -198,6 +201,8 @@ class Reextraction:
 
     def _prepare(self, video: Video, view: View, allow_partial: bool) -> PreparedVideo | VideoError:
         extractor = self._extractor
+        # A video that was missing may have come in another folder or format.
+        video = replace(video, path=self._paths.get((video.split, video.video_id), video.path))
         try:
             rules = (view.clip_rule(extractor.sampling, video.video_id),)
             decoded = self._decoder.decode(replace(extractor.request(video, rules), allow_partial=allow_partial))

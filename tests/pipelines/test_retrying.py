@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,29 @@ def test_nothing_is_retried_unless_asked_and_a_retry_comes_with_the_rest_of_the_
     more = run_extraction(config(dataset=str(videos), retry_failed=True))
     assert more.retried is not None
     assert (more.retried.stored, more.progress.videos_done, more.failures) == (3, 18, ())
+
+
+def test_a_missing_video_is_retried_where_the_dataset_lists_it_now(
+    config: MakeConfig, write_video: Callable[..., Path], tmp_path: Path
+) -> None:
+    root, names = tmp_path / "charades", ("0A8CF", "46GP8", "YSKX3")
+    (root / "videos").mkdir(parents=True)
+    (root / "Charades_v1_classes.txt").write_text("c000 Holding clothes\n")
+    annotation = root / "Charades_v1_test.csv"
+    annotation.write_text("id,actions\n" + "".join(f"{name},c000 0.0 1.0\n" for name in names))
+    for seed, name in enumerate(names[:2]):
+        write_video(root / "videos" / f"{name}.mp4", seed=seed)
+    made = config(dataset="charades", root=root, layers="-1")
+    (failure,) = run_extraction(made).failures
+    assert failure.path == "Charades_v1_480/YSKX3.mp4"  # where it is looked for first
+    write_video(root / "videos" / "YSKX3.mp4", seed=2)
+    write_video(root / "videos" / "ZZZZ8.mp4", seed=3)
+    annotation.write_text(annotation.read_text() + "ZZZZ8,c000 0.0 1.0\nZZZZ9,c000 0.0 1.0\n")
+    assert len(run_extraction(made).failures) == 2  # one of them in a part of its own
+    write_video(root / "Charades_v1" / "ZZZZ9.mp4", seed=4)
+    summary = run_extraction(replace(made, retry_failed=True))
+    assert summary.retried is not None
+    assert (summary.retried.stored, summary.failures) == (2, ())
 
 
 def test_a_store_made_with_another_decoder_is_not_retried(
