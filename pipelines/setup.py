@@ -182,9 +182,17 @@ def prepare_extractions(
         setups.append(_setup(config, dataset))
     if len(setups) == 1:
         return tuple(setups)
+    _check_one_store_each(setups)
     there = [read_manifest(setup.path).rows_per_shard for setup in setups if anything_at(setup.path)]
     shard_rows = there[0] if there else min(setup.rows_per_shard for setup in setups)
     return tuple(replace(setup, shard_rows=shard_rows) for setup in setups)
+
+
+def _check_one_store_each(setups: Sequence[ExtractionSetup]) -> None:
+    """A command that writes one store twice would wait for itself to let go of it."""
+    for number, setup in enumerate(setups):
+        if any(setup.path == other.path for other in setups[:number]):
+            raise ExtractionError(f"--model {setup.config.model} is named twice. Name each model once.")
 
 
 def _dataset(config: ExtractionConfig) -> VideoDataset:

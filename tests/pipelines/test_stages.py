@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -298,6 +299,11 @@ def test_a_second_model_gets_the_shards_of_the_first(
 def test_several_models_do_not_share_one_store(config: MakeConfig) -> None:
     with pytest.raises(ExtractionError, match="names one store, and each of 2 models has its own"):
         config(more_models=(("ViT-B-32", None),))
+    made = config(store=None)
+    for part in (None, (1, 2)):  # two turns at one store would wait an hour for each other
+        twice = replace(made, part=part, more_models=((made.model, made.pretrained),))
+        with pytest.raises(ExtractionError, match="is named twice. Name each model once"):
+            run_extractions(per_model(twice))
 
 
 VIEWS = tuple(views_of_request(2, (1, 3), Augmentation(), seed=3))  # a random view, and three more crops of val
