@@ -105,12 +105,13 @@ def plan(
 
     Decoding, the forward pass and the disk are measured here, on a sample of the videos; nothing is extracted.
 
-    The table has the choices beside it: an epoch is every video once, and a store pays from the epoch at which extracting and
-    reading have taken less time than decoding and running the backbone again and again.
+    The table has the choices beside it: an epoch is one view of every video, and a store pays from the epoch at which extracting
+    and reading have taken less time than decoding and running the backbone again and again.
 
     [bold]Example:[/bold]  vcache plan k400 --layers -4: --cross-frame maps
     """
-    from vcache.pipelines.plan import describe_plan, plan_extraction, print_plan
+    from vcache.pipelines.plan import plan_extraction
+    from vcache.pipelines.plan_screen import describe_plan, print_plan
 
     with console.stages() as on_stage:
         made = plan_extraction(config, seconds=None if quick else seconds, on_stage=on_stage)

@@ -1,80 +1,94 @@
 """`vcache plan`: what an extraction would write and how long it would take, without doing it, and which way pays."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, replace
-from typing import Any
-
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
-from rich.table import Table
+from dataclasses import dataclass, replace
 
 from vcache.extract.datasets.base import Video
 from vcache.extract.spec import DTYPES
-from vcache.pipelines.console import duration, out, size
+from vcache.pipelines.batches import COMPUTED
 from vcache.pipelines.extraction import bytes_left, tasks_left, videos_to_add
 from vcache.pipelines.growth import DatasetChanged
 from vcache.pipelines.measuring import measure_rates
-from vcache.pipelines.planning import Choice, ExtractionPlan, Forecast, Rates, recommendation
-from vcache.pipelines.request import CROSS_FRAME, ExtractionConfig, ExtractionError
-from vcache.pipelines.room import free_bytes, nearest_folder, with_reserve
-from vcache.pipelines.setup import ExtractionSetup, prepare_extraction
+from vcache.pipelines.partition import share_of
+from vcache.pipelines.planning import Choice, ExtractionPlan, PlannedStore
+from vcache.pipelines.request import CROSS_FRAME, ExtractionConfig, ExtractionError, per_model
+from vcache.pipelines.room import free_bytes, nearest_folder, tasks_bytes, with_reserve
+from vcache.pipelines.setup import ExtractionSetup, prepare_extractions, with_common_shards
+from vcache.pipelines.shards import ShardTask
 from vcache.store.errors import StoreError
 from vcache.store.object_path import ObjectPath, local
+from vcache.store.parts import PartName, part_name, split_of
 from vcache.store.reader import FeatureStore
 
 
 def plan_extraction(
     config: ExtractionConfig, *, seconds: float | None, on_stage: Callable[[str], None] = lambda name: None
 ) -> ExtractionPlan:
-    """The plan of `run_extraction(config)`, with about `seconds` spent on measuring, or none. Writes nothing.
+    """The plan of `run_extractions(per_model(config))`, with about `seconds` spent on measuring, or none. Writes nothing.
 
     Raises:
-        What `run_extraction` raises before it starts, NotEnoughSpace aside; MeasuringError.
+        What `run_extractions` raises before it starts, NotEnoughSpace aside; MeasuringError.
     """
     if isinstance(config.store, ObjectPath):
         raise ExtractionError(
             f"{config.store}: `vcache plan` looks at a disk, and knows neither the room in a bucket nor the speed of the way to "
             "it. Leave --store out for the sizes and for what decoding and the backbone take."
         )
-    if config.more_models:
-        raise ExtractionError("`vcache plan` plans one model at a time. Name one --model.")
-    on_stage("loading the backbone")
-    setup = prepare_extraction(config)
+    setups = prepare_extractions(per_model(config), on_stage)
     on_stage("looking at the store")
-    choices = choices_at_hand(setup)
+    choices, stores = choices_at_hand(setups), tuple(_planned_store(setup) for setup in setups)
+    first = setups[0]
     return ExtractionPlan(
-        dataset=setup.dataset.name,
-        model=setup.backbone.facts.model,
-        store=local(setup.path),
-        store_exists=setup.path.exists(),
-        layers=setup.layers,
+        dataset=first.dataset.name,
+        stores=stores,
         num_frames=config.frames,
-        splits={split: len(setup.dataset.split(split)) for split in setup.dataset.splits},
+        splits={split: len(first.dataset.split(split)) for split in first.dataset.splits},
+        views={split: len(first.view_arrays(split)) for split in first.dataset.splits},
+        part=config.part,
         choices=choices,
-        free_bytes=free_bytes(local(setup.path)),
-        free_folder=nearest_folder(local(setup.path)),
+        free_bytes=free_bytes(local(first.path)),
+        free_folder=nearest_folder(local(first.path)),
+        decoder=first.decoder,
         decode_workers=config.decode_workers,
-        batch_size=setup.batch_size,
-        device=str(setup.backbone.device),
-        rates=measure_rates(setup, seconds, on_stage) if seconds is not None else None,
+        device=str(first.backbone.device),
+        rates=measure_rates(setups, seconds, on_stage) if seconds is not None else None,
     )
 
 
-def choices_at_hand(setup: ExtractionSetup) -> tuple[Choice, ...]:
-    """Every dtype with every kind of cross-frame attention, for the layers that were asked for.
+def _planned_store(setup: ExtractionSetup) -> PlannedStore:
+    batch_size, to_retry = setup.batch_size, 0
+    if setup.path.exists():
+        with FeatureStore.open(setup.path) as store:
+            batch_size = setup.batch_size_in(store)
+            if setup.config.retry_failed:
+                splits = [split for split in setup.dataset.splits if split in store.splits]
+                to_retry = sum(len({row.video_id for row in store.failures(split)}) for split in splits)
+    return PlannedStore(
+        path=local(setup.path),
+        is_there=setup.path.exists(),
+        model=setup.backbone.facts.model,
+        layers=setup.layers,
+        batch_size=batch_size,
+        to_retry=to_retry,
+    )
+
+
+def choices_at_hand(setups: Sequence[ExtractionSetup]) -> tuple[Choice, ...]:
+    """Every dtype with every kind of cross-frame attention, for the layers of the models that were asked for.
 
     Raises:
-        StoreError, ExtractionError, DatasetChanged: the store that was asked for cannot be extended like this.
+        StoreError, ExtractionError, DatasetChanged: a store that was asked for cannot be extended like this.
     """
     choices = []
-    everything = _Base(None, videos_to_add(setup, None))
     with ExitStack() as stack:
         bases: dict[str, _Base] = {}
-        for other in _variants(setup):
-            if other.key not in bases:
-                bases[other.key] = _find_base(other, stack, must_do=other.key == setup.key) or everything
-            choices.append(_choice(other, bases[other.key], everything, asked=other.config == setup.config))
+        for variant in _variants(setups):
+            asked = all(other.config == setup.config for other, setup in zip(variant, setups, strict=True))
+            for other, setup in zip(variant, setups, strict=True):
+                if other.key not in bases:
+                    bases[other.key] = _find_base(other, stack, must_do=other.key == setup.key)
+            choices.append(_choice(variant, [bases[other.key] for other in variant], asked=asked))
     return tuple(choices)
 
 
@@ -85,42 +99,99 @@ class _Base:
     store: FeatureStore | None
     to_add: dict[str, tuple[Video, ...]]
 
+    def video_ids(self, task: ShardTask) -> tuple[str, ...]:
+        """Of the rows of a task, be they stored or to be added."""
+        if self.store is not None and task.part in self.store.manifest.splits:
+            return self.store.part_videos(task.part).ids[task.rows.start : task.rows.stop]
+        return tuple(video.video_id for video in self.to_add[split_of(task.part)][task.rows.start : task.rows.stop])
 
-def _variants(setup: ExtractionSetup) -> Iterator[ExtractionSetup]:
+
+def _variants(setups: Sequence[ExtractionSetup]) -> Iterator[tuple[ExtractionSetup, ...]]:
     for dtype in DTYPES:
         for cross_frame in CROSS_FRAME:
             with suppress(ExtractionError):  # as maps of a single frame
-                config = replace(setup.config, dtype=dtype, cross_frame=cross_frame)
-                yield replace(setup, config=config)
+                configs = [replace(setup.config, dtype=dtype, cross_frame=cross_frame) for setup in setups]
+                yield tuple(replace(setup, config=config) for setup, config in zip(setups, configs, strict=True))
 
 
-def _find_base(setup: ExtractionSetup, stack: ExitStack, *, must_do: bool) -> _Base | None:
-    """The store of this choice; None if it is not there, or will not do where it need not: then the choice has its own."""
-    if not setup.path.exists():
-        return None
-    try:
-        store = stack.enter_context(FeatureStore.open(setup.path))
-        return _Base(store, videos_to_add(setup, store))
-    except (StoreError, ExtractionError, DatasetChanged):
-        if must_do:
-            raise
-        return None
+def _find_base(setup: ExtractionSetup, stack: ExitStack, *, must_do: bool) -> _Base:
+    """The store of this choice; none if it is not there, or will not do where it need not: then the choice has its own."""
+    if setup.path.exists():
+        try:
+            store = stack.enter_context(FeatureStore.open(setup.path))
+            setup.batch_size_in(store)  # refuses another one
+            return _Base(store, videos_to_add(setup, store))
+        except (StoreError, ExtractionError, DatasetChanged):
+            if must_do:
+                raise
+    return _Base(None, videos_to_add(setup, None))
 
 
-def _choice(setup: ExtractionSetup, base: _Base, everything: _Base, *, asked: bool) -> Choice:
-    tasks = tasks_left(setup, base.store, base.to_add)
-    missing = bytes_left(setup, base.store, base.to_add)
+def _choice(variant: Sequence[ExtractionSetup], bases: Sequence[_Base], *, asked: bool) -> Choice:
+    stored = [base.store.manifest.rows_per_shard for base in bases if base.store is not None]
+    missing = [_missing(*pair) for pair in zip(with_common_shards(variant, stored), bases, strict=True)]
+    whole = sum(one.all_bytes for one in missing)
     return Choice(
-        dtype=setup.config.dtype,
-        cross_frame=setup.config.cross_frame,
+        dtype=variant[0].config.dtype,
+        cross_frame=variant[0].config.cross_frame,
         asked=asked,
-        video_bytes=_video_bytes(setup),
-        total_bytes=bytes_left(setup, None, everything.to_add),
-        missing_bytes=missing,
-        missing_files=sum(len(task.arrays) for task in tasks),
-        missing_videos=sum(len(task.rows) for task in tasks),
-        needed_bytes=with_reserve(missing),
+        video_bytes=sum(_video_bytes(setup) for setup in variant),
+        view_bytes=sum(_view_bytes(setup) for setup in variant),
+        total_bytes=sum(_total_bytes(setup) for setup in with_common_shards(variant, [])),
+        missing_bytes=sum(one.num_bytes for one in missing),
+        missing_files=sum(len(task.arrays) for one in missing for task in one.tasks),
+        missing_videos=_num_videos(missing),
+        missing_clips=tuple(one.num_clips for one in missing),
+        needed_bytes=with_reserve(whole),
     )
+
+
+@dataclass(frozen=True)
+class _Missing:
+    """What one store lacks."""
+
+    base: _Base
+    tasks: list[ShardTask]
+    num_bytes: int
+    all_bytes: int
+    """Of all processes, where they share the shards."""
+    num_clips: int
+
+
+def _missing(setup: ExtractionSetup, base: _Base) -> _Missing:
+    tasks, all_bytes = tasks_left(setup, base.store, base.to_add), bytes_left(setup, base.store, base.to_add)
+    batch, num_bytes = setup.batch_size, all_bytes
+    rows_per_shard = setup.rows_per_shard
+    if base.store is not None:
+        batch, rows_per_shard = setup.batch_size_in(base.store), base.store.manifest.rows_per_shard
+    if setup.config.part is not None:
+        tasks = share_of(_num_shards(base, rows_per_shard), tasks, *setup.config.part)
+        num_bytes = tasks_bytes(tasks, rows_per_shard)
+    computed = [task for task in tasks if any(spec.name.split("/")[0] in COMPUTED for spec in task.arrays)]
+    return _Missing(base, tasks, num_bytes, all_bytes, sum(-(-len(task.rows) // batch) * batch for task in computed))
+
+
+def _num_shards(base: _Base, rows_per_shard: int) -> dict[PartName, int]:
+    """Of each part of the store as it will be, in order."""
+    store, shards = base.store, dict[PartName, int]()
+    if store is not None:
+        shards = {part: store.num_shards(part) for part in store.manifest.splits}
+    for split, videos in base.to_add.items():
+        number = len(store.parts(split)) if store is not None and split in store.splits else 0
+        if videos or not number:
+            shards[part_name(split, number)] = -(-len(videos) // rows_per_shard)
+    return shards
+
+
+def _num_videos(missing: Sequence[_Missing]) -> int:
+    """Decoded in all: tasks over exactly the same videos are one job, as in `joined_jobs`."""
+    jobs = {(split_of(task.part), one.base.video_ids(task)) for one in missing for task in one.tasks}
+    return sum(len(ids) for _, ids in jobs)
+
+
+def _total_bytes(setup: ExtractionSetup) -> int:
+    """Of a store of its own."""
+    return bytes_left(setup, None, videos_to_add(setup, None))
 
 
 def _video_bytes(setup: ExtractionSetup) -> int:
@@ -131,95 +202,6 @@ def _video_bytes(setup: ExtractionSetup) -> int:
     )
 
 
-def describe_plan(plan: ExtractionPlan) -> dict[str, Any]:
-    """Everything the screen shows, for a program: the plan with a forecast of each choice."""
-    choices = [
-        asdict(choice) | {"fits": plan.fits(choice), "forecast": expected and asdict(expected)}
-        for choice in plan.choices
-        for expected in [plan.forecast(choice)]
-    ]
-    asked = next(choice for choice in choices if choice["asked"])
-    told = asdict(plan) | {"store": str(plan.store), "free_folder": str(plan.free_folder)}
-    return told | {"choices": choices, "asked": asked, "recommendation": recommendation(plan)}
-
-
-def print_plan(plan: ExtractionPlan) -> None:
-    asked, free = plan.asked, f"{size(plan.free_bytes)} free in {escape(str(plan.free_folder))}"
-    splits = ", ".join(f"{split} {rows:,}" for split, rows in plan.splits.items())
-    layers = ",".join(map(str, plan.layers))
-    room = "" if plan.fits(asked) else "[red]does not fit:[/red] "
-    to_write = f"{room}{size(asked.missing_bytes)} to write in {asked.missing_files:,} files"
-    _say(f"[bold]{escape(str(plan.store))}[/bold]  ({'is there' if plan.store_exists else 'new'})")
-    _say(f"  {escape(plan.dataset)}: {splits} videos; {escape(plan.model)}, layers {layers}, {plan.num_frames} frames")
-    _say(f"  {to_write if asked.missing_bytes else 'all stored'}, {size(asked.video_bytes)} a video; {free}")
-    if plan.rates and (expected := plan.forecast(asked)):
-        _print_facts("measured here:", _rate_lines(plan, plan.rates))
-        _print_facts("expected:", _time_lines(plan, plan.rates, expected))
-    out.print(_choices_table(plan))
-    out.print(f"[bold]{escape(recommendation(plan))}[/bold]", highlight=False)
-
-
-def _rate_lines(plan: ExtractionPlan, rates: Rates) -> list[tuple[str, str, str]]:
-    threads = "1 thread" if plan.decode_workers == 1 else f"{plan.decode_workers} threads"
-    failed = f", {rates.num_failed} failed" if rates.num_failed else ""
-    return [
-        ("decode", _per_second(rates.decode_seconds), f"{threads}; {rates.num_sampled} videos decoded{failed}"),
-        ("forward", _per_second(rates.forward_seconds), f"{plan.device}, batches of {plan.batch_size}"),
-        ("disk write", f"{size(int(rates.write_bytes_per_second))}/s", "and synced"),
-        ("disk read", f"{size(int(rates.read_bytes_per_second))}/s", "rows in random order, not from memory"),
-    ]
-
-
-def _time_lines(plan: ExtractionPlan, rates: Rates, expected: Forecast) -> list[tuple[str, str, str]]:
-    """How the times of the choice that was asked for come about."""
-    decode, forward = f"decode {duration(rates.decode_seconds)}", f"forward {duration(rates.forward_seconds)}"
-    from_videos = f"{decode} + {forward} a video" if rates.shared_cores else f"the slower of {decode}, {forward}"
-    from_store = f"{size(plan.asked.video_bytes)} a video at {size(int(rates.read_bytes_per_second))}/s"
-    lines = [
-        ("epoch from videos", duration(expected.video_epoch_seconds), from_videos),
-        ("epoch from the store", duration(expected.store_epoch_seconds), from_store),
-    ]
-    if not plan.asked.missing_videos:
-        return lines
-    extraction = f"{plan.asked.missing_videos:,} videos; {expected.limit} limits"
-    return [("extraction", duration(expected.extraction_seconds), extraction), *lines]
-
-
-def _print_facts(title: str, lines: list[tuple[str, str, str]]) -> None:
-    names, values = (max(len(line[column]) for line in lines) for column in (0, 1))
-    _say(title)
-    for name, value, how in lines:
-        _say(f"  {name:<{names}}  {value:>{values}}  {how}")
-
-
-def _choices_table(plan: ExtractionPlan) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("  dtype", "cross-frame"):
-        table.add_column(column, no_wrap=True)
-    for column in ["a video", "to write"] + (["extraction", "epoch", "pays in"] if plan.rates else []):
-        table.add_column(column, justify="right", no_wrap=True)
-    for choice in plan.choices:
-        to_write = size(choice.missing_bytes) if choice.missing_bytes else "stored"
-        cells = [f"{'>' if choice.asked else ' '} {choice.dtype}", choice.cross_frame, size(choice.video_bytes)]
-        cells.append(to_write if plan.fits(choice) else f"[red]{to_write}[/red]")
-        if expected := plan.forecast(choice):
-            extraction = duration(expected.extraction_seconds) if choice.missing_bytes else "-"
-            cells += [extraction, duration(expected.store_epoch_seconds), _pays_from(choice, expected)]
-        table.add_row(*cells, style="bold" if choice.asked else None)
-    return table
-
-
-def _pays_from(choice: Choice, expected: Forecast) -> str:
-    if expected.break_even_epochs is None:
-        return "[red]never[/red]"
-    return f"epoch {expected.break_even_epochs:,}" if choice.missing_bytes else "at once"
-
-
-def _per_second(seconds: float) -> str:
-    rate = 1 / seconds
-    return f"{rate:.3g} videos/s" if rate < 100 else f"{rate:,.0f} videos/s"
-
-
-def _say(line: str) -> None:
-    """One line, however long: what is cut into lines cannot be copied."""
-    out.print(line, soft_wrap=True, highlight=False)
+def _view_bytes(setup: ExtractionSetup) -> int:
+    """All arrays of view 0, which every split has."""
+    return sum(spec.row_bytes for spec in setup.view_arrays(setup.dataset.splits[0])[0])

@@ -129,10 +129,7 @@ class ExtractionSetup:
         if self.shard_rows is not None:
             return self.shard_rows
         arrays = [spec for split in self.dataset.splits for specs in self.view_arrays(split).values() for spec in specs]
-        largest, batch = max(spec.row_bytes for spec in arrays), self.batch_size
-        rows = SHARD_BYTES // largest
-        # Whole batches, as the last one of a shard is filled up.
-        return max(1, min(MAX_ROWS_PER_SHARD, rows // batch * batch or rows))
+        return rows_of_a_shard(arrays, self.batch_size)
 
     def batch_size_in(self, store: FeatureStore) -> int:
         """Clips of a batch in a store that is there: those that its rows were computed in, so that the last bits agree.
@@ -161,6 +158,13 @@ class ExtractionSetup:
         )
 
 
+def rows_of_a_shard(arrays: Iterable[ArraySpec], batch_size: int) -> int:
+    """How many videos a shard of a new store holds, so that its largest file is near SHARD_BYTES."""
+    rows = SHARD_BYTES // max(spec.row_bytes for spec in arrays)
+    # Whole batches, as the last one of a shard is filled up.
+    return max(1, min(MAX_ROWS_PER_SHARD, rows // batch_size * batch_size or rows))
+
+
 def prepare_extraction(config: ExtractionConfig) -> ExtractionSetup:
     """Find the videos and load the backbone.
 
@@ -180,12 +184,21 @@ def prepare_extractions(
     for config in configs:
         on_stage(f"loading {config.model}")
         setups.append(_setup(config, dataset))
+    if len(setups) == 1:  # whose shards are its own affair, and its store need not be looked at yet
+        return tuple(setups)
+    return with_common_shards(
+        setups, [read_manifest(setup.path).rows_per_shard for setup in setups if anything_at(setup.path)]
+    )
+
+
+def with_common_shards(setups: Sequence[ExtractionSetup], stored: Sequence[int]) -> tuple[ExtractionSetup, ...]:
+    """The setups of one command with shards of the same videos; `stored` is rows per shard of those stores that are there."""
     if len(setups) == 1:
         return tuple(setups)
     _check_one_store_each(setups)
-    there = [read_manifest(setup.path).rows_per_shard for setup in setups if anything_at(setup.path)]
-    shard_rows = there[0] if there else min(setup.rows_per_shard for setup in setups)
-    return tuple(replace(setup, shard_rows=shard_rows) for setup in setups)
+    own = [replace(setup, shard_rows=None) for setup in setups]
+    shard_rows = stored[0] if stored else min(setup.rows_per_shard for setup in own)
+    return tuple(replace(setup, shard_rows=shard_rows) for setup in own)
 
 
 def _check_one_store_each(setups: Sequence[ExtractionSetup]) -> None:

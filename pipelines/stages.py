@@ -26,7 +26,8 @@ from dataclasses import dataclass, field
 
 from vcache.extract.datasets.base import Video
 from vcache.extract.video import VideoError
-from vcache.extract.views import PreparedClip
+from vcache.extract.views import PreparedClip, View
+from vcache.pipelines.batches import ClipExtractor
 from vcache.pipelines.decoding import Decode, Decoder
 from vcache.pipelines.progress import ExtractionProgress, LimitClock
 from vcache.pipelines.shards import ShardJob, TargetTask
@@ -131,17 +132,21 @@ def prepared_row(job: ShardJob, index: int, decode: Decode) -> PreparedRow:
 
 
 def prepared_video(tasks: Sequence[TargetTask], video: Video, decode: Decode) -> PreparedVideo:
-    """Decode a video once, and make the view of each task, alike ones once; VideoError if it cannot be used."""
-    extractors = [task.target.extractor for task in tasks]
-    rules = [task.view.clip_rule(extractors[i].sampling, video.video_id) for i, task in enumerate(tasks)]
+    """What `prepared_clips` gives for the view of each task."""
+    return prepared_clips([(task.target.extractor, task.view) for task in tasks], video, decode)
+
+
+def prepared_clips(wanted: Sequence[tuple[ClipExtractor, View]], video: Video, decode: Decode) -> PreparedVideo:
+    """Decode a video once, and make each view as its model sees it, alike ones once; VideoError if it cannot be used."""
+    rules = [view.clip_rule(extractor.sampling, video.video_id) for extractor, view in wanted]
     distinct = tuple(dict.fromkeys(rules))
-    decoded = decode(extractors[0].request(video, distinct))
+    decoded = decode(wanted[0][0].request(video, distinct))
     made: dict[object, PreparedClip] = {}
     clips = []
-    for task, extractor, rule in zip(tasks, extractors, rules, strict=True):
-        alike = (task.view, rule, extractor.preprocessing)
+    for (extractor, view), rule in zip(wanted, rules, strict=True):
+        alike = (view, rule, extractor.preprocessing)
         if alike not in made:
-            made[alike] = task.view.prepare(decoded, distinct.index(rule), extractor.preprocessing, video.video_id)
+            made[alike] = view.prepare(decoded, distinct.index(rule), extractor.preprocessing, video.video_id)
         clips.append(made[alike])
     return PreparedVideo(tuple(clips), decoded.damage)
 

@@ -276,7 +276,7 @@ def test_info_shows_the_errors(config: MakeConfig, capsys: pytest.CaptureFixture
 def test_a_plan_measures_int8_without_a_store(config: MakeConfig) -> None:
     plan = plan_extraction(config(dtype="int8", split=("val",)), seconds=1.0)
     assert plan.rates is not None
-    assert plan.rates.forward_seconds > 0
+    assert plan.rates.forward_seconds[0] > 0
     sizes = {(choice.dtype, choice.cross_frame): choice.video_bytes for choice in plan.choices}
     assert sizes["int8", "none"] < 0.6 * sizes["bfloat16", "none"] == 0.6 * sizes["float16", "none"]
     run_extraction(config(dtype="int8", split=("val",)))

@@ -11,16 +11,19 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from vcache.extract.sampling import ClipRule
 from vcache.extract.spec import DTYPES
-from vcache.extract.video import VideoError
+from vcache.extract.video import DecodedVideo, DecodeRequest, VideoError
 from vcache.extract.weights import BackboneError
 from vcache.pipelines import measuring
 from vcache.pipelines.cli import app
 from vcache.pipelines.console import duration
+from vcache.pipelines.decoding import decode_here
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.growth import DatasetChanged
 from vcache.pipelines.measuring import MeasuringError, measure_decoding, measure_disk
-from vcache.pipelines.plan import describe_plan, plan_extraction, print_plan
+from vcache.pipelines.plan import plan_extraction
+from vcache.pipelines.plan_screen import describe_plan, print_plan
 from vcache.pipelines.request import CROSS_FRAME, ExtractionConfig
 from vcache.pipelines.setup import prepare_extraction
 from vcache.store.errors import StoreKeyMismatch, UnsupportedFormat
@@ -73,13 +76,15 @@ def test_the_machine_is_measured_and_nothing_is_left(config: MakeConfig, tmp_pat
     before = files_under(tmp_path)
     plan = plan_extraction(config(), seconds=1.0, on_stage=stages.append)
     assert files_under(tmp_path) == before
-    assert [stage.split()[0] for stage in stages] == ["loading", "looking", "decoding", "running", "writing"]
+    assert [stage.split()[0] for stage in stages] == ["listing", "loading", "looking", "decoding", "running", "writing"]
     rates = plan.rates
     assert rates is not None
     assert rates.shared_cores
     assert (rates.num_sampled, rates.num_failed) == (18, 0)
     assert 1e-5 < rates.decode_seconds < 5
-    assert 1e-5 < rates.forward_seconds < 5
+    assert 1e-5 < rates.view_decode_seconds <= rates.decode_seconds
+    assert len(rates.forward_seconds) == 1 and 1e-5 < rates.forward_seconds[0] < 5
+    assert 0 < rates.write_cores <= 1
     assert 1e5 < rates.write_bytes_per_second < 1e12
     assert 1e5 < rates.read_bytes_per_second < 1e12
 
@@ -87,32 +92,33 @@ def test_the_machine_is_measured_and_nothing_is_left(config: MakeConfig, tmp_pat
 def test_decoding_is_measured_at_the_speed_it_has(config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A decoder that takes 20 ms on each of 4 threads gives a video every 5 ms; one of six of them broken."""
     setup = prepare_extraction(config(decode_workers=4))
-    extractor = setup.extractor()
-    clip = extractor.prepare(setup.dataset.videos[0])
+    broken = {setup.dataset.root / video.path for video in setup.dataset.videos[::6]}
+    rule = ClipRule(sampling=setup.config.sampling)
+    decoded = decode_here(setup.extractor().request(setup.dataset.videos[1], (rule,)))
 
-    def prepare(video: object) -> object:
+    def decode(request: DecodeRequest) -> DecodedVideo:
         time.sleep(0.02)
-        if video in setup.dataset.videos[::6]:
+        if request.path in broken:
             raise VideoError("truncated", "the file ends early")
-        return clip
+        return decoded
 
-    monkeypatch.setattr(extractor, "prepare", prepare)
-    sample = measure_decoding(extractor, setup.dataset.videos, seconds=5.0)
-    assert (sample.num_decoded, sample.num_failed, len(sample.clips)) == (15, 3, 3)
-    assert 0.005 <= sample.seconds_per_video < 0.01
+    sample = measure_decoding([setup], decode, seconds=5.0)
+    assert (sample.num_decoded, sample.num_failed, [len(clips) for clips in sample.clips]) == (15, 3, [3])
+    assert 0.005 <= sample.seconds_per_video < 0.015
 
 
 def test_a_sample_ends_with_its_time_and_has_a_video_at_least(config: MakeConfig) -> None:
     setup = prepare_extraction(config(decode_workers=1))
-    assert measure_decoding(setup.extractor(), setup.dataset.videos, seconds=0.0).num_decoded == 1
+    assert measure_decoding([setup], decode_here, seconds=0.0).num_decoded == 1
 
 
 def test_the_disk_is_measured_at_the_speed_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sync that takes a quarter of a second bounds the rate of the 4 MB before it."""
     monkeypatch.setattr(measuring.os, "fsync", lambda fd: time.sleep(0.25))
-    write, read = measure_disk(tmp_path, 1000, seconds=0.0)
-    assert 4e6 < write < 4 * 2**20 / 0.25
-    assert read > 0
+    disk = measure_disk(tmp_path, 1000, seconds=0.0)
+    assert 4e6 < disk.write_bytes_per_second < 4 * 2**20 / 0.25
+    assert 0 < disk.write_cores < 0.5  # asleep most of the time
+    assert disk.read_bytes_per_second > 0
     assert files_under(tmp_path) == []
 
 
@@ -172,7 +178,7 @@ def test_the_screen_and_the_json_say_the_same(
     forecast = told["asked"]["forecast"]
     for seconds in (forecast["extraction_seconds"], forecast["video_epoch_seconds"], forecast["store_epoch_seconds"]):
         assert duration(seconds) in shown
-    assert f"{forecast['limit']} limits" in shown
+    assert f"limited by {forecast['limit']}" in shown
     assert " ".join(told["recommendation"].split()) in " ".join(shown.split())
     lines = (line.split() for line in shown.splitlines())
     rows = [words for words in lines if words and (words[0] in DTYPES or words[0] == ">")]
@@ -189,7 +195,7 @@ def test_the_command_prints_nothing_but_json_where_that_is_asked(
     words = ["plan", str(video_folder), "--model", config().model, "--store", str(tmp_path / "new.zarr"), "--layers=-1"]
     result = CliRunner().invoke(app, [*words, "--quick", "--json"])
     told = json.loads(result.stdout)
-    assert (result.exit_code, told["layers"], told["rates"], told["asked"]["fits"]) == (0, [2], None, True)
+    assert (result.exit_code, told["stores"][0]["layers"], told["rates"], told["asked"]["fits"]) == (0, [2], None, True)
     shown = CliRunner().invoke(app, [*words, "--seconds", "1"]).stdout
     assert "measured here:" in shown
     assert not (tmp_path / "new.zarr").exists()

@@ -10,11 +10,13 @@ from vcache.extract.backbone import BackboneFacts
 from vcache.pipelines.planning import (
     Choice,
     ExtractionPlan,
+    PlannedStore,
     Rates,
     break_even_epochs,
     forecast,
     recommendation,
 )
+from vcache.pipelines.progress import STAGES
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.setup import array_specs
 
@@ -41,10 +43,12 @@ def make_choice(*, video_mb: float, num_videos: int = 1000, missing: int | None 
         "cross_frame": "qk",
         "asked": True,
         "video_bytes": int(video_mb * MB),
+        "view_bytes": int(video_mb * MB),
         "total_bytes": int(num_videos * video_mb * MB),
         "missing_bytes": int(missing * video_mb * MB),
         "missing_files": 12 * -(-missing // 64),
         "missing_videos": missing,
+        "missing_clips": (missing,),
         "needed_bytes": int(missing * video_mb * MB),
     }
     return Choice(**{**defaults, **fields})  # type: ignore[arg-type]
@@ -53,11 +57,12 @@ def make_choice(*, video_mb: float, num_videos: int = 1000, missing: int | None 
 def make_rates(**fields: object) -> Rates:
     defaults: dict[str, object] = {
         "decode_seconds": 0.02,
-        "forward_seconds": 0.03,
+        "forward_seconds": (0.03,),
         "write_bytes_per_second": 100.0 * MB,
         "read_bytes_per_second": 400.0 * MB,
         "shared_cores": False,
     }
+    defaults["view_decode_seconds"] = fields.get("decode_seconds", defaults["decode_seconds"])
     return Rates(**{**defaults, **fields})  # type: ignore[arg-type]
 
 
@@ -66,17 +71,25 @@ def make_plan(
 ) -> ExtractionPlan:
     return ExtractionPlan(
         dataset="k400",
-        model="ViT-B-16-quickgelu",
-        store=Path("k400.zarr"),
-        store_exists=False,
-        layers=(8, 9, 10, 11),
+        stores=(
+            PlannedStore(
+                path=Path("k400.zarr"),
+                is_there=False,
+                model="ViT-B-16-quickgelu",
+                layers=(8, 9, 10, 11),
+                batch_size=4,
+                to_retry=0,
+            ),
+        ),
         num_frames=8,
         splits={"train": num_videos - 100, "val": 100},
+        views={"train": 1, "val": 1},
+        part=None,
         choices=choices,
         free_bytes=free,
         free_folder=Path("disk"),
+        decoder="pyav",
         decode_workers=2,
-        batch_size=4,
         device="cpu",
         rates=rates,
     )
@@ -107,39 +120,106 @@ def test_bytes_of_a_clip_are_those_of_the_architecture(fields: dict[str, object]
 @pytest.mark.parametrize(("video_mb", "pays"), [(29.0, False), (27.0, True), (12.1, True), (6.0, True)])
 def test_at_3_gb_a_second_and_16_cores_28_megabytes_are_the_limit(video_mb: float, pays: bool) -> None:
     """ARCHITECTURE "Where a cache pays": 0.15 s of decoding on one of 16 cores, 3 GB/s of disk."""
-    rates = make_rates(decode_seconds=0.15 / 16, forward_seconds=0.001, read_bytes_per_second=3000.0 * MB)
+    rates = make_rates(decode_seconds=0.15 / 16, forward_seconds=(0.001,), read_bytes_per_second=3000.0 * MB)
     expected = forecast(make_choice(video_mb=video_mb), rates, 1000)
     assert (expected.break_even_epochs is not None) == pays
     assert expected.store_epoch_seconds / expected.video_epoch_seconds == pytest.approx(video_mb / 28.125)
 
 
-def test_a_backbone_on_a_device_hides_the_faster_of_decoding_and_forward() -> None:
-    """1000 videos of 4 MB: decode 20 s, forward 30 s, write 40 s, read 10 s."""
+def test_of_a_backbone_on_a_device_only_the_slowest_part_counts() -> None:
+    """1000 videos of 4 MB: decode 20 s, forward 30 s, write 40 s, read 10 s; a faster disk writes in 4 s."""
     expected = forecast(make_choice(video_mb=4), make_rates(), 1000)
     assert expected.video_epoch_seconds == pytest.approx(30)
-    assert expected.extraction_seconds == pytest.approx(30 + 40)
+    assert expected.extraction_seconds == pytest.approx(40)
     assert expected.store_epoch_seconds == pytest.approx(10)
-    assert expected.break_even_epochs == 4  # 70 + 3 x 10 > 3 x 30, 70 + 4 x 10 < 4 x 30
-    assert expected.limit == "disk write"
+    assert expected.break_even_epochs == 3  # 40 + 2 x 10 = 2 x 30, 40 + 3 x 10 < 3 x 30
+    assert expected.limit == "disk"
+    faster = forecast(make_choice(video_mb=4), make_rates(write_bytes_per_second=1000.0 * MB), 1000)
+    assert (faster.extraction_seconds, faster.limit) == (pytest.approx(30), "device")
+    assert faster.video_seconds == pytest.approx({"decode": 0.02, "device": 0.03, "disk": 0.004})
 
 
-def test_on_shared_cores_the_parts_add_up() -> None:
-    expected = forecast(make_choice(video_mb=4), make_rates(shared_cores=True), 1000)
+def test_on_shared_cores_decoding_the_backbone_and_the_copies_of_the_writer_add_up() -> None:
+    """The disk itself works beside them: 10 s of the 40 s of writing take the cores."""
+    rates = make_rates(shared_cores=True, write_cores=0.25)
+    expected = forecast(make_choice(video_mb=4), rates, 1000)
     assert expected.video_epoch_seconds == pytest.approx(20 + 30)
-    assert expected.extraction_seconds == pytest.approx(20 + 30 + 40)
-    assert expected.break_even_epochs == 3  # 90 + 2 x 10 > 2 x 50, 90 + 3 x 10 < 3 x 50
+    assert expected.extraction_seconds == pytest.approx(20 + 30 + 10)
+    assert expected.limit == "device"
+    slow_disk = forecast(make_choice(video_mb=4), make_rates(shared_cores=True, write_bytes_per_second=50.0 * MB), 1000)
+    assert (slow_disk.extraction_seconds, slow_disk.limit) == (pytest.approx(80), "disk")
+
+
+def test_one_decode_process_leaves_the_other_cores_to_the_backbone() -> None:
+    """A quarter of the cores: 5 of its 20 s; and never faster than it decodes."""
+    rates = make_rates(shared_cores=True, decode_cores=0.25)
+    assert forecast(make_choice(video_mb=1), rates, 1000).extraction_seconds == pytest.approx(5 + 30)
+    rates = make_rates(shared_cores=True, decode_cores=0.25, decode_seconds=0.4)
+    expected = forecast(make_choice(video_mb=1), rates, 1000)
+    assert (expected.extraction_seconds, expected.limit) == (pytest.approx(400), "decode")
+
+
+def test_a_view_costs_a_forward_pass_and_no_second_decode_and_an_epoch_reads_one() -> None:
+    """1000 videos in 3 views of 1 MB, all decoded in 25 s, one of them in 20 s."""
+    choice = make_choice(video_mb=3, view_bytes=MB, missing_clips=(3000,))
+    expected = forecast(choice, make_rates(decode_seconds=0.025, view_decode_seconds=0.02), 1000)
+    assert expected.video_seconds == pytest.approx({"decode": 0.025, "device": 3 * 0.03, "disk": 0.03})
+    assert expected.extraction_seconds == pytest.approx(90)
+    assert expected.video_epoch_seconds == pytest.approx(30)
+    assert expected.store_epoch_seconds == pytest.approx(1000 * MB / (400 * MB))
+
+
+def test_each_model_adds_its_forward_passes() -> None:
+    rates = make_rates(forward_seconds=(0.03, 0.07))
+    expected = forecast(make_choice(video_mb=1, missing_clips=(1000, 2000)), rates, 1000)
+    assert expected.extraction_seconds == pytest.approx(30 + 140)
+    assert expected.video_epoch_seconds == pytest.approx(30 + 70)
 
 
 @pytest.mark.parametrize(
     ("fields", "limit"),
     [
         ({"decode_seconds": 0.5}, "decode"),
-        ({"forward_seconds": 0.5}, "forward"),
-        ({"write_bytes_per_second": 1.0 * MB}, "disk write"),
+        ({"forward_seconds": (0.5,)}, "device"),
+        ({"write_bytes_per_second": 1.0 * MB}, "disk"),
     ],
 )
-def test_the_slowest_part_is_what_limits(fields: dict[str, object], limit: str) -> None:
-    assert forecast(make_choice(video_mb=4), make_rates(**fields), 1000).limit == limit
+@pytest.mark.parametrize("shared_cores", [False, True])
+def test_the_slowest_part_is_what_limits(fields: dict[str, object], limit: str, shared_cores: bool) -> None:
+    rates = make_rates(shared_cores=shared_cores, **fields)
+    assert forecast(make_choice(video_mb=4), rates, 1000).limit == limit
+    assert limit in STAGES
+
+
+@given(
+    decode=st.floats(1e-4, 10),
+    forward=st.floats(1e-4, 10),
+    write=st.floats(1e6, 1e10),
+    decode_cores=st.floats(0, 1),
+    write_cores=st.floats(0, 1),
+)
+def test_shared_cores_are_never_faster_than_a_device_and_nothing_beats_the_slowest_part(
+    decode: float, forward: float, write: float, decode_cores: float, write_cores: float
+) -> None:
+    shared, device = (
+        forecast(
+            make_choice(video_mb=4),
+            make_rates(
+                decode_seconds=decode,
+                forward_seconds=(forward,),
+                write_bytes_per_second=write,
+                shared_cores=shared,
+                decode_cores=decode_cores,
+                write_cores=write_cores,
+            ),
+            1000,
+        )
+        for shared in (True, False)
+    )
+    slowest = 1000 * max(device.video_seconds.values())
+    assert device.extraction_seconds == pytest.approx(slowest)
+    total = 1000 * sum(device.video_seconds.values())
+    assert slowest <= shared.extraction_seconds * (1 + 1e-9) and shared.extraction_seconds <= total * (1 + 1e-9)
 
 
 def test_only_missing_videos_are_extracted_and_every_video_is_read() -> None:
@@ -160,7 +240,7 @@ def test_what_pays_is_recommended_and_what_reads_much_less_is_named() -> None:
     asked, maps = make_choice(video_mb=4), make_choice(video_mb=2, cross_frame="maps", asked=False)
     text = recommendation(make_plan(asked, maps, rates=make_rates()))
     assert text == (
-        "It pays from epoch 4 on: an epoch takes 10 s from the store, 30 s from videos. "
+        "It pays from epoch 3 on: an epoch takes 10 s from the store, 30 s from videos. "
         "--dtype float16 --cross-frame maps reads 2.0 times less."
     )
 
