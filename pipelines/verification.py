@@ -84,15 +84,16 @@ def print_verification(result: dict[str, Any], most: int = 20) -> None:
         _print_deep(result["deep"])
     read = f"{count(result['shards'], 'shard')}, {count(result['files'], 'file')}, {size(result['bytes'])} read"
     partial = f", {result['partial_rows']} partial" if result["partial_rows"] else ""
+    rows = f"{count(result['rows'], 'row')} ({result['failed_rows']} failed{partial})"
     out.print(
-        f"{escape(result['store'])} is {_verdict(result['findings'])}: {count(result['rows'], 'row')} ({result['failed_rows']} failed"
-        f"{partial}) in {read}",
+        f"{escape(result['store'])} is {_verdict(result['findings'])}: {rows} in {read}",
         highlight=False,
         soft_wrap=True,
     )
     for split, missing in result["missing_rows"].items():
         out.print(
-            f"  {split}: {count(missing, 'row')} not extracted yet; the `vcache extract` command that made the store goes on with them",
+            f"  {split}: {count(missing, 'row')} not extracted yet; the `vcache extract` command that made the store goes on "
+            "with them",
             highlight=False,
             soft_wrap=True,
         )
