@@ -107,7 +107,7 @@ class ExtractionScreen:
         if elapsed > 0 and state.videos_done:
             rates = f"{state.videos_done / elapsed:.1f} videos/s  {state.frames_done / elapsed:.0f} frames/s"
         failures = f"[red]{state.failures} failed[/red]" if state.failures else "0 failed"
-        facts = [f"{size(state.bytes_written)} written", failures, limited_by(state.recent_limits)]
+        facts = [f"{size(state.bytes_written)} written", failures, where_and_why(state)]
         self.bar.below = ", ".join(fact for fact in facts if fact)
         self.bar.update(task, total=state.videos_total, completed=state.videos_done, rates=rates)
         if not err.is_terminal and time.monotonic() - self.logged >= LOG_SECONDS:
@@ -119,6 +119,15 @@ class ExtractionScreen:
         facts = [f"{state.videos_done}/{state.videos_total} videos", rates, self.bar.below]
         facts += [f"{duration(float(left))} left"] if left else []
         err.print(f"{escape(self.title)}: {', '.join(fact for fact in facts if fact)}", soft_wrap=True, highlight=False)
+
+
+def where_and_why(state: ExtractionProgress) -> str:
+    """How many workers of a cluster are at it, and what limits."""
+    if state.workers is None:
+        return limited_by(state.recent_limits)
+    if not state.workers:
+        return "[yellow]waiting for workers[/yellow]"
+    return ", ".join(filter(None, (count(state.workers, "worker"), limited_by(state.recent_limits))))
 
 
 def limited_by(shares: Mapping[str, float]) -> str:

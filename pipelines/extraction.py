@@ -27,7 +27,7 @@ from vcache.pipelines.request import ExtractionConfig, ExtractionError, recorded
 from vcache.pipelines.retrying import retry_failed
 from vcache.pipelines.room import check_room, tasks_bytes
 from vcache.pipelines.setup import ExtractionSetup, prepare_extractions, versions_of
-from vcache.pipelines.shards import ShardTask, Target, TargetTask, joined_jobs, missing_shards
+from vcache.pipelines.shards import ShardJob, ShardTask, Target, TargetTask, joined_jobs, missing_shards
 from vcache.pipelines.stages import run_jobs
 from vcache.pipelines.stored_views import failed_in_any, partial_in_any
 from vcache.pipelines.stores import anything_at
@@ -46,6 +46,11 @@ from vcache.store.writer import (
     declare_arrays,
     record_facts,
 )
+
+RunElsewhere = Callable[
+    [Sequence[ShardJob], Mapping[Target, ExtractionSetup], ExtractionProgress, Callable[[], None]], None
+]
+"""Extracts and commits jobs; given what makes each target again, and what to call when the progress has changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +138,12 @@ def run_extractions(
         StoreBusy: another process writes the store, and not as a part beside this one.
         CannotRecompute, UnsupportedLocation: failed videos cannot be tried again; they are as they were.
     """
-    setups = prepare_extractions(configs, on_stage)
     with ExitStack() as stack:
+        elsewhere = stack.enter_context(_cluster(configs[0], on_stage))
+        setups = prepare_extractions(configs, on_stage)
         decoder = stack.enter_context(closing(new_decoder(configs[0].decode_workers, setups[0].decoder)))
         opened = _open_all(setups, decoder.decode, on_stage, stack)
-        progress = _extract(opened, decoder, on_progress)
+        progress = _extract(opened, decoder, elsewhere, on_progress)
         return tuple(_summary(one, progress) for one in opened)
 
 
@@ -166,6 +172,20 @@ def _turn(setup: ExtractionSetup, on_stage: Callable[[str], None]) -> AbstractCo
     return set_up_turn(setup.path, on_wait=lambda: on_stage("waiting for another part, which is setting up the store"))
 
 
+def _cluster(config: ExtractionConfig, on_stage: Callable[[str], None]) -> AbstractContextManager[RunElsewhere | None]:
+    if config.scheduler is None and config.workers is None:
+        return nullcontext()
+    from vcache.pipelines.cluster import open_cluster  # dask takes as long to load as all the rest
+
+    return open_cluster(config, on_stage)
+
+
+def new_target(setup: ExtractionSetup, store: FeatureStore, decode: Decode) -> Target:
+    """What computes the rows of the store, but for the constants of int8."""
+    extractor = setup.extractor(batch_size=setup.batch_size_in(store), decode=decode)
+    return Target(store=store, extractor=extractor, views=setup.views)
+
+
 def _create(setup: ExtractionSetup, decode: Decode, on_stage: Callable[[str], None]) -> Calibration | None:
     """Make the store, if there is none yet, and return its calibration."""
     if anything_at(setup.path):
@@ -190,18 +210,18 @@ def _open(
     store.refresh()  # as it is now that no other process changes it
     retried = _retry(setup, store, on_stage) if setup.config.retry_failed else None
     setup, to_add = setup.in_store(store), videos_to_add(setup, store)
-    extractor = setup.extractor(batch_size=setup.batch_size_in(store), decode=decode)
+    target = new_target(setup, store, decode)
     clean_temporary(store)
-    calibration = calibration or _calibrate(setup, extractor, stored_calibration(store), on_stage)
+    calibration = calibration or _calibrate(setup, target.extractor, stored_calibration(store), on_stage)
     added = _extend(store, setup, to_add)
     record_calibration(store, calibration)
     missing = tuple(
         task for split in setup.dataset.splits for task in missing_shards(store, [split], setup.view_arrays(split))
     )
     quantised = {spec.name for task in missing for spec in task.arrays if spec.dtype == "int8"}
-    extractor.constants = channel_constants(store, quantised, setup.backbone.device)
-    extractor.allow_partial = setup.config.allow_partial  # not before: what int8 is made with comes from whole videos
-    target = Target(store=store, extractor=extractor, views=setup.views)
+    target.extractor.constants = channel_constants(store, quantised, setup.backbone.device)
+    # Not before: what int8 is made with comes from whole videos.
+    target.extractor.allow_partial = setup.config.allow_partial
     return _OpenStore(setup=setup, target=target, added=added, missing=missing, retried=retried)
 
 
@@ -223,7 +243,10 @@ def _retry(setup: ExtractionSetup, store: FeatureStore, on_stage: Callable[[str]
 
 
 def _extract(
-    opened: Sequence[_OpenStore], decoder: Decoder, on_progress: Callable[[ExtractionProgress], None]
+    opened: Sequence[_OpenStore],
+    decoder: Decoder,
+    elsewhere: RunElsewhere | None,
+    on_progress: Callable[[ExtractionProgress], None],
 ) -> ExtractionProgress:
     """All tasks of all stores, those over the same videos at once."""
     jobs = joined_jobs(TargetTask(one.target, task) for one in opened for task in one.tasks)
@@ -231,7 +254,10 @@ def _extract(
         videos_total=sum(len(job.videos) for job in jobs), videos_skipped=min(one.num_skipped for one in opened)
     )
     on_progress(progress)
-    if jobs:
+    if jobs and elsewhere is not None:
+        decoder.close()
+        elsewhere(jobs, {one.target: one.setup for one in opened}, progress, lambda: on_progress(progress))
+    elif jobs:
         run_jobs(
             jobs,
             decoder=decoder,

@@ -197,9 +197,26 @@ def extraction_config(
         int | None,
         typer.Option(
             rich_help_panel=RUNNING,
-            help="Videos decoded at the same time. \\[default: the cores]",
+            help="Videos decoded at the same time, by each worker. \\[default: the cores, or a worker's share of them]",
             show_default=False,
             min=1,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=RUNNING,
+            help="Extract in so many worker processes of this machine, the GPUs dealt out to them; 0: one for each GPU.",
+            metavar="N",
+            min=0,
+        ),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=RUNNING,
+            help="Extract on the workers of this dask scheduler, as tcp://HOST:8786; see pipelines/clusters.md.",
+            metavar="ADDRESS",
         ),
     ] = None,
     batch_size: Annotated[
@@ -297,6 +314,9 @@ def extraction_config(
         pixels=pixels,
         device=device,
         decode_workers=decode_workers or os.cpu_count() or 1,
+        cluster_decode_workers=decode_workers,
+        workers=workers,
+        scheduler=scheduler,
         batch_size=batch_size,
         max_failures=max_failures,
         max_error=max_error,

@@ -27,6 +27,8 @@ class ExtractionProgress:
     """Share of the run's time by what it was waiting for, see `LimitClock`; empty before the first batch."""
     recent_limits: dict[str, float] = field(default_factory=dict)
     """The same of the last five seconds or so."""
+    workers: int | None = None
+    """Of a cluster, those that are there now."""
 
 
 class LimitClock:

@@ -78,6 +78,12 @@ class ExtractionConfig:
     """Videos that are decoded at the same time."""
     batch_size: int | None = None
     """Clips in one forward pass; None is the number that the store was made with, or one that suits the device."""
+    scheduler: str | None = None
+    """Address of a dask scheduler whose workers extract the shards."""
+    workers: int | None = None
+    """Worker processes of this machine that extract the shards; 0 is one for each GPU. None: this process does."""
+    cluster_decode_workers: int | None = None
+    """In place of `decode_workers` for each worker; None is the cores of its machine, shared among its workers."""
     max_failures: float = 0.01
     """Share of the videos that may fail, at least one, before the exit status says so."""
     ignore_free_space: bool = False
@@ -128,6 +134,7 @@ class ExtractionConfig:
                 f"--failures {self.failures} names one file, and each of {1 + len(self.more_models)} models has its own."
             )
         self._check_views()
+        self._check_cluster()
 
     def _check_views(self) -> None:
         if self.views < 1:
@@ -150,6 +157,22 @@ class ExtractionConfig:
         """(T, S) of `eval_views`."""
         temporal, spatial = self.eval_views.split("x")
         return int(temporal), int(spatial)
+
+    def _check_cluster(self) -> None:
+        if self.part is not None and (self.workers is not None or self.scheduler is not None):
+            raise ExtractionError(
+                "--part shares the work out without a scheduler: leave out --workers and --scheduler."
+            )
+        if self.workers is not None and self.workers < 0:
+            raise ExtractionError(f"--workers {self.workers}: a number of processes, or 0 for one for each GPU.")
+        if self.workers is not None and self.scheduler is not None:
+            raise ExtractionError(
+                "--workers starts a cluster here, --scheduler uses one that is there: give one of them."
+            )
+        if self.workers is not None and self.device.startswith("cuda:"):
+            raise ExtractionError(
+                f"--device {self.device}: with --workers each gets a GPU of its own. Use --device cuda."
+            )
 
     @property
     def sampling(self) -> Sampling:
@@ -182,6 +205,22 @@ def _check_part(part: int, num_parts: int) -> None:
         raise ExtractionError(
             f"--part {part}/{num_parts}: parts are counted from 1/{num_parts} to {num_parts}/{num_parts}."
         )
+
+
+def portable(config: ExtractionConfig) -> ExtractionConfig:
+    """The same request for a process elsewhere, whose current folder and home are others: what it names lies where it does."""
+    return replace(
+        config,
+        # Links stay links: they may lead elsewhere on another machine.
+        store=config.store.absolute() if isinstance(config.store, Path) else config.store,
+        model=_absolute_model(config.model),
+        pretrained=_absolute_file(config.pretrained),
+        scheduler=None,
+        workers=None,
+        part=None,
+        retry_failed=False,
+        failures=None,
+    )
 
 
 def recorded_request(config: ExtractionConfig) -> dict[str, object]:

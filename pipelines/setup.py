@@ -172,7 +172,7 @@ def prepare_extraction(config: ExtractionConfig) -> ExtractionSetup:
         DatasetError, LayerError, RandomWeightsRefused: the request itself cannot be met.
         ExtractionError: none of the videos is there.
     """
-    return _setup(config, _dataset(config))
+    return load_setup(config, _dataset(config))
 
 
 def prepare_extractions(
@@ -183,7 +183,7 @@ def prepare_extractions(
     dataset, setups = _dataset(configs[0]), []
     for config in configs:
         on_stage(f"loading {config.model}")
-        setups.append(_setup(config, dataset))
+        setups.append(load_setup(config, dataset))
     if len(setups) == 1:  # whose shards are its own affair, and its store need not be looked at yet
         return tuple(setups)
     return with_common_shards(
@@ -214,7 +214,8 @@ def _dataset(config: ExtractionConfig) -> VideoDataset:
     return dataset
 
 
-def _setup(config: ExtractionConfig, dataset: VideoDataset) -> ExtractionSetup:
+def load_setup(config: ExtractionConfig, dataset: VideoDataset) -> ExtractionSetup:
+    """Load the backbone, for videos that are listed already."""
     device = select_device(config.device)
     backbone = load_backbone(
         config.model,
