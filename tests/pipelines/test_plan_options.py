@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from vcache.extract.video import DecodedVideo, DecodeRequest
 from vcache.pipelines import decoding
@@ -102,15 +103,13 @@ def check_against_the_extraction(asked: ExtractionConfig, counted: Counted) -> E
     ],
     ids=lambda options: "-".join(f"{name}-{value}" for name, value in options.items()),
 )
-@pytest.mark.parametrize("rows_per_shard", [64, 5])
 def test_sizes_and_work_are_those_of_the_extraction(
     config: MakeConfig,
     counted: Counted,
     monkeypatch: pytest.MonkeyPatch,
     options: dict[str, object],
-    rows_per_shard: int,
 ) -> None:
-    monkeypatch.setattr("vcache.pipelines.setup.MAX_ROWS_PER_SHARD", rows_per_shard)
+    monkeypatch.setattr("vcache.pipelines.setup.MAX_ROWS_PER_SHARD", 5)  # 12 and 6 videos: full shards and a rest
     check_against_the_extraction(config(**options), counted)
 
 
@@ -126,12 +125,11 @@ def second_model(tiny_clip: Path, folder: Path) -> str:
     return f"local-dir:{folder}"
 
 
-@pytest.mark.parametrize("views", [1, 2])
 def test_of_two_models_each_video_is_decoded_once_and_each_store_counts(
-    config: MakeConfig, counted: Counted, tiny_clip: Path, tmp_path: Path, home: Path, views: int
+    config: MakeConfig, counted: Counted, tiny_clip: Path, tmp_path: Path, home: Path
 ) -> None:
     other = second_model(tiny_clip, tmp_path / "other_clip")
-    asked = config(store=None, more_models=((other, None),), views=views, eval_views="1x3", pixels=5)
+    asked = config(store=None, more_models=((other, None),), views=2, eval_views="1x3", pixels=5)
     plan = check_against_the_extraction(asked, counted)
     assert len({store.path for store in plan.stores}) == 2
     assert plan.asked.missing_videos == 18
@@ -282,7 +280,7 @@ def test_the_screen_is_no_wider_than_80_columns(
     columns: int,
 ) -> None:
     """Paths aside, which are as long as they are; and the table is never cut."""
-    monkeypatch.setattr("vcache.pipelines.console.out.width", columns)
+    monkeypatch.setattr("vcache.pipelines.plan_screen.out", Console(width=columns))
     other = second_model(tiny_clip, tmp_path / "other_clip")
     asked = config(store=None, views=3, eval_views="3x1", more_models=((other, None),), dtype="float16")
     plan = plan_extraction(asked, seconds=0.6)
