@@ -202,7 +202,10 @@ def check_whole(table: PacketTable, damage: Damage) -> None:
     """Report a stream that has less than its header promises."""
     num_stored, declared = len(table.pts), table.duration_seconds
     if table.num_shown == 0:
-        raise VideoError("no_frames", f"the video stream holds no frame to show ({num_stored} packets in all)")
+        raise VideoError(
+            "no_frames",
+            f"the video stream holds no frame to show ({num_stored} packet{'s' * (num_stored != 1)} in all)",
+        )
     end = table.end_seconds
     if end is not None and declared:
         if end < _MIN_SHARE_OF_DURATION * declared:

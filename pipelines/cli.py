@@ -84,7 +84,7 @@ def extract(config: "ExtractionConfig", as_json: Json = False) -> None:
         _print_json(told if config.more_models else told[0])
     else:
         for one in summaries:
-            console.print_extraction_summary(one)
+            console.print_extraction_summary(one, len(summaries))
     if any(too_many):
         _fail(
             f"{len(summary.failures)} of {summary.num_videos} videos failed, more than --max-failures "
@@ -231,6 +231,7 @@ def evaluate(
         f"top-1 {metrics.top1:.1%}   top-5 {metrics.top5:.1%}   mean class accuracy {metrics.mean_class_accuracy:.1%}   "
         f"({metrics.num_videos} videos, {describe_grid(metrics.views)})",
         highlight=False,
+        soft_wrap=True,
     )
 
 

@@ -145,13 +145,14 @@ def stages() -> Iterator[Callable[[str], None]]:
         yield lambda name: status.update(f"{escape(name)} ...")
 
 
-def print_extraction_summary(summary: ExtractionSummary) -> None:
-    """What one store holds now, what was done for it, and what limited the run."""
+def print_extraction_summary(summary: ExtractionSummary, num_stores: int = 1) -> None:
+    """What one store holds now, what was done for it, and what limited the run, which wrote `num_stores` stores in all."""
     done, skipped = summary.progress.videos_done - summary.progress.failures, summary.progress.videos_skipped
     splits = ", ".join(f"{name} {rows}" for name, rows in summary.splits.items())
+    written = f"{size(summary.progress.bytes_written)} written{f' to {num_stores} stores' if num_stores > 1 else ''}"
     out.print(f"[bold]{escape(summary.store)}[/bold]  (key {summary.key})", soft_wrap=True)
     out.print(
-        f"  {splits} videos; {done} extracted now, {skipped} already there; {size(summary.progress.bytes_written)} written",
+        f"  {splits} videos; {done} extracted now, {skipped} already there; {written}",
         soft_wrap=True,
     )
     if summary.progress.limits:

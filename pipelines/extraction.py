@@ -17,7 +17,7 @@ from vcache.extract.datasets.base import Video, VideoDataset
 from vcache.pipelines.batches import ClipExtractor
 from vcache.pipelines.calibration import Calibration, calibrate, record_calibration, stored_calibration
 from vcache.pipelines.decoding import Decode, Decoder, new_decoder
-from vcache.pipelines.failures import write_failures
+from vcache.pipelines.failures import check_failures_file, write_failures
 from vcache.pipelines.growth import check_classes, label_facts, new_videos, video_table
 from vcache.pipelines.partition import part_of
 from vcache.pipelines.precision import channel_constants
@@ -131,13 +131,16 @@ def run_extractions(
     Raises:
         DatasetError, LayerError, RandomWeightsRefused: the request itself cannot be met.
         StoreKeyMismatch: `config.store` holds features made in another way; the message spells the difference out.
-        ExtractionError: none of the videos is there, or the store was made from another folder, or in batches of another size.
+        ExtractionError: the file for failures cannot be made, none of the videos is there, or the store was made from another
+            folder, or in batches of another size.
         DatasetChanged: the dataset has other classes than the store, or lists its videos no longer or with other labels.
         NotEnoughSpace: what is missing does not fit on the disk; nothing was written.
         PrecisionRefused, CalibrationError: the dtype would lose too much, or int8 has no video to be calibrated with; likewise.
         StoreBusy: another process writes the store, and not as a part beside this one.
         CannotRecompute, UnsupportedLocation: failed videos cannot be tried again; they are as they were.
     """
+    if configs[0].failures is not None:
+        check_failures_file(configs[0].failures)
     with ExitStack() as stack:
         elsewhere = stack.enter_context(_cluster(configs[0], on_stage))
         setups = prepare_extractions(configs, on_stage)

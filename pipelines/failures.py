@@ -20,6 +20,7 @@ from pathlib import Path
 from stat import S_ISDIR
 from typing import Any
 
+from vcache.pipelines.request import ExtractionError
 from vcache.store.commits import RowFailure
 from vcache.store.files import make_folders, sync_folder, write_durably
 from vcache.store.object_path import ObjectPath, StorePath, local
@@ -31,6 +32,20 @@ def failures_file(store: StorePath) -> Path | None:
     if isinstance(store, ObjectPath):
         return None
     return local(store).with_name(f"{store.name}.failures.jsonl")
+
+
+def check_failures_file(file: Path) -> None:
+    """Make the folder of a file of the caller's choice: before hours of work, and not after them.
+
+    Raises:
+        ExtractionError: the file is a folder, or there can be none.
+    """
+    if file.is_dir():
+        raise ExtractionError(f"--failures {file}: this is a folder. Name a file, as {file / 'failures.jsonl'}.")
+    try:
+        make_folders(file.parent)
+    except OSError as error:
+        raise ExtractionError(f"--failures {file}: no file can be made there ({error}). Name another.") from error
 
 
 def write_failures(store: FeatureStore, root: Path, file: Path | None = None) -> Path | None:

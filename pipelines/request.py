@@ -115,6 +115,8 @@ class ExtractionConfig:
                 raise ExtractionError(f"--{name.replace('_', '-')} {value}: must be at least 1.")
         if not 0 <= self.max_failures <= 1:
             raise ExtractionError(f"--max-failures {self.max_failures:g}: a share of the videos, from 0 to 1.")
+        if not 0 <= self.val_fraction < 1:
+            raise ExtractionError(f"--val-fraction {self.val_fraction:g}: a share of the videos, from 0 to below 1.")
         if not self.max_error > 0:
             raise ExtractionError(f"--max-error {self.max_error:g}: must be above 0.")
         if self.cross_frame == "maps" and self.frames < 2:

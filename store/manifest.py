@@ -136,7 +136,7 @@ def read_manifest(path: StorePath) -> Manifest:
     except FileNotFoundError as error:
         if path.exists():
             raise UnsupportedFormat(
-                f"{path} is not a vcache store: it has no {METADATA}. Name another path, or remove it."
+                f"{path} is not a vcache store: it has no {METADATA}. Name a store, or a path where there is nothing yet."
             ) from error
         raise StoreNotFound(
             f"there is no store at {path}. Make one with:  vcache extract --store {path} ..."

@@ -157,6 +157,12 @@ def test_another_number_of_frames_is_mended_by_the_printed_command(
         ("info nowhere.zarr", "nowhere.zarr"),
         ("info {folder}", "not a vcache store"),
         ("extract {folder} --layers -1 --model local-dir:{clip} --store {folder}", "not a vcache store"),
+        ("extract {folder} --val-fraction 1 --model local-dir:{clip}", "--val-fraction 1: a share"),
+        ("extract {folder} --model local-dir:{clip} --failures {folder}", "Name a file, as {folder}/failures.jsonl"),
+        (
+            "extract {folder} --model local-dir:{clip} --failures /proc/none/f.jsonl",
+            "--failures /proc/none/f.jsonl: no file can",
+        ),
         ("extract {folder} --device cuda:99 --model local-dir:{clip}", "--device"),
     ],
 )
@@ -166,7 +172,7 @@ def test_every_error_is_a_sentence_without_a_traceback(
     status, _, err = vcache(line.format(folder=video_folder, clip=tiny_clip))
     assert status == 1
     message = err[err.index("error:") :]
-    assert words in message
+    assert words.format(folder=video_folder) in message
     assert "Traceback" not in err
     assert "not an error vcache foresaw" not in err
 
@@ -391,3 +397,15 @@ def test_verify_says_what_is_not_extracted_yet_and_takes_temporary_files_togethe
         out.count("temporary") == 1 and "note  2 temporary files: an extraction is writing them, or was killed." in out
     )
     assert json.loads(vcache(f"verify {store} --json")[1])["missing_rows"] == {"val": 6}
+
+
+def test_two_models_share_the_bytes_that_are_written(
+    vcache: Callable[[str], tuple[int, str, str]], video_folder: Path, tiny_clip: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_clip, other)
+    status, out, _ = vcache(
+        f"extract {video_folder} --layers -1 --cross-frame none --model local-dir:{tiny_clip} --model local-dir:{other}"
+    )
+    assert status == 0
+    assert out.count("18 extracted now") == out.count("written to 2 stores") == 2
