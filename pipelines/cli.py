@@ -3,6 +3,7 @@
 torch, zarr and everything that loads them are imported inside the command that needs them, so that help is instant.
 """
 
+import inspect
 import json
 import os
 import shlex
@@ -57,14 +58,21 @@ def _root(
 def extract(config: "ExtractionConfig", as_json: Json = False) -> None:
     """Run the frozen CLIP once over sampled frames and store multi-layer features.
 
-    The same command again resumes; with more --layers, or more videos in the dataset, it adds them and keeps what is stored.
+    The same command again resumes; with more --layers, --views or videos in the dataset, it adds them and keeps what is stored.
 
     A video that cannot be decoded is recorded with its reason and skipped; once its file is mended, --retry-failed fills the gap.
+
     With --model A --model B each model has a store of its own, and the videos are decoded once.
 
     Without a scheduler, --part 1/4 ... --part 4/4 on as many machines write one store together.
 
-    [bold]Examples:[/bold]  vcache extract k400 --layers -4:  |  vcache extract k400 --views 8 --augment evl --eval-views 3x1
+    \b
+    [bold]Examples:[/bold]
+    vcache extract k400 --layers -4:
+    vcache extract ./my-videos --layers -4: --tsn
+    vcache extract k400 --views 8 --augment evl --eval-views 3x1
+    vcache extract k400 --dtype int8 --cross-frame maps
+    vcache extract k400 --retry-failed
     """
     from dataclasses import asdict
 
@@ -378,6 +386,23 @@ def demo(
 
     result = run_demo(out, seed=seed, tca_gain=tca_gain, show=not as_json)
     _print_json(result) if as_json else print_demo(result)
+
+
+def _flowing(text: str) -> str:
+    """A docstring for any width: paragraphs without line breaks, each example on a line of its own."""
+    paragraphs = []
+    for paragraph in inspect.cleandoc(text).split("\n\n"):
+        if paragraph.startswith("[bold]Example"):
+            title, _, examples = paragraph.partition("  ")
+            paragraph = "\n".join(["\b", title, *examples.split("  |  ")])
+        elif not paragraph.startswith("\b"):
+            paragraph = " ".join(paragraph.split())
+        paragraphs.append(paragraph)
+    return "\n\n".join(paragraphs)
+
+
+for _command in app.registered_commands:
+    _command.help = _flowing((_command.callback and _command.callback.__doc__) or "")
 
 
 def main() -> None:

@@ -17,12 +17,15 @@ if TYPE_CHECKING:  # imported late: it loads torch and zarr
 # Panels of the help: the first is what the store's key is made of.
 VALUES = "What the features are (another value is another store)"
 CONTENT = "What is stored, and where"
+VIEWS = "Several views of a video, and its pixels"
+BROKEN = "Broken videos"
 RUNNING = "How it runs"
 
 LOCATION = "PATH|URL"
 DEFAULT_MODEL = "ViT-B-16-quickgelu"
 
-Device = Annotated[str, typer.Option(help="auto (CUDA if there is one), cpu, cuda, cuda:1 ...")]
+DEVICE_HELP = "auto (CUDA if there is one), cpu, cuda, cuda:1 ..."
+Device = Annotated[str, typer.Option(help=DEVICE_HELP)]
 
 
 def takes(build: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -158,7 +161,7 @@ def extraction_config(
     views: Annotated[
         int,
         typer.Option(
-            rich_help_panel=CONTENT,
+            rich_help_panel=VIEWS,
             help="Views of each training video: view 0, the centre, and N-1 with random frames, crop, flip and colours.",
             metavar="N",
             min=1,
@@ -167,7 +170,7 @@ def extraction_config(
     eval_views: Annotated[
         str,
         typer.Option(
-            rich_help_panel=CONTENT,
+            rich_help_panel=VIEWS,
             help="Views of each val or test video: T clips along it times S crops of each, as 3x1, 1x3, 4x3, 10x3.",
             metavar="TxS",
         ),
@@ -175,19 +178,19 @@ def extraction_config(
     augment: Annotated[
         str,
         typer.Option(
-            rich_help_panel=CONTENT,
+            rich_help_panel=VIEWS,
             help="What makes the random views: crop-flip, or as the papers' code: evl, dist, text4vis, actionclip, aim. "
             "Something-Something is never flipped.",
             metavar="RECIPE",
         ),
     ] = "crop-flip",
     view_seed: Annotated[
-        int, typer.Option(rich_help_panel=CONTENT, help="Seed of the random views; another one adds others.")
+        int, typer.Option(rich_help_panel=VIEWS, help="Seed of the random views; another one adds others.")
     ] = 0,
     pixels: Annotated[
         int,
         typer.Option(
-            rich_help_panel=CONTENT,
+            rich_help_panel=VIEWS,
             help="Store K frames of each clip as uint8 pixels too, with its crop and flip: a multiple of --frames (dist).",
             metavar="K",
             min=0,
@@ -231,7 +234,7 @@ def extraction_config(
     max_failures: Annotated[
         float,
         typer.Option(
-            rich_help_panel=RUNNING, help="Share of videos that may fail (at least one) before the exit status is 1."
+            rich_help_panel=BROKEN, help="Share of videos that may fail (at least one) before the exit status is 1."
         ),
     ] = 0.01,
     max_error: Annotated[
@@ -253,7 +256,7 @@ def extraction_config(
         bool,
         typer.Option(
             "--allow-partial",
-            rich_help_panel=CONTENT,
+            rich_help_panel=BROKEN,
             help="Store what can be decoded of a cut or damaged video, and record the damage; else it fails.",
         ),
     ] = False,
@@ -261,14 +264,14 @@ def extraction_config(
         bool,
         typer.Option(
             "--retry-failed",
-            rich_help_panel=RUNNING,
+            rich_help_panel=BROKEN,
             help="Extract the videos again that failed before, and write their shards anew.",
         ),
     ] = False,
     failures: Annotated[
         Path | None,
         typer.Option(
-            rich_help_panel=RUNNING,
+            rich_help_panel=BROKEN,
             help="List failed videos here, as JSON lines. \\[default: STORE.failures.jsonl]",
             show_default=False,
             metavar="FILE",
@@ -282,7 +285,7 @@ def extraction_config(
             metavar="I/N",
         ),
     ] = None,
-    device: Device = "auto",
+    device: Annotated[str, typer.Option(rich_help_panel=RUNNING, help=DEVICE_HELP)] = "auto",
 ) -> "ExtractionConfig":
     """The request that the options stand for."""
     from vcache.pipelines.request import ExtractionConfig, parse_part

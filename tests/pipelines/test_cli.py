@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from vcache.pipelines import console
 from vcache.pipelines.cli import app
@@ -50,6 +51,15 @@ def test_the_check_above_can_fail() -> None:
     assert "torch" in python(
         "import sys, vcache.heads.linear; print([n for n in ('torch', 'zarr') if n in sys.modules])"
     )
+
+
+def test_help_flows_at_80_columns_and_each_example_has_a_line() -> None:
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["verify", "--help"])
+    lines = [line.strip() for line in result.output.splitlines()]
+    assert "vcache verify STORE.zarr --deep --sample 100" in lines and "Examples:" in lines
+    assert "found, too: another video under the same name, other weights." in " ".join(lines)
+    paragraph = lines[lines.index("With --deep, stored features that are not what their videos and the backbone") :]
+    assert all(len(line) > 50 for line in paragraph[: paragraph.index("") - 1])
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
