@@ -221,6 +221,22 @@ def test_without_a_deadline_a_large_file_gets_more_time() -> None:
     assert deadline_seconds(20_000_000, is_segment=True) == 40
 
 
+def test_a_segment_is_given_the_time_of_a_segment(videos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def recorded(size_bytes: int, *, is_segment: bool) -> float:
+        asked.append((size_bytes, is_segment))
+        return 20.0
+
+    monkeypatch.setattr("vcache.extract.worker.deadline_seconds", recorded)
+    whole = request(videos[5], num_frames=3)
+    with DecodePool(1) as pool:
+        for each in (whole, dataclasses.replace(whole, segment=Segment(4, 9, "frames"))):
+            pool.decode(each)
+    size_bytes = videos[5].stat().st_size
+    assert asked == [(size_bytes, False), (size_bytes, True)]
+
+
 def test_an_exception_costs_no_process(shared_pool: DecodePool) -> None:
     pid = ask(shared_pool, "pid.")
     with pytest.raises(ValueError, match="^odd") as caught:

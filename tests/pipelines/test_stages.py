@@ -3,7 +3,7 @@
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -366,6 +366,28 @@ def test_a_store_keeps_its_batch_size(config: MakeConfig) -> None:
     with FeatureStore.open(config().store) as store:
         assert store.manifest.facts["batch_size"] == 3
         assert verify(config().store, deep=4)["deep"]["equal_rows"] == 4
+
+
+def test_every_batch_is_full_whoever_makes_it(
+    config: MakeConfig, video_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 12 and 7 videos, one of them broken: the last of a shard, a retry, a layer that is added, and a row made again."""
+    sizes, original = [], ClipExtractor.features
+
+    def features(self: ClipExtractor, clips: Sequence[PreparedClip], names: Collection[str]) -> dict[str, torch.Tensor]:
+        sizes.append(len(clips))
+        return original(self, clips, names)
+
+    monkeypatch.setattr(ClipExtractor, "features", features)
+    copy = tmp_path / "videos"
+    shutil.copytree(video_folder, copy)
+    (copy / "train/jump/j1.mp4").write_bytes(b"")
+    run_extraction(config(dataset=str(copy), layers="-1", batch_size=5))
+    shutil.copy(video_folder / "train/jump/j1.mp4", copy / "train/jump/j1.mp4")
+    made = config(dataset=str(copy), batch_size=None, retry_failed=True)
+    assert run_extraction(made).failures == ()
+    assert verify(made.store, deep=2)["deep"]["equal_rows"] == 2
+    assert (set(sizes), len(sizes) > 10) == ({5}, True)
 
 
 @pytest.fixture
