@@ -7,6 +7,7 @@ the segment of so many: a folder with fewer is refused, and of one with more the
 
 import re
 from collections import defaultdict
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def _decode(request: DecodeRequest, paths: list[Path], damage: Damage) -> Decode
     if request.segment is not None and request.segment.unit == "seconds":
         raise VideoError("decode_error", "a folder of frames has no times; give the segment in frames")
     while paths:
-        segment, clips = request.resolve(len(paths), range(len(paths)))
+        segment, clips = _of_what_is_left(request, len(paths), damage).resolve(len(paths), range(len(paths)))
         numbers = distinct_frames(clips)
         images: list[np.ndarray] = []
         for number in numbers:
@@ -107,6 +108,14 @@ def _decode(request: DecodeRequest, paths: list[Path], damage: Damage) -> Decode
                 first_frame=segment.start, damage=damage.first,
             )  # fmt: skip
     raise VideoError("no_frames", "none of the images can be read")
+
+
+def _of_what_is_left(request: DecodeRequest, num_frames: int, damage: Damage) -> DecodeRequest:
+    """Of a damaged folder the segment ends with the last image: a list that says how many there are counts the lost ones."""
+    segment = request.segment
+    if damage.first is None or segment is None or not segment.start < num_frames < segment.stop:
+        return request
+    return replace(request, segment=replace(segment, stop=num_frames))
 
 
 def _read(path: Path) -> UInt8[np.ndarray, "H W 3"]:

@@ -141,3 +141,16 @@ def test_gap_is_closed_where_parts_are_allowed_and_no_image_at_all_is_refused(tm
         path.write_bytes(b"no image")
     with pytest.raises(VideoError, match="frame_count: frame 2 is missing"):
         decode(folder, 4, allow_partial=True)
+
+
+@pytest.mark.parametrize("lost", ["gap", "unreadable"])
+def test_a_damaged_folder_gives_what_is_left_of_the_frames_that_are_listed(tmp_path: Path, lost: str) -> None:
+    folder, listed = write_frames(tmp_path / "v", range(7)), Segment(0, 7, "frames")
+    if lost == "gap":
+        (folder / "img_00003.jpg").unlink()
+    else:
+        (folder / "img_00003.jpg").write_bytes(b"")
+    refusal(folder, segment=listed)
+    video = decode(folder, 6, allow_partial=True, segment=listed)
+    assert [number_of(frame) for frame in video.frames] == [0, 1, 3, 4, 5, 6]
+    assert video.damage is not None
