@@ -59,6 +59,15 @@ def decoded_for(views: list[View], video: DecodedVideo, video_id: str = "a") -> 
     return replace(video, clips=tuple(rule.indices(video.num_video_frames) for rule in rules))
 
 
+def test_random_frames_are_others_for_another_seed_video_or_view_and_not_for_another_recipe() -> None:
+    def drawn(video_id: str = "a/b", seed: int = 3, view: int = 1, recipe: str = "crop-flip") -> tuple[int, ...]:
+        training = TrainingView(seed=seed, view=view, augmentation=AUGMENTATIONS[recipe])
+        return training.clip_rule(SAMPLING, video_id).indices(10_000)
+
+    assert len({drawn(), drawn("a/\u00fc"), drawn("b"), drawn(seed=4), drawn(view=2)}) == 5
+    assert drawn() == drawn(recipe="per-frame")
+
+
 def test_view_zero_is_the_evaluation_transform() -> None:
     view, video = EvaluationView(), make_video()
     clip = view.prepare(decoded_for([view], video), 0, PREPROCESSING, "a")
