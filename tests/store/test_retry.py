@@ -114,10 +114,13 @@ def test_failures_of_later_parts_are_retried_and_named_by_their_rows_of_the_spli
         assert store.committed_rows("train", ["cls/8"]).tolist() == [True] * 8 + [False]
 
 
-def test_a_damaged_file_is_left_and_named_and_the_other_shards_are_retried(world, tmp_path):
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_damaged_file_is_left_and_named_and_the_other_shards_are_retried(world, tmp_path, swapped):
+    """Also one that is sound and belongs to another shard."""
     path = built(world, tmp_path / "s", passes(world, Videos(world, {1: ("missing", False), 4: ("empty", False)})))
     damaged = path / "train" / "view-0" / world.tokens.shard_path(0)
-    damaged.write_bytes(b"x" + damaged.read_bytes()[1:])
+    other = path / "train" / "view-0" / world.tokens.shard_path(1)
+    damaged.write_bytes(other.read_bytes() if swapped else b"x" + damaged.read_bytes()[1:])
     before = world.tree(path)
     summary = retry(path, Videos(world))
     (message,) = summary.left
