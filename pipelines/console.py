@@ -185,7 +185,9 @@ def print_failures(summary: ExtractionSummary, most: int = 10) -> None:
     for column in ("kind", "video", "reason"):
         table.add_column(column, overflow="fold")
     for failure in summary.failures[:most]:
-        table.add_row(failure.kind, escape(failure.path), escape(failure.reason))  # "clip [id].mp4" is no markup
+        # Of several segments of a file, which; "clip [id].mp4" is no markup.
+        video = failure.path if failure.video_id in failure.path else f"{failure.video_id} of {failure.path}"
+        table.add_row(failure.kind, escape(video), escape(failure.reason))
     out.print(table)
     if len(summary.failures) > most:
         command = shlex.join(["vcache", "info", summary.store, "--json"])

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from vcache.pipelines import console
 from vcache.pipelines.cli import app
 from vcache.pipelines.progress import ExtractionProgress
+from vcache.store.commits import RowFailure
 
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 
@@ -419,3 +420,19 @@ def test_two_models_share_the_bytes_that_are_written(
     )
     assert status == 0
     assert out.count("18 extracted now") == out.count("written to 2 stores") == 2
+
+
+def test_a_failed_segment_is_named_beside_its_file(capsys: pytest.CaptureFixture[str]) -> None:
+    from vcache.pipelines.extraction import ExtractionSummary
+
+    failures = (
+        RowFailure(2, "P01_01_3", "P01/P01_01.MP4", "frame_count", "too short"),
+        RowFailure(3, "clip", "a/clip [x].mp4", "empty", "no bytes"),
+    )
+    summary = ExtractionSummary(
+        store="s.zarr", key="k", layers=(), splits={"train": 5}, progress=ExtractionProgress(), failures=failures
+    )
+    console.print_failures(summary)
+    out = capsys.readouterr().out
+    assert "P01_01_3 of P01/P01_01.MP4" in out
+    assert " a/clip [x].mp4 " in out
