@@ -132,3 +132,15 @@ def test_what_a_user_sees_of_it(vcache: Run, made: MakeConfig, tmp_path: Path) -
     assert "train: 1 stored from damaged videos, truncated" in vcache(f"info {config.store}")[1]
     assert [row["row"] for row in describe_store(tmp_path / "store.zarr")["splits"]["train"]["partial"]] == [ROW]
     assert "(0 failed, 1 partial)" in vcache(f"verify {config.store}")[1]
+
+
+def test_what_int8_is_made_with_comes_from_whole_videos(made: MakeConfig, tmp_path: Path) -> None:
+    constants = []
+    for name, allow_partial in (("strict.zarr", False), ("allowed.zarr", True)):
+        for layers in ("-1", "-2:"):  # of a new store, and of a layer that is added
+            fields = {"layers": layers, "cross_frame": "none", "dtype": "int8", "max_error": 1.0}
+            run_extraction(made(store=tmp_path / name, allow_partial=allow_partial, **fields))
+        with FeatureStore.open(tmp_path / name) as store:
+            constants.append({constant: store.constant(constant).tobytes() for constant in store.manifest.constants})
+    assert constants[0] == constants[1]
+    assert len(constants[0]) == 4
