@@ -1,6 +1,6 @@
 """How close is `vcache extract` to the slowest of its parts? Each part alone and the whole, in one run, on this machine.
 
-    python benchmarks/extraction.py [--videos 48] [--model ViT-B-32] [--rounds 3] [--clips FOLDER]
+    python benchmarks/extraction.py [--videos 48] [--model ViT-B-32] [--rounds 3] [--clips FOLDER] [--limits abc]
 
 Rendered H.264 videos, or with --clips copies of the videos in a folder. Three limits, each with the others out of the way:
 
@@ -54,11 +54,12 @@ def main() -> None:
     parser.add_argument(
         "--clips", type=Path, help="Take the .mp4 of this folder in turns, in place of rendered videos."
     )
+    parser.add_argument("--limits", default="abc", help="Which of the three to measure.")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         csv = copies(folder, args.clips, args.videos) if args.clips else render_world(folder, train=args.videos, val=0)
-        bench = Bench(folder, make_config(csv, args.model))
+        bench = Bench(folder, make_config(csv, args.model), args.limits)
         for _ in range(args.rounds):
             bench.round()
         print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
@@ -95,6 +96,7 @@ class Bench:
 
     folder: Path
     config: ExtractionConfig
+    limits_wanted: str
     seconds: dict[str, list[float]] = field(default_factory=dict)
     cpu: dict[str, list[float]] = field(default_factory=dict)
     """Processor time of all threads and of the processes that have ended."""
@@ -111,17 +113,20 @@ class Bench:
 
     def round(self) -> None:
         self.time("decode", self.decode)
-        self.time("forward", self.forward)
         self.write("write")
-        self.time("naive loop", self.naive)
-        self.whole("(a) whole")
+        if "a" in self.limits_wanted:
+            self.time("forward", self.forward)
+            self.time("naive loop", self.naive)
+            self.whole("(a) whole")
         decode, write = statistics.median(self.seconds["decode"]), statistics.median(self.seconds["write"])
-        with sleeping_forward(decode / 2 / len(list(self.batches())), self.rows[0]):
-            self.whole("(b) whole, simulated accelerator")
+        if "b" in self.limits_wanted:
+            with sleeping_forward(decode / 2 / len(list(self.batches())), self.rows[0]):
+                self.whole("(b) whole, simulated accelerator")
         slowed = 2 * max(decode, write) / len(self.clips)
-        with throttled(slowed), sleeping_forward(0, self.rows[0]):
-            self.write("(c) write, slow disk")
-            self.whole("(c) whole, slow disk")
+        if "c" in self.limits_wanted:
+            with throttled(slowed), sleeping_forward(0, self.rows[0]):
+                self.write("(c) write, slow disk")
+                self.whole("(c) whole, slow disk")
 
     def time(self, name: str, work: Callable[[], object]) -> None:
         began, cpu = time.perf_counter(), processor_seconds()
@@ -186,17 +191,20 @@ class Bench:
             shares = "  ".join(f"{stage} {share:.0%}" for stage, share in self.limits.get(name, {}).items())
             rate = f"{num_videos / median[name]:7.1f} videos/s"
             print(f"  {name:<34}{median[name]:7.2f} s  {spread:<15}{cores}{rate}  {shares}")
-        whole, parts = median["(a) whole"], median["decode"] + median["forward"] + median["write"]
         cpu = {name: statistics.median(values) for name, values in self.cpu.items()}
-        parts_cpu = cpu["decode"] + cpu["forward"] + cpu["write"]
-        ratios = {
-            "(a) to the sum of the parts, in processor time": parts_cpu / cpu["(a) whole"],
-            "(a) to the sum of the parts, which share these cores": parts / whole,
-            "(a) to the forward pass alone": median["forward"] / whole,
-            "(a) to the naive loop, times as fast": median["naive loop"] / whole,
-            "(b) to decoding alone": median["decode"] / median["(b) whole, simulated accelerator"],
-            "(c) to writing alone": median["(c) write, slow disk"] / median["(c) whole, slow disk"],
-        }
+        ratios: dict[str, float] = {}
+        if "a" in self.limits_wanted:
+            whole, parts = median["(a) whole"], ("decode", "forward", "write")
+            ratios |= {
+                "(a) to the sum of the parts, in processor time": sum(cpu[p] for p in parts) / cpu["(a) whole"],
+                "(a) to the sum of the parts, which share these cores": sum(median[p] for p in parts) / whole,
+                "(a) to the forward pass alone": median["forward"] / whole,
+                "(a) to the naive loop, times as fast": median["naive loop"] / whole,
+            }
+        if "b" in self.limits_wanted:
+            ratios["(b) to decoding alone"] = median["decode"] / median["(b) whole, simulated accelerator"]
+        if "c" in self.limits_wanted:
+            ratios["(c) to writing alone"] = median["(c) write, slow disk"] / median["(c) whole, slow disk"]
         for name, ratio in ratios.items():
             print(f"  {name:<54}{ratio:5.2f}")
 
