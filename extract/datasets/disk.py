@@ -14,12 +14,14 @@ _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 @dataclass(frozen=True)
 class Folder:
-    """One folder as it was found; links count as what they lead to, and one that leads nowhere as nothing."""
+    """One folder as it was found; links count as what they lead to."""
 
     identity: tuple[int, int]
     """Device and inode: the same for every name of one folder."""
     files: frozenset[str]
     folders: frozenset[str]
+    broken_links: frozenset[str] = frozenset()
+    """Links that lead nowhere, as to files of git-annex that were not fetched: no files, and not nothing."""
 
     @cached_property
     def videos(self) -> dict[str, str]:
@@ -66,7 +68,7 @@ def without_suffix(name: str) -> str:
 
 
 def _list(path: Path) -> Folder | None:
-    files, folders = [], []
+    files, folders, broken_links = [], [], []
     try:
         status = path.stat()
         with os.scandir(path) as entries:
@@ -75,8 +77,10 @@ def _list(path: Path) -> Folder | None:
                     files.append(entry.name)
                 elif entry.is_dir():
                     folders.append(entry.name)
+                elif entry.is_symlink():
+                    broken_links.append(entry.name)
     except OSError as error:
         if error.errno in _ABSENT:
             return None
         raise
-    return Folder((status.st_dev, status.st_ino), frozenset(files), frozenset(folders))
+    return Folder((status.st_dev, status.st_ino), frozenset(files), frozenset(folders), frozenset(broken_links))

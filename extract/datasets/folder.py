@@ -87,10 +87,10 @@ def _folders(disk: Disk, path: str) -> list[str]:
 
 
 def _videos(disk: Disk, path: str) -> list[str]:
+    """The videos of a folder; a link that leads nowhere is one too, which then fails as missing."""
     folder = disk.folder(path)
-    return (
-        sorted(_checked(join(path, name), disk.root) for name in folder.files if is_video_name(name)) if folder else []
-    )
+    names = folder.files | folder.broken_links if folder else ()
+    return sorted(_checked(join(path, name), disk.root) for name in names if is_video_name(name))
 
 
 def _checked(name: str, root: Path) -> str:

@@ -86,3 +86,13 @@ def test_loaders_and_presence_agree_on_a_folder(lay_out: Callable[..., Path]) ->
     root = lay_out({"wave/a.mp4": None, "wave/deep/b.mp4": None, "jump/c.mp4": None, ".d.mp4": None})
     found = presence(load_dataset(str(root)))
     assert (found.missing, found.extra) == ((), ("wave/deep/b.mp4",))
+
+
+def test_a_link_that_leads_nowhere_in_a_folder_of_classes_is_a_video_that_is_missing(
+    lay_out: Callable[..., Path],
+) -> None:
+    root = lay_out({"root/a/x.mp4": None, "root/b/z.mp4": None}) / "root"
+    (root / "b" / "not-fetched.mp4").symlink_to(root / "nowhere")
+    dataset = load_dataset(str(root), val_fraction=0.0)
+    assert [video.path for video in dataset.videos] == ["a/x.mp4", "b/not-fetched.mp4", "b/z.mp4"]
+    assert [video.path for video in presence(dataset).missing] == ["b/not-fetched.mp4"]
