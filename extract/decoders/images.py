@@ -126,7 +126,8 @@ def _read(path: Path) -> UInt8[np.ndarray, "H W 3"]:
             return np.asarray(image.convert("RGB"))
     except UnidentifiedImageError as error:
         raise VideoError("decode_error", f"{path.name} is no image that Pillow knows") from error
-    except (OSError, SyntaxError, ValueError) as error:  # of the disk, or Pillow's for what is damaged or ends early
+    # Of the disk, or Pillow's for what is damaged, ends early, or claims to be enormous.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         kind = "truncated" if "truncated" in str(error).lower() else "decode_error"
         raise VideoError(kind, f"{path.name}: {getattr(error, 'strerror', None) or error}") from error
 

@@ -154,3 +154,9 @@ def test_a_damaged_folder_gives_what_is_left_of_the_frames_that_are_listed(tmp_p
     video = decode(folder, 6, allow_partial=True, segment=listed)
     assert [number_of(frame) for frame in video.frames] == [0, 1, 3, 4, 5, 6]
     assert video.damage is not None
+
+
+def test_image_that_claims_to_be_enormous_is_a_broken_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_frames(tmp_path / "v", range(3))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 72 * 128 // 2 - 1)  # twice that is an error to Pillow
+    assert refusal(folder).startswith("decode_error: img_00001.jpg: Image size (9216 pixels) exceeds limit")
