@@ -37,12 +37,19 @@ class StoreKeyMismatch(StoreError, ValueError):
         self, store: object, stored_key: str, expected_key: str, differences: Iterable[tuple[str, Any, Any]]
     ) -> None:
         self.differences = list(differences)
-        lines = [f"  {field}: stored {stored!r}, asked for {asked!r}" for field, stored, asked in self.differences]
+        lines = [
+            f"  {field}: stored {_told(stored)}, asked for {_told(asked)}" for field, stored, asked in self.differences
+        ]
         super().__init__(
             f"{store} holds features of key {stored_key}, not {expected_key}.\n"
             + "\n".join(lines or ["  (the two specs have the same fields and values, so one of the keys is wrong)"])
             + "\nAsk for what is stored, or use another store."
         )
+
+
+def _told(value: Any) -> str:
+    """Fields that have their first value, as full precision, are not told."""
+    return "nothing" if value is None else repr(value)
 
 
 class UnsupportedFormat(StoreError, ValueError):
