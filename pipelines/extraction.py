@@ -155,7 +155,8 @@ def _open_all(
 ) -> list[_OpenStore]:
     """Make or extend the stores; parts that share them take turns at it. They are open and locked as long as `stack` is."""
     with ExitStack() as turns:
-        for setup in setups:
+        # In one order in every process, or two that name the models in another order would wait for each other.
+        for setup in sorted(setups, key=lambda one: str(one.path)):
             turns.enter_context(_turn(setup, on_stage))
         _check_room(setups)
         # Before there is a store: what is refused here may be asked for in another way, with the same --store.
