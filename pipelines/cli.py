@@ -288,7 +288,7 @@ def repair(
     store: Annotated[str, typer.Argument(help="A store in a local folder.", metavar="STORE")],
     root: Annotated[Path | None, typer.Option(help="Where the videos lie, if they were moved.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to mend, and change nothing.")] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Decode threads.")] = 2,
+    decode_workers: Annotated[int, typer.Option(min=1, help="Videos decoded at the same time.")] = 2,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -302,7 +302,7 @@ def repair(
     from vcache.pipelines.repairing import print_repair
     from vcache.pipelines.repairing import repair as run
 
-    result = run(store_path(store), root=root, dry_run=dry_run, device=device, workers=workers)
+    result = run(store_path(store), root=root, dry_run=dry_run, device=device, workers=decode_workers)
     _print_json(result) if as_json else print_repair(result)
     if not result["ok"]:
         raise typer.Exit(1)
