@@ -7,6 +7,7 @@ scheduler at any time, so that a lost worker takes little with it, and later wor
 """
 
 import importlib.metadata
+import itertools
 import logging
 import os
 import queue
@@ -111,6 +112,7 @@ class _Run:
         self._waiting = [(number, 1) for number in reversed(range(len(tasks)))]
         """Tasks to be submitted, from the end, with how often that will have been."""
         self._running: dict[Future, tuple[int, int]] = {}
+        self._submissions = itertools.count()
         self._heard = queue.SimpleQueue[Future | dict[str, Any]]()
         """Finished tasks and events of workers."""
         self._totals = _Totals(progress, report)
@@ -143,7 +145,7 @@ class _Run:
         self._totals.num_workers = num_workers
         while self._waiting and len(self._running) < _TASKS_PER_WORKER * max(num_workers, 1):
             number, times = self._waiting.pop()
-            key = f"{self._request.run}-{number}-{times}"
+            key = f"{self._request.run}-{number}-{next(self._submissions)}"
             packed = pack(extract_shards, self._request, number, self._tasks[number])
             future = self._client.submit(run_packed, packed, key=key)
             self._running[future] = number, times
@@ -166,6 +168,9 @@ class _Run:
         number, times = self._running.pop(news)
         if news.status == "finished":
             self._totals.take(news.result(), done=True)
+            return
+        if news.status == "lost":  # done, and its worker died before the result was here
+            self._waiting.append((number, times))
             return
         if news.status != "error":
             raise self._gone()
