@@ -6,45 +6,34 @@ rest; a command that asks for more layers writes only the arrays that a shard la
 does not know are added as a new part of their split. Several models have a store each, and their videos are decoded once.
 """
 
-import datetime
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 
-from vcache.extract.datasets.base import Video, VideoDataset
 from vcache.pipelines.batches import ClipExtractor
 from vcache.pipelines.calibration import Calibration, calibrate, record_calibration, stored_calibration
 from vcache.pipelines.decoding import Decode, Decoder, new_decoder
+from vcache.pipelines.extending import check_disk, extend, new_manifest, videos_to_add
 from vcache.pipelines.failures import check_failures_file, write_failures
-from vcache.pipelines.growth import check_classes, label_facts, new_videos, video_table
+from vcache.pipelines.growth import video_table
 from vcache.pipelines.partition import part_of
 from vcache.pipelines.precision import channel_constants
 from vcache.pipelines.progress import ExtractionProgress
 from vcache.pipelines.reextraction import Reextraction
-from vcache.pipelines.request import ExtractionConfig, ExtractionError, recorded_request
+from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.retrying import retry_failed
-from vcache.pipelines.room import check_room, tasks_bytes
-from vcache.pipelines.setup import ExtractionSetup, prepare_extractions, versions_of
+from vcache.pipelines.setup import ExtractionSetup, prepare_extractions
 from vcache.pipelines.shards import ShardJob, ShardTask, Target, TargetTask, joined_jobs, missing_shards
 from vcache.pipelines.stages import run_jobs
 from vcache.pipelines.stored_views import failed_in_any, partial_in_any
 from vcache.pipelines.stores import anything_at
-from vcache.store.constants import write_constants
 from vcache.store.locks import set_up_turn, shared_writer, sole_writer
-from vcache.store.manifest import Manifest
-from vcache.store.parts import PartName, part_name
 from vcache.store.reader import FeatureStore
 from vcache.store.retry import RetrySummary
 from vcache.store.writer import (
     RowFailure,
-    add_split,
-    add_videos,
     clean_temporary,
     create_store,
-    declare_arrays,
-    record_facts,
 )
 
 RunElsewhere = Callable[
@@ -158,7 +147,7 @@ def _open_all(
         # In one order in every process, or two that name the models in another order would wait for each other.
         for setup in sorted(setups, key=lambda one: str(one.path)):
             turns.enter_context(_turn(setup, on_stage))
-        _check_room(setups)
+        check_disk(setups)
         # Before there is a store: what is refused here may be asked for in another way, with the same --store.
         calibrations = [_create(setup, decode, on_stage) for setup in setups]
         opened = []
@@ -197,7 +186,7 @@ def _create(setup: ExtractionSetup, decode: Decode, on_stage: Callable[[str], No
     setup, to_add = setup.in_store(None), videos_to_add(setup, None)
     calibration = _calibrate(setup, setup.extractor(decode=decode), Calibration(), on_stage)
     create_store(
-        setup.path, _manifest(setup), {split: video_table(videos, setup.dataset) for split, videos in to_add.items()}
+        setup.path, new_manifest(setup), {split: video_table(videos, setup.dataset) for split, videos in to_add.items()}
     )
     return calibration
 
@@ -217,7 +206,7 @@ def _open(
     target = new_target(setup, store, decode)
     clean_temporary(store)
     calibration = calibration or _calibrate(setup, target.extractor, stored_calibration(store), on_stage)
-    added = _extend(store, setup, to_add)
+    added = extend(store, setup, to_add)
     record_calibration(store, calibration)
     missing = tuple(
         task for split in setup.dataset.splits for task in missing_shards(store, [split], setup.view_arrays(split))
@@ -299,116 +288,3 @@ def _calibrate(
     on_stage(f"measuring on a sample of the videos what {setup.config.dtype} loses")
     derived = setup.layers if setup.config.cross_frame == "derive" else ()
     return calibrate(extractor, setup.arrays, known, derived=derived, max_error=setup.config.max_error)
-
-
-def videos_to_add(setup: ExtractionSetup, store: FeatureStore | None) -> dict[str, tuple[Video, ...]]:
-    """The videos that the store does not know, by split: all of them where there is no store yet.
-
-    All checks of the store come with it, before the first change: a split added to other classes could not be taken back.
-
-    Raises:
-        StoreKeyMismatch, ExtractionError, DatasetChanged: the store cannot be extended by this command.
-    """
-    dataset = setup.dataset
-    if store is None:
-        return {split: dataset.split(split) for split in dataset.splits}
-    store.check_key(setup.key, setup.spec.to_dict())
-    if setup.config.store is None:
-        _check_same_folder(store, dataset)
-    check_classes(store, dataset)
-    return {split: new_videos(store, dataset, split) for split in dataset.splits}
-
-
-def tasks_left(
-    setup: ExtractionSetup, store: FeatureStore | None, to_add: Mapping[str, tuple[Video, ...]]
-) -> list[ShardTask]:
-    """The shards that the command has to write: what `store` lacks, and those of the videos that it does not know yet."""
-    setup, tasks = setup.in_store(store), list[ShardTask]()
-    step = store.manifest.rows_per_shard if store is not None else setup.rows_per_shard
-    for split, videos in to_add.items():
-        parts: tuple[PartName, ...] = ()
-        if store is not None and split in store.splits:
-            parts = store.parts(split)
-            tasks += missing_shards(store, [split], setup.view_arrays(split))
-        part, rows = part_name(split, len(parts)), range(len(videos))
-        tasks += [
-            ShardTask(part, first // step, rows[first : first + step], arrays, view)
-            for first in rows[::step]
-            for view, arrays in setup.view_arrays(split).items()
-        ]
-    return tasks
-
-
-def bytes_left(setup: ExtractionSetup, store: FeatureStore | None, to_add: Mapping[str, tuple[Video, ...]]) -> int:
-    """What the command has to write: shard files, to the byte if no video fails, and constants."""
-    rows_per_shard = store.manifest.rows_per_shard if store is not None else setup.rows_per_shard
-    stored = store.manifest.constants if store is not None else {}
-    constants = sum(constant.values.nbytes for name, constant in setup.constants.items() if name not in stored)
-    return tasks_bytes(tasks_left(setup, store, to_add), rows_per_shard) + constants
-
-
-def _check_room(setups: Sequence[ExtractionSetup]) -> None:
-    """All checks of the stores, too. A bucket has no end that could be known; several stores share the disk of the first."""
-    num_bytes, where = 0, None
-    for setup in setups:
-        with ExitStack() as stack:
-            store = stack.enter_context(FeatureStore.open(setup.path)) if anything_at(setup.path) else None
-            to_add = videos_to_add(setup, store)
-            if isinstance(setup.path, Path) and not setup.config.ignore_free_space:
-                num_bytes, where = num_bytes + bytes_left(setup, store, to_add), where or setup.path
-    if where is not None:
-        check_room(where, num_bytes)
-
-
-def _extend(store: FeatureStore, setup: ExtractionSetup, to_add: Mapping[str, tuple[Video, ...]]) -> dict[str, int]:
-    """Add what the store lacks of splits, videos, arrays and constants.
-
-    Returns how many videos were added to splits that were there already.
-    """
-    if (views := setup.view_facts()) and views["views"] != store.manifest.facts.get("views"):
-        record_facts(store, views)  # first: a view without a definition could not be made again
-    added = {split: len(videos) for split, videos in to_add.items() if split in store.splits and videos}
-    for split, videos in to_add.items():
-        if split not in store.splits:
-            add_split(store, split, video_table(videos, setup.dataset))
-        elif split in added:
-            add_videos(store, split, video_table(videos, setup.dataset))
-        for part in store.parts(split):
-            for view, arrays in setup.view_arrays(split).items():
-                declare_arrays(store, part, arrays, view)
-    write_constants(store, setup.constants)
-    store.refresh()
-    return added
-
-
-def _manifest(setup: ExtractionSetup) -> Manifest:
-    config, dataset = setup.config, setup.dataset
-    return Manifest(
-        key=setup.key,
-        spec=setup.spec.to_dict(),
-        dataset=dataset.name,
-        class_names=dataset.class_names,
-        rows_per_shard=setup.rows_per_shard,
-        splits={part_name(split, 0): len(dataset.split(split)) for split in dataset.splits},
-        facts={
-            "backbone": asdict(setup.backbone.facts),
-            "request": recorded_request(config),
-            "root": str(dataset.root.resolve()),
-            # The last bit of a float32 may depend on it: whatever extends or mends the store computes in batches of this size.
-            "batch_size": setup.batch_size,
-            **setup.view_facts(),
-            **label_facts(dataset),
-        },
-        versions=versions_of("vcache", "zarr", "numpy"),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    )
-
-
-def _check_same_folder(store: FeatureStore, dataset: VideoDataset) -> None:
-    """Two folders of one name share a default store's path: the videos of one must not be taken for the other's."""
-    root, made_from = str(dataset.root.resolve()), store.manifest.facts["root"]
-    if root != made_from:
-        raise ExtractionError(
-            f"{store.path} was made from the videos in {made_from}, these are in {root}. If they are the same videos, "
-            f"say so with  --store {shlex.quote(str(store.path))}  ; if not, give these a store of their own with --store PATH."
-        )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from vcache.extract.datasets.base import Video
 from vcache.extract.spec import DTYPES
 from vcache.pipelines.batches import COMPUTED
-from vcache.pipelines.extraction import bytes_left, tasks_left, videos_to_add
+from vcache.pipelines.extending import bytes_left, tasks_left, videos_to_add
 from vcache.pipelines.growth import DatasetChanged
 from vcache.pipelines.measuring import measure_rates
 from vcache.pipelines.partition import share_of

@@ -41,6 +41,20 @@ def decode_processes() -> None:
 
 
 @pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the video files that are decoded from here on, one entry each time."""
+    names: list[str] = []
+    original = decoding.decode_video
+
+    def decode(request: DecodeRequest) -> DecodedVideo:
+        names.append(request.path.name)
+        return original(request)
+
+    monkeypatch.setattr(decoding, "decode_video", decode)
+    return names
+
+
+@pytest.fixture
 def config(video_folder: Path, tiny_clip: Path, tmp_path: Path) -> Callable[..., ExtractionConfig]:
     """An extraction of the tiny videos with the tiny CLIP; any field can be given."""
 

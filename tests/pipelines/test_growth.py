@@ -12,9 +12,7 @@ import torch
 
 from vcache.extract.datasets.base import VideoDataset
 from vcache.extract.datasets.registry import load_dataset
-from vcache.extract.video import DecodedVideo, DecodeRequest
 from vcache.heads.registry import get_head
-from vcache.pipelines import decoding
 from vcache.pipelines.evaluation import evaluate_run
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.growth import DatasetChanged
@@ -30,20 +28,6 @@ from vcache.store.writer import add_videos
 MakeConfig = Callable[..., ExtractionConfig]
 DieAfter = Callable[[pytest.MonkeyPatch, int], None]
 RunCommand = Callable[[str], tuple[int, str, str]]
-
-
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the video files that are decoded from here on."""
-    names: list[str] = []
-    original = decoding.decode_video
-
-    def count(request: DecodeRequest) -> DecodedVideo:
-        names.append(request.path.name)
-        return original(request)
-
-    monkeypatch.setattr(decoding, "decode_video", count)
-    return names
 
 
 @pytest.fixture
@@ -139,7 +123,7 @@ def test_a_killed_growth_resumes(
     run_extraction(made)
     before = state(made.store)
     grow(half, video_folder, "train/*/*2.mp4")
-    for victim in ("vcache.store.writer.write_manifest", "vcache.pipelines.extraction.declare_arrays"):
+    for victim in ("vcache.store.writer.write_manifest", "vcache.pipelines.extending.declare_arrays"):
         with monkeypatch.context() as kill:
             kill.setattr(victim, lambda *args: 1 / 0)
             with pytest.raises(ZeroDivisionError):

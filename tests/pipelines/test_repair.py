@@ -5,13 +5,11 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from vcache.extract.video import DecodedVideo, DecodeRequest
-from vcache.pipelines import decoding
 from vcache.pipelines.cli import main
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.repairing import repair
@@ -56,20 +54,6 @@ def store(whole: Path, tmp_path: Path) -> Path:
     """A copy to be damaged."""
     shutil.copytree(whole, tmp_path / "s.zarr")
     return tmp_path / "s.zarr"
-
-
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The names of the videos that are decoded."""
-    names: list[str] = []
-
-    def decode(request: DecodeRequest) -> DecodedVideo:
-        names.append(request.path.name)
-        return original(request)
-
-    original = decoding.decode_video
-    monkeypatch.setattr(decoding, "decode_video", decode)
-    return names
 
 
 def tree(path: Path) -> dict[str, bytes]:

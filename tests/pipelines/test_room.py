@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from vcache.pipelines.extraction import bytes_left, run_extraction, videos_to_add
+from vcache.pipelines.extending import bytes_left, videos_to_add
+from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.request import CROSS_FRAME, ExtractionConfig
 from vcache.pipelines.room import NotEnoughSpace, free_bytes, nearest_folder, with_reserve
 from vcache.pipelines.setup import prepare_extraction

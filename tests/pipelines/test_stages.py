@@ -44,20 +44,6 @@ def _no_thread_is_left() -> Iterator[None]:
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith(ours)] == []
 
 
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the videos that are decoded, one entry each time."""
-    names: list[str] = []
-    original = decoding.decode_video
-
-    def decode(request: DecodeRequest) -> DecodedVideo:
-        names.append(request.path.name)
-        return original(request)
-
-    monkeypatch.setattr(decoding, "decode_video", decode)
-    return names
-
-
 def contents(store: Path) -> dict[str, bytes]:
     """Every file but the manifest, which has the time of creation in it."""
     files = (file for file in store.rglob("*") if file.is_file() and file != store / "zarr.json")
