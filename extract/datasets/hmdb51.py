@@ -6,7 +6,7 @@ from pathlib import Path
 from vcache.extract.datasets.annotations import read_lines
 from vcache.extract.datasets.base import DatasetError, Video, VideoDataset, check_unique_ids, plain_name, split_order
 from vcache.extract.datasets.disk import Disk, join, without_suffix
-from vcache.extract.datasets.registry import register_dataset
+from vcache.extract.datasets.registry import register_folds
 
 _ANNOTATIONS = ("", "testTrainMulti_7030_splits", "test_train_splits", "annotations")
 _VIDEOS = ("", "hmdb51_org", "hmdb51", "HMDB51", "videos")
@@ -69,14 +69,4 @@ def _folder(disk: Disk) -> str:
     return next((place for place in _VIDEOS[1:] if disk.folder(place)), "")
 
 
-def _register(fold: int) -> None:
-    name = "hmdb51" if fold == 1 else f"hmdb51-{fold}"
-    summary = f"HMDB-51: 51 actions from films, official split {fold}"
-
-    @register_dataset(name, summary=summary, layout=_LAYOUT, folder="hmdb51")
-    def load(root: Path) -> VideoDataset:
-        return load_hmdb51(name, fold, root)
-
-
-for _fold in (1, 2, 3):
-    _register(_fold)
+register_folds("hmdb51", load_hmdb51, num_folds=3, summary="HMDB-51: 51 actions from films", layout=_LAYOUT)

@@ -52,6 +52,22 @@ def register_dataset(
     return register
 
 
+def register_folds(
+    name: str, load: Callable[[str, int, Path], VideoDataset], *, num_folds: int, summary: str, layout: str
+) -> None:
+    """Offer each official fold of one dataset as `name`, `name-2`, ...: `load(registered name, fold, root)` reads them."""
+
+    def register(fold: int) -> None:
+        fold_name = name if fold == 1 else f"{name}-{fold}"
+
+        @register_dataset(fold_name, summary=f"{summary}, official split {fold}", layout=layout, folder=name)
+        def load_fold(root: Path) -> VideoDataset:
+            return load(fold_name, fold, root)
+
+    for fold in range(1, num_folds + 1):
+        register(fold)
+
+
 def register_path_loader(name: str, *, summary: str, layout: str) -> Callable[[_AnyLoader], _AnyLoader]:
     """Offer `load(path, root, val_fraction) -> VideoDataset` for paths of one kind: "folder", "csv", "txt" or "rawframes"."""
 

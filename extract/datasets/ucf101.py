@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 from vcache.extract.datasets.annotations import find_file, read_lines
 from vcache.extract.datasets.base import DatasetError, Video, VideoDataset, check_unique_ids, inside, split_order
 from vcache.extract.datasets.disk import Disk, join, without_suffix
-from vcache.extract.datasets.registry import register_dataset
+from vcache.extract.datasets.registry import register_folds
 
 _ANNOTATIONS = ("", "ucfTrainTestlist", "annotations")
 _VIDEOS = ("", "UCF-101", "UCF101", "videos")
@@ -82,14 +82,4 @@ def _folder(disk: Disk) -> str:
     return next((place for place in _VIDEOS[1:] if disk.folder(place)), "")
 
 
-def _register(fold: int) -> None:
-    name = "ucf101" if fold == 1 else f"ucf101-{fold}"
-    summary = f"UCF101: 101 actions, official split {fold}"
-
-    @register_dataset(name, summary=summary, layout=_LAYOUT, folder="ucf101")
-    def load(root: Path) -> VideoDataset:
-        return load_ucf101(name, fold, root)
-
-
-for _fold in (1, 2, 3):
-    _register(_fold)
+register_folds("ucf101", load_ucf101, num_folds=3, summary="UCF101: 101 actions", layout=_LAYOUT)
