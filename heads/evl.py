@@ -45,7 +45,8 @@ class EVL(nn.Module):
         """Patches of a frame: rows, columns."""
         layers: tuple[int, ...] = (-4, -3, -2, -1)
         """The backbone layer that each decoder layer reads, first to last. The paper's Kinetics models read the last
-        four, its Something-Something models all 12 (ViT-B) or 24 (ViT-L)."""
+        four, its Something-Something models all 12 (ViT-B) or 24 (ViT-L). A layer may come several times, as in Table 6b:
+        it is read once."""
         qkv_dim: int | None = None
         """Width of the queries, keys and values; None: `width`."""
         mlp_factor: float = 4.0
@@ -68,8 +69,8 @@ class EVL(nn.Module):
                     raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
             if len(self.grid) != 2 or min(self.grid) < 1:
                 raise ValueError(f"grid ({self.grid}) must be two positive numbers: rows, columns")
-            if not self.layers or len(set(self.layers)) != len(self.layers):
-                raise ValueError(f"layers ({self.layers}) must name at least one layer, and each once")
+            if not self.layers:
+                raise ValueError(f"layers ({self.layers}) must name at least one layer")
             if self.attention_dim < 1 or self.attention_dim % self.num_heads:
                 raise ValueError(f"qkv_dim ({self.attention_dim}) must be a multiple of num_heads ({self.num_heads})")
             if self.mlp_dim < 1:
@@ -100,10 +101,9 @@ class EVL(nn.Module):
 
     @staticmethod
     def requires(config: Config) -> HeadRequirements:
+        layers = tuple(dict.fromkeys(config.layers))
         return HeadRequirements(
-            tokens=config.layers,
-            maps=config.layers if config.temporal_cross_attention else (),
-            num_frames=config.num_frames,
+            tokens=layers, maps=layers if config.temporal_cross_attention else (), num_frames=config.num_frames
         )
 
     def forward(self, features: ClipFeatures) -> Float[Tensor, "B K"]:

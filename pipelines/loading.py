@@ -137,11 +137,12 @@ class ClipLoader:
 
     def _features(self, arrays: dict[str, Tensor]) -> ClipFeatures:
         on_device = {name: array.to(self.device, non_blocking=True) for name, array in arrays.items()}
-        tokens = {layer: self.dequantised(on_device, f"tokens/{layer}") for layer in self.plan.tokens.values()}
+        tokens = {layer: self.dequantised(on_device, f"tokens/{layer}") for layer in {*self.plan.tokens.values()}}
+        maps = {layer: self._maps(on_device, tokens, layer) for layer in {*self.plan.maps.values()}}
         return ClipFeatures(
             tokens={asked: tokens[layer] for asked, layer in self.plan.tokens.items()},
             cls={asked: self.dequantised(on_device, f"cls/{layer}") for asked, layer in self.plan.cls.items()},
-            maps={asked: self._maps(on_device, tokens, layer) for asked, layer in self.plan.maps.items()},
+            maps={asked: maps[layer] for asked, layer in self.plan.maps.items()},
             embed=self.dequantised(on_device, "embed") if self.plan.embed else None,
         )
 
