@@ -14,7 +14,7 @@ T-CA by displacement (cross_frame.py). `tca_gain` is ours.
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,8 @@ from vcache.heads.attention import SingleQueryAttention, normalised_pooling
 from vcache.heads.cross_frame import TemporalCrossAttention
 from vcache.heads.registry import register_head
 from vcache.heads.requirements import ClipFeatures, HeadRequirements, Recipe
+
+Pooling = Literal["none", "cls", "spatial_mean", "temporal_mean"]
 
 _CPU_CHUNK_ELEMENTS = 3 * 2**20
 """Token elements (12 MB) that go through a decoder layer together on a CPU. The temporal terms are passes over memory,
@@ -58,6 +60,10 @@ class EVL(nn.Module):
         temporal_cross_attention: bool = True
         """Reads the cross-frame maps of every layer. The paper's parameter counts for Kinetics with ViT-B are without
         it; the released scripts leave it on."""
+        pooling: Pooling = "none"
+        """What a decoder layer attends to (Table 6c): all tokens, the CLS token of each frame, the mean of each frame's
+        patches (CLS left out), or the mean of each token over the frames (CLS too); of Y, after the temporal terms.
+        "cls" reads no patches, and so goes without T-CA, which gives CLS nothing."""
         tca_gain: float = 1.0
         """Multiplies the output of T-CA. Ours, 1 is the paper: raise it where a backbone's maps are nearly flat."""
 
@@ -73,6 +79,13 @@ class EVL(nn.Module):
                 raise ValueError(f"layers ({self.layers}) must name at least one layer")
             if self.attention_dim < 1 or self.attention_dim % self.num_heads:
                 raise ValueError(f"qkv_dim ({self.attention_dim}) must be a multiple of num_heads ({self.num_heads})")
+            if self.pooling not in get_args(Pooling):
+                raise ValueError(f"pooling ({self.pooling!r}) must be one of {', '.join(map(repr, get_args(Pooling)))}")
+            if self.pooling == "cls" and self.temporal_cross_attention:
+                raise ValueError(
+                    "pooling 'cls' reads CLS tokens alone, to which temporal_cross_attention adds nothing; "
+                    "set temporal_cross_attention=false"
+                )
             if self.mlp_dim < 1:
                 raise ValueError(f"mlp_factor ({self.mlp_factor}) must be above 0")
             for name in ("mlp_dropout", "cls_dropout"):
@@ -101,10 +114,11 @@ class EVL(nn.Module):
 
     @staticmethod
     def requires(config: Config) -> HeadRequirements:
-        layers = tuple(dict.fromkeys(config.layers))
-        return HeadRequirements(
-            tokens=layers, maps=layers if config.temporal_cross_attention else (), num_frames=config.num_frames
-        )
+        layers, num_frames = tuple(dict.fromkeys(config.layers)), config.num_frames
+        if config.pooling == "cls":
+            return HeadRequirements(cls=layers, num_frames=num_frames)
+        maps = layers if config.temporal_cross_attention else ()
+        return HeadRequirements(tokens=layers, maps=maps, num_frames=num_frames)
 
     def forward(self, features: ClipFeatures) -> Float[Tensor, "B K"]:
         return self.proj(self.decoder(features))
@@ -137,8 +151,7 @@ class EVLDecoder(nn.Module):
         """
         query = self.cls_token.expand(len(features), -1)
         for i, layer in enumerate(self.config.layers):
-            x = features.tokens[layer]
-            self._check_shape(layer, x)
+            x = self._read(features, layer)
             maps = features.maps[layer] if self.config.temporal_cross_attention else None
             query = self.decoder_layers[i](query, self._chunks(i, x, maps))
         return query
@@ -162,16 +175,27 @@ class EVLDecoder(nn.Module):
         size = len(x) if x.is_cuda else max(1, _CPU_CHUNK_ELEMENTS // x[0].numel())
         for start in range(0, len(x), size):
             clips = slice(start, start + size)
-            yield self.modulate(i, x[clips], None if maps is None else maps[clips])
+            yield pool(self.modulate(i, x[clips], None if maps is None else maps[clips]), self.config.pooling)
 
-    def _check_shape(self, layer: int, x: Tensor) -> None:
+    def _read(self, features: ClipFeatures, layer: int) -> Tensor:
+        """X of a layer, (B, T, N, D): all tokens, or the CLS token alone."""
         (h, w), config = self.config.grid, self.config
-        expected = (config.num_frames, 1 + h * w, config.width)
+        if config.pooling == "cls":
+            x, kind, axes = features.cls[layer].unsqueeze(2), "CLS", "(frames, 1, width)"
+            expected = (config.num_frames, 1, config.width)
+        else:
+            x, kind, axes = features.tokens[layer], "tokens", f"(frames, 1 + {h}x{w} patches, width)"
+            expected = (config.num_frames, 1 + h * w, config.width)
         if x.shape[1:] != expected:
-            raise ValueError(
-                f"tokens of layer {layer} must be {expected} per clip (frames, 1 + {h}x{w} patches, width), "
-                f"got {tuple(x.shape[1:])}"
-            )
+            raise ValueError(f"{kind} of layer {layer} must be {expected} per clip {axes}, got {tuple(x.shape[1:])}")
+        return x
+
+
+def pool(y: Float[Tensor, "B T N D"], pooling: Pooling) -> Float[Tensor, "B T2 N2 D"]:
+    """What the query attends to: the tokens as they are ("none", "cls"), one a frame, or one clip's N."""
+    if pooling == "spatial_mean":
+        return y[:, :, 1:].mean(dim=2, keepdim=True)
+    return y.mean(dim=1, keepdim=True) if pooling == "temporal_mean" else y
 
 
 class EVLDecoderLayer(nn.Module):

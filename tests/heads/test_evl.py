@@ -153,6 +153,93 @@ def test_maps_are_asked_for_only_with_cross_attention():
     assert without == HeadRequirements(tokens=layers, num_frames=8)
 
 
+def test_cls_pooling_asks_for_cls_tokens_alone():
+    config = EVL.Config(num_classes=2, layers=(-3, -1, -3), pooling="cls", **NO_TCA)
+    assert EVL.requires(config) == HeadRequirements(cls=(-3, -1), num_frames=8)
+
+
+@pytest.mark.parametrize("pooling", ["none", "cls", "spatial_mean", "temporal_mean"])
+@pytest.mark.parametrize("tca", [False, True])
+def test_pooled_variants_equal_the_paper_written_as_loops(make_features, sizes, pooling, tca):
+    if pooling == "cls" and tca:
+        pytest.skip("refused")
+    s = sizes
+    config = EVL.Config(
+        num_classes=s.K, num_frames=s.T, width=s.D, num_heads=s.H, grid=(s.h, s.w), layers=(-2, -1), pooling=pooling,
+        temporal_cross_attention=tca,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    head, features = EVL(config).double().eval(), make_features((-2, -1), torch.float64)
+    for parameter in head.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    weights = {name: parameter.detach().numpy() for name, parameter in head.named_parameters()}
+    expected = np.stack([loop_logits(config, weights, features, clip) for clip in range(s.B)])
+    asked = EVL.requires(config)
+    only = ClipFeatures(
+        tokens={layer: features.tokens[layer] for layer in asked.tokens},
+        cls={layer: features.tokens[layer][:, :, 0] for layer in asked.cls},
+        maps={layer: features.maps[layer] for layer in asked.maps},
+    )
+    np.testing.assert_allclose(head(only).detach().numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+def loop_logits(config: EVL.Config, w: dict[str, np.ndarray], features: ClipFeatures, clip: int) -> np.ndarray:
+    """One clip by eq. 1-8, token by token: keys and values are projected, CLS of T-CA is zero, pooling is of Y."""
+    query = w["decoder.cls_token"]
+    for i, layer in enumerate(config.layers):
+        x = features.tokens[layer][clip].numpy()
+        y = loop_modulated(config, w, i, x, features.maps[layer][clip].numpy())
+        tokens = {
+            "none": [y[t, n] for t in range(len(y)) for n in range(y.shape[1])],
+            "cls": [y[t, 0] for t in range(len(y))],
+            "spatial_mean": [y[t, 1:].mean(axis=0) for t in range(len(y))],
+            "temporal_mean": [y[:, n].mean(axis=0) for n in range(y.shape[1])],
+        }[config.pooling]
+        at = f"decoder.decoder_layers.{i}."
+        query = query + loop_attention(config, w, at, query, tokens)
+        hidden = loop_linear(w, f"{at}mlp.fc1", loop_norm(w, f"{at}norm2", query))
+        query = query + loop_linear(w, f"{at}mlp.fc2", hidden / (1 + np.exp(-1.702 * hidden)))
+    return loop_linear(w, "proj.2", loop_norm(w, "proj.0", query))
+
+
+def loop_modulated(config: EVL.Config, w: dict[str, np.ndarray], i: int, x: np.ndarray, maps: np.ndarray) -> np.ndarray:
+    (T, N, _), (h, wide) = x.shape, config.grid
+    y = x + w[f"decoder.temporal_pos_embed.{i}"][:, None] + w[f"decoder.temporal_conv.{i}.bias"]
+    kernel = w[f"decoder.temporal_conv.{i}.weight"][:, 0]
+    for t, step in [(t, step) for t in range(T) for step in (-1, 0, 1) if 0 <= t + step < T]:
+        y[t] += kernel[:, step + 1] * x[t + step]
+        if not config.temporal_cross_attention or step == 0:
+            continue
+        name, pair, side = ("w1", t - 1, 0) if step == -1 else ("w2", t, 1)
+        vectors = w[f"decoder.cross_attention.{i}.{name}"]
+        for a, b in [(a, b) for a in range(N - 1) for b in range(N - 1)]:
+            row, column = a // wide - b // wide + h - 1, a % wide - b % wide + wide - 1
+            y[t, 1 + a] += maps[pair, side, a, b] * vectors[row * (2 * wide - 1) + column]
+    return y
+
+
+def loop_attention(
+    config: EVL.Config, w: dict[str, np.ndarray], at: str, query: np.ndarray, tokens: list[np.ndarray]
+) -> np.ndarray:
+    normed = np.stack([loop_norm(w, f"{at}norm3", token) for token in tokens])
+    q = loop_linear(w, f"{at}attn.q_proj", loop_norm(w, f"{at}norm1", query))
+    k, v = (loop_linear(w, f"{at}attn.{name}_proj", normed) for name in "kv")
+    d, out = len(q) // config.num_heads, np.zeros_like(q)
+    for head in range(config.num_heads):
+        own = slice(head * d, (head + 1) * d)
+        scores = np.exp(k[:, own] @ q[own] / d**0.5)
+        out[own] = scores / scores.sum() @ v[:, own]
+    return loop_linear(w, f"{at}attn.out_proj", out)
+
+
+def loop_linear(w: dict[str, np.ndarray], name: str, x: np.ndarray) -> np.ndarray:
+    return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+
+def loop_norm(w: dict[str, np.ndarray], name: str, x: np.ndarray) -> np.ndarray:
+    return (x - x.mean()) / np.sqrt(x.var() + 1e-5) * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+
 @pytest.mark.parametrize("layers", [(-1, -1, -1, -1), (-2, -1, -2, -1), (-2, -2, -1, -1)])
 def test_a_layer_that_comes_several_times_is_asked_for_once(layers):
     required = EVL.requires(EVL.Config(num_classes=2, layers=layers))
@@ -260,9 +347,21 @@ def test_features_of_another_shape_are_refused_with_both_shapes(make_features, s
         ({"layers": ()}, r"layers \(\(\)\) must name at least one layer"),
         ({"grid": (0, 4)}, r"grid \(\(0, 4\)\) must be two positive numbers"),
         ({"mlp_dropout": 1.0}, r"mlp_dropout \(1.0\) must be in \[0, 1\)"),
+        ({"pooling": "cls"}, "pooling 'cls' .* set temporal_cross_attention=false"),
         ({"mlp_factor": 0.0}, r"mlp_factor \(0.0\) must be above 0"),
     ],
 )
 def test_configurations_that_cannot_work_are_refused(settings, words):
     with pytest.raises(ValueError, match=words):
         EVL.Config(**{"num_classes": 2, **settings})
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [("pooling", r"pooling \('mean'\) must be one of 'none', 'cls', 'spatial_mean', 'temporal_mean'")],
+)
+def test_a_choice_that_is_not_there_is_refused_with_those_that_are(setting, words):
+    config = EVL.Config(num_classes=2)
+    object.__setattr__(config, setting, "mean")  # the type checker of the tests refuses it on the way in
+    with pytest.raises(ValueError, match=words):
+        config.__post_init__()
