@@ -27,6 +27,7 @@ from vcache.heads.registry import register_head
 from vcache.heads.requirements import ClipFeatures, HeadRequirements, Recipe
 
 Pooling = Literal["none", "cls", "spatial_mean", "temporal_mean"]
+QueryInit = Literal["zero", "normal"]
 
 _CPU_CHUNK_ELEMENTS = 3 * 2**20
 """Token elements (12 MB) that go through a decoder layer together on a CPU. The temporal terms are passes over memory,
@@ -64,6 +65,9 @@ class EVL(nn.Module):
         """What a decoder layer attends to (Table 6c): all tokens, the CLS token of each frame, the mean of each frame's
         patches (CLS left out), or the mean of each token over the frames (CLS too); of Y, after the temporal terms.
         "cls" reads no patches, and so goes without T-CA, which gives CLS nothing."""
+        query_init: QueryInit = "zero"
+        """Where the query token starts: at zero, as in the official code, or drawn from N(0, 0.02), which that code
+        defines in a method that it never calls (model.py 114). The paper does not say."""
         tca_gain: float = 1.0
         """Multiplies the output of T-CA. Ours, 1 is the paper: raise it where a backbone's maps are nearly flat."""
 
@@ -79,8 +83,9 @@ class EVL(nn.Module):
                 raise ValueError(f"layers ({self.layers}) must name at least one layer")
             if self.attention_dim < 1 or self.attention_dim % self.num_heads:
                 raise ValueError(f"qkv_dim ({self.attention_dim}) must be a multiple of num_heads ({self.num_heads})")
-            if self.pooling not in get_args(Pooling):
-                raise ValueError(f"pooling ({self.pooling!r}) must be one of {', '.join(map(repr, get_args(Pooling)))}")
+            for name, choices in (("pooling", get_args(Pooling)), ("query_init", get_args(QueryInit))):
+                if getattr(self, name) not in choices:
+                    raise ValueError(f"{name} ({getattr(self, name)!r}) must be one of {', '.join(map(repr, choices))}")
             if self.pooling == "cls" and self.temporal_cross_attention:
                 raise ValueError(
                     "pooling 'cls' reads CLS tokens alone, to which temporal_cross_attention adds nothing; "
@@ -140,8 +145,9 @@ class EVLDecoder(nn.Module):
             self.cross_attention = nn.ModuleList(
                 TemporalCrossAttention(config.grid, D, config.tca_gain) for _ in range(M)
             )
-        # Zero, as upstream: the method that would draw it from N(0, 0.02) is never called there (model.py 114).
         self.cls_token = nn.Parameter(torch.zeros(D))
+        if config.query_init == "normal":
+            nn.init.normal_(self.cls_token, std=0.02)
 
     def forward(self, features: ClipFeatures) -> Float[Tensor, "B D"]:
         """The refined query token of each clip.

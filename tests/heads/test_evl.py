@@ -145,6 +145,13 @@ def test_starts_as_the_official_code_does():
         assert not layer.attn.q_proj.bias.any()
 
 
+def test_the_query_token_can_start_from_a_normal_draw():
+    torch.manual_seed(0)
+    head = EVL(EVL.Config(num_classes=3, width=768, layers=(-1,), grid=(2, 3), query_init="normal"))
+    token = head.decoder.cls_token
+    assert abs(token.std() - 0.02) < 0.002 and abs(token.mean()) < 0.003
+
+
 def test_maps_are_asked_for_only_with_cross_attention():
     layers = (-3, -1)
     full = EVL.requires(EVL.Config(num_classes=2, layers=layers))
@@ -358,7 +365,10 @@ def test_configurations_that_cannot_work_are_refused(settings, words):
 
 @pytest.mark.parametrize(
     ("setting", "words"),
-    [("pooling", r"pooling \('mean'\) must be one of 'none', 'cls', 'spatial_mean', 'temporal_mean'")],
+    [
+        ("pooling", r"pooling \('mean'\) must be one of 'none', 'cls', 'spatial_mean', 'temporal_mean'"),
+        ("query_init", r"query_init \('mean'\) must be one of 'zero', 'normal'"),
+    ],
 )
 def test_a_choice_that_is_not_there_is_refused_with_those_that_are(setting, words):
     config = EVL.Config(num_classes=2)
