@@ -19,6 +19,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 
 class SingleQueryAttention(nn.Module):
@@ -44,6 +45,13 @@ class SingleQueryAttention(nn.Module):
     ) -> Float[Tensor, "B D"]:
         """Attend from `query`, which is used as it is, over `norm(tokens)`."""
         return self.unfold(normalised_pooling(self.fold(query, norm), tokens, norm.eps), norm)
+
+    def weights(
+        self, query: Float[Tensor, "B D"], tokens: Float[Tensor, "B S D"], norm: nn.LayerNorm
+    ) -> Float[Tensor, "B H S"]:
+        """What `forward` gives each token, per attention head; sums to 1. For looking at: it makes a normalised copy."""
+        normed = F.layer_norm(tokens, tokens.shape[-1:], eps=norm.eps)  # the norm's gain is in the folded query
+        return (self.fold(query, norm) @ normed.mT).softmax(dim=-1)
 
     def fold(self, query: Float[Tensor, "B D"], norm: nn.LayerNorm) -> Float[Tensor, "B H D"]:
         """The query in the space of the tokens before the gain of `norm`: one vector per attention head."""

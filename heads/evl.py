@@ -128,6 +128,10 @@ class EVL(nn.Module):
     def forward(self, features: ClipFeatures) -> Float[Tensor, "B K"]:
         return self.proj(self.decoder(features))
 
+    def attention(self, features: ClipFeatures) -> list[tuple[int, Float[Tensor, "B H T N"]]]:
+        """Of each decoder layer: the layer it reads, and what its query gives each token there; sums to 1 over T*N."""
+        return self.decoder.attention(features)
+
 
 class EVLDecoder(nn.Module):
     """M decoder layers and the query token that they refine."""
@@ -175,6 +179,19 @@ class EVLDecoder(nn.Module):
         else:
             y = x.to(dtype, copy=maps is not None)  # T-CA adds in place
         return y if maps is None else self.cross_attention[i](y, maps)
+
+    @torch.no_grad()
+    def attention(self, features: ClipFeatures) -> list[tuple[int, Float[Tensor, "B H T N"]]]:
+        """(layer read, attention weights) of every decoder layer, first to last."""
+        query, weights = self.cls_token.expand(len(features), -1), []
+        for i, layer in enumerate(self.config.layers):
+            x, block = features.tokens[layer], self.decoder_layers[i]
+            self._check_shape(layer, x)
+            y = self.modulate(i, x, features.maps[layer] if self.config.temporal_cross_attention else None)
+            flat = block.attn.weights(block.norm1(query), y.flatten(1, 2), block.norm3)
+            weights.append((layer, flat.unflatten(-1, x.shape[1:3])))
+            query = block(query, iter([y]))
+        return weights
 
     def _chunks(self, i: int, x: Tensor, maps: Tensor | None) -> Iterator[Tensor]:
         """Y of decoder layer i, a few clips at a time."""

@@ -8,7 +8,10 @@ A head is an `nn.Module` with
     summary      one line for `vcache heads`
     __init__     takes the Config and keeps it as `self.config`
     forward      ClipFeatures -> logits (B, K); never writes to the features
-and is registered with `@register_head("name")`. linear.py is the shortest example.
+and may have
+    attention    ClipFeatures -> [(layer as asked, (B, H, T, N)), ...]: what a query for the whole clip gives each token of the
+                 layers that it reads one after the other, per attention head, summing to 1 over T*N; `vcache explain` draws it
+It is registered with `@register_head("name")`. linear.py is the shortest example.
 """
 
 import difflib

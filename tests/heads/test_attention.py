@@ -9,12 +9,17 @@ from vcache.heads.attention import SingleQueryAttention, normalised_pooling
 B, S, D, QKV, H = 2, 11, 12, 20, 4
 
 
+def plain_weights(attention: SingleQueryAttention, query: Tensor, tokens: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """The softmax of the query's scores with every projected key: (B, H, S)."""
+    q = attention.q_proj(query).view(B, H, 1, -1)
+    k = attention.k_proj(norm(tokens)).view(B, S, H, -1).transpose(1, 2)
+    return (q @ k.mT / k.shape[-1] ** 0.5).softmax(dim=-1).squeeze(2)
+
+
 def project_everything(attention: SingleQueryAttention, query: Tensor, tokens: Tensor, norm: nn.LayerNorm) -> Tensor:
     """The plain formulation: every token becomes a key and a value."""
-    y = norm(tokens)
-    q = attention.q_proj(query).view(B, H, 1, -1)
-    k, v = (linear(y).view(B, S, H, -1).transpose(1, 2) for linear in (attention.k_proj, attention.v_proj))
-    weights = (q @ k.mT / k.shape[-1] ** 0.5).softmax(dim=-1)
+    v = attention.v_proj(norm(tokens)).view(B, S, H, -1).transpose(1, 2)
+    weights = plain_weights(attention, query, tokens, norm).unsqueeze(2)
     return attention.out_proj((weights @ v).flatten(1))
 
 
@@ -45,6 +50,13 @@ def test_equals_projecting_every_key_and_value_in_outputs_and_all_gradients(case
     got = results(lambda: attention(query, tokens, norm), inputs)
     expected = results(lambda: project_everything(attention, query, tokens, norm), inputs)
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-9)
+
+
+def test_weights_are_the_softmax_over_every_projected_key_and_sum_to_1(case):
+    attention, norm, query, tokens = case
+    got = attention.weights(query, tokens, norm)
+    torch.testing.assert_close(got, plain_weights(attention, query, tokens, norm), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(got.sum(dim=-1), torch.ones(B, H, dtype=torch.float64))
 
 
 def test_equals_torch_multihead_attention(case):

@@ -72,6 +72,29 @@ def test_modulated_features_equal_the_official_ones(name):
         torch.testing.assert_close(tca, arrays["out/layer0_tca"], **TOLERANCE)
 
 
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+def test_attention_is_what_pools_the_tokens_of_every_decoder_layer(name):
+    head, features, _ = load_golden(name)
+    head, decoder = head.double(), head.double().decoder
+    features = ClipFeatures(
+        tokens={layer: x.double() for layer, x in features.tokens.items()},
+        maps={layer: x.double() for layer, x in features.maps.items()},
+    )
+    attention = head.attention(features)
+    assert [layer for layer, _ in attention] == list(head.config.layers)
+    query = decoder.cls_token.expand(len(features), -1)
+    for i, (layer, weights) in enumerate(attention):
+        block, x = decoder.decoder_layers[i], features.tokens[layer]
+        assert weights.shape == (len(x), block.attn.num_heads, *x.shape[1:3])
+        torch.testing.assert_close(weights.sum(dim=(2, 3)), torch.ones_like(weights[:, :, 0, 0]))
+        values = block.attn.v_proj(block.norm3(decoder.modulate(i, x, features.maps.get(layer))))
+        values = values.unflatten(-1, (block.attn.num_heads, -1))  # (B, T, N, H, d)
+        pooled = torch.einsum("bhtn,btnhd->bhd", weights, values).flatten(1)
+        query = query + block.attn.out_proj(pooled)
+        query = query + block.mlp(block.norm2(query))
+    torch.testing.assert_close(head.proj(query), head(features), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("clips", [1, 2])
 def test_going_clip_by_clip_gives_the_same(monkeypatch, clips):
     head, features, _ = load_golden("evl_decoder_full")
