@@ -129,7 +129,10 @@ class EVL(nn.Module):
         return self.proj(self.decoder(features))
 
     def attention(self, features: ClipFeatures) -> list[tuple[int, Float[Tensor, "B H T N"]]]:
-        """Of each decoder layer: the layer it reads, and what its query gives each token there; sums to 1 over T*N."""
+        """Of each decoder layer: the layer it reads, and what its query gives each token there; sums to 1 over T*N.
+
+        With `pooling`, the tokens are the pooled ones: N is 1 (CLS or the mean of the patches), or T is.
+        """
         return self.decoder.attention(features)
 
 
@@ -185,11 +188,11 @@ class EVLDecoder(nn.Module):
         """(layer read, attention weights) of every decoder layer, first to last."""
         query, weights = self.cls_token.expand(len(features), -1), []
         for i, layer in enumerate(self.config.layers):
-            x, block = features.tokens[layer], self.decoder_layers[i]
-            self._check_shape(layer, x)
+            x, block = self._read(features, layer), self.decoder_layers[i]
             y = self.modulate(i, x, features.maps[layer] if self.config.temporal_cross_attention else None)
+            y = pool(y, self.config.pooling)
             flat = block.attn.weights(block.norm1(query), y.flatten(1, 2), block.norm3)
-            weights.append((layer, flat.unflatten(-1, x.shape[1:3])))
+            weights.append((layer, flat.unflatten(-1, y.shape[1:3])))
             query = block(query, iter([y]))
         return weights
 
