@@ -14,7 +14,7 @@ T-CA by displacement (cross_frame.py). `tca_gain` is ours.
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -188,7 +188,7 @@ class EVLDecoder(nn.Module):
         """(layer read, attention weights) of every decoder layer, first to last."""
         query, weights = self.cls_token.expand(len(features), -1), []
         for i, layer in enumerate(self.config.layers):
-            x, block = self._read(features, layer), self.decoder_layers[i]
+            x, block = self._read(features, layer), cast(EVLDecoderLayer, self.decoder_layers[i])
             y = self.modulate(i, x, features.maps[layer] if self.config.temporal_cross_attention else None)
             y = pool(y, self.config.pooling)
             flat = block.attn.weights(block.norm1(query), y.flatten(1, 2), block.norm3)
