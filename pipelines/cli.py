@@ -199,11 +199,50 @@ def train_head(
     console.out.print(f"  evaluate with:  {escape(command)}", soft_wrap=True, highlight=False)
 
 
+@app.command("import-head")
+def import_head(
+    head: Annotated[str, typer.Argument(help="A head with official checkpoints: evl.")],
+    file: Annotated[Path, typer.Argument(help="The checkpoint: .pth of torch, or .safetensors.")],
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="Names of its classes: .json, .csv of index,name, or a name per line. Default: the store's."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A field of the head that no weight tells; may be repeated."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to write. Default: runs/HEAD-1, -2, ...")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a run of a checkpoint of the head's official code, to evaluate it on stored features.
+
+    Its configuration is read off the shapes of its weights, and what to extract for it is printed. No code in the file is run,
+    and a file that does not fit is refused with the reason.
+
+    \b
+    [bold]Examples:[/bold]
+    vcache import-head evl k400_vitb16_8f_dec4x768.pth --classes k400_class_mappings.json
+    vcache import-head evl checkpoint-50000.pth --set num_frames=8 --out runs/ours
+    """
+    from dataclasses import asdict
+
+    from vcache.pipelines import importing
+    from vcache.pipelines.settings import parse_pairs
+
+    summary = importing.import_head(
+        importing.ImportConfig(head=head, file=file, classes=classes, settings=parse_pairs(settings or []), out=out)
+    )
+    _print_json(asdict(summary)) if as_json else importing.print_import(summary)
+
+
 @app.command("eval")
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A folder written by `vcache train-head`.")],
+    run: Annotated[Path, typer.Argument(help="A folder written by `vcache train-head` or `vcache import-head`.")],
     store: Annotated[
-        str | None, typer.Option(help="Where the store lies now, if it was moved.", metavar=LOCATION)
+        str | None,
+        typer.Option(
+            help="Where the store lies now, if it was moved; an imported head has none, and needs it.", metavar=LOCATION
+        ),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Default: the validation split.")] = None,
     views: Annotated[
@@ -219,7 +258,7 @@ def evaluate(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Top-1, top-5 and mean class accuracy of a trained head on the validation split.
+    """Top-1, top-5 and mean class accuracy of a trained or imported head on the validation split.
 
     Where the store has evaluation views (extract --eval-views), their softmax scores are averaged.
 
@@ -231,7 +270,15 @@ def evaluate(
     from vcache.pipelines.stored_views import describe_grid, parse_grid
 
     where, grid = store_path(store) if store else None, parse_grid(views) if views else None
-    metrics = evaluate_run(run, store=where, split=split, views=grid, device=device, allow_incomplete=allow_incomplete)
+    metrics = evaluate_run(
+        run,
+        store=where,
+        split=split,
+        views=grid,
+        device=device,
+        allow_incomplete=allow_incomplete,
+        on_note=lambda note: console.err.print(f"note: {note}", soft_wrap=True, markup=False, highlight=False),
+    )
     if as_json:
         _print_json(asdict(metrics))
         return

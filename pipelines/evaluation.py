@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from vcache.extract.views import EVALUATION_SPLITS
 from vcache.heads.registry import get_head
 from vcache.heads.requirements import HeadRequirements
 from vcache.pipelines.device import select_device
+from vcache.pipelines.imported_runs import class_order, notes_on_store, open_named_store
 from vcache.pipelines.loading import Batch, ClipLoader, failed_rows, readable_rows
 from vcache.pipelines.matching import HeadStoreMismatch, ReadPlan, completing_command, match
 from vcache.pipelines.runs import Run, RunError
@@ -99,7 +100,15 @@ def validation_split(splits: Iterable[str]) -> str | None:
 
 
 def open_run_store(run: Run, store: StorePath | None = None) -> FeatureStore:
-    """The store that the run was trained on, checked by its key; `store` says where it lies now, if it was moved."""
+    """The store that the run was trained on, checked by its key; `store` says where it lies now, if it was moved.
+
+    Of an imported run, which was trained on none, `store` has to be named, and is checked by what the head's config says.
+
+    Raises:
+        RunError, StoreKeyMismatch: it is not there, not named, or another one.
+    """
+    if run.imported:
+        return open_named_store(run, store)
     path = store or store_path(run.config["store"])
     if not path.exists():
         raise RunError(
@@ -139,11 +148,13 @@ def evaluate_run(
     device: str = "auto",
     batch_size: int = 32,
     allow_incomplete: bool = False,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> Metrics:
     """Metrics of a finished run on a split of the store it was trained on (default: the split it was validated on).
 
     The scores of the evaluation views are averaged: of `views`, else of the largest grid that is complete in the split. A
-    video that failed in one of them is left out.
+    video that failed in one of them is left out. An imported run takes the store that is named, and `on_note` hears, in a
+    sentence each, what could not be checked.
 
     Raises:
         RunError: the run is not complete, its store is not there, has other classes or means other views by the numbers of
@@ -154,6 +165,8 @@ def evaluate_run(
     run, on = Run.open(path), select_device(device)
     head = run.load_head().to(on)
     with open_run_store(run, store) as opened:
+        for note in notes_on_store(run, opened):
+            on_note(note)
         trained_on = run.config["train_split"]
         chosen = split or validation_split(name for name in opened.splits if name != trained_on)
         if chosen not in opened.splits:
@@ -161,7 +174,8 @@ def evaluate_run(
             asked = (
                 f"split {split!r}"
                 if split
-                else f"split to validate on ({', '.join(VALIDATION_SPLITS)}) besides {trained_on!r}"
+                else f"split to validate on ({', '.join(VALIDATION_SPLITS)})"
+                + (f" besides {trained_on!r}" if trained_on else "")
             )
             raise RunError(f"{opened.path.name} has no {asked}; it has: {there}. Choose one with --split.")
         plan, grid = _plan_views(run.head, get_head(run.head).requires(head.config), opened, chosen, views)
@@ -177,7 +191,8 @@ def evaluate_run(
         )
         if not len(loader):
             raise RunError(f"split {chosen!r} of {opened.path.name} has no readable video.")
-        return replace(compute_metrics(*predict_scores(head, loader)), views=grid_word(grid))
+        scores, labels = predict_scores(head, loader)
+        return replace(compute_metrics(scores[:, class_order(run, opened)], labels), views=grid_word(grid))
 
 
 def _plan_views(

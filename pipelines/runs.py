@@ -1,9 +1,12 @@
 """A run folder: what was trained, on which store, with which settings, and what came of it.
 
 RUN/config.json         head, its resolved config, recipe, store with its key and views, versions: enough to build it again
-RUN/classes.txt         class names, one a line, in the order of the logits
+RUN/classes.txt         class names, one a line, in the order of the logits; an imported head may be without
 RUN/metrics.jsonl       one line per epoch, written as the epoch ends
 RUN/head.safetensors    the weights; written last, so a run that has it is complete
+
+A head that was imported (importing.py) was trained on no store of ours: `store`, `store_key`, `store_spec` and `recipe` are
+null in its config, and "imported" says where it comes from.
 """
 
 import json
@@ -26,21 +29,19 @@ class RunError(ValueError):
 
 @dataclass(frozen=True)
 class Run:
-    """A folder written by `vcache train-head`."""
+    """A folder written by `vcache train-head` or `vcache import-head`."""
 
     path: Path
     config: Mapping[str, Any]
 
     @classmethod
-    def create(cls, path: Path, config: Mapping[str, Any], class_names: tuple[str, ...]) -> "Run":
+    def create(cls, path: Path, config: Mapping[str, Any], class_names: tuple[str, ...] | None) -> "Run":
         """Make the folder and write what is known before training; a folder with anything in it is refused."""
-        if path.exists() and not path.is_dir():
-            raise RunError(f"{path} is a file, and a run is a folder. Choose another --out.")
-        if path.exists() and any(path.iterdir()):
-            raise RunError(f"{path} is not empty: a run is never written over. Choose another --out, or delete it.")
+        check_free(path)
         path.mkdir(parents=True, exist_ok=True)
         _write_text(path / "config.json", json.dumps(config, indent=2) + "\n")
-        _write_text(path / "classes.txt", "\n".join(class_names) + "\n")
+        if class_names is not None:
+            _write_text(path / "classes.txt", "\n".join(class_names) + "\n")
         return cls(path, config)
 
     @classmethod
@@ -60,8 +61,23 @@ class Run:
     def head(self) -> str:
         return self.config["head"]
 
+    @property
+    def imported(self) -> bool:
+        """Whether the head was trained elsewhere: the run has no store of its own."""
+        return self.config["store"] is None
+
+    @property
+    def has_class_names(self) -> bool:
+        return (self.path / "classes.txt").is_file()
+
     def class_names(self) -> tuple[str, ...]:
-        """The classes that the head was trained on, in the order of its logits."""
+        """The classes that the head was trained on, in the order of its logits.
+
+        Raises:
+            RunError: it was imported without them.
+        """
+        if not self.has_class_names:
+            raise RunError(f"{self.path} was imported without class names. Import it again with --classes FILE.")
         text = (self.path / "classes.txt").read_text(encoding="utf-8")
         return tuple(text.removesuffix("\n").split("\n"))
 
@@ -88,6 +104,18 @@ class Run:
         head = head_class(build(head_class.Config, config))
         head.load_state_dict(load_file(self.path / "head.safetensors"))
         return head.eval()
+
+
+def check_free(path: Path) -> None:
+    """Refuse a path at which a run would be mixed with something else.
+
+    Raises:
+        RunError: there is a file, or a folder with anything in it.
+    """
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file, and a run is a folder. Choose another --out.")
+    if path.exists() and any(path.iterdir()):
+        raise RunError(f"{path} is not empty: a run is never written over. Choose another --out, or delete it.")
 
 
 def next_run_folder(head: str, parent: Path = Path("runs")) -> Path:

@@ -12,9 +12,12 @@ from safetensors.torch import save_file
 from vcache.extract.backbone import FrozenBackbone, load_backbone
 from vcache.heads.evl import EVL
 from vcache.heads.official import load_evl_state_dict
+from vcache.pipelines.evaluation import evaluate_run
+from vcache.pipelines.importing import ImportConfig, import_head
 from vcache.pipelines.loading import ClipLoader
 from vcache.pipelines.matching import match
 from vcache.pipelines.request import ExtractionConfig
+from vcache.pipelines.runs import RunError
 from vcache.pipelines.setup import array_specs
 from vcache.store.key import cache_key
 from vcache.store.manifest import Manifest, VideoTable
@@ -95,3 +98,23 @@ def test_official_logits_and_gradients_come_out_of_the_store(
     for name, expected in golden.items():
         if name.startswith("grad/"):
             torch.testing.assert_close(gradients[name.removeprefix("grad/")].grad, expected, rtol=1e-5, atol=2e-5)
+
+
+def test_an_imported_file_is_evaluated_to_the_loss_of_the_official_logits(
+    golden: dict[str, torch.Tensor], backbone: FrozenBackbone, tmp_path: Path
+) -> None:
+    weights = {name.removeprefix("w/"): x for name, x in golden.items() if name.startswith(("w/decoder", "w/proj"))}
+    torch.save({"model": {f"module.{name}": x for name, x in weights.items()}, "next_step": 3}, tmp_path / "file.pth")
+    store = tmp_path / "golden.zarr"
+    write_store(store, backbone, golden["in/video"].permute(0, 2, 1, 3, 4)).close()
+    # By 64 channels to a head, width 64 has one; this backbone has four.
+    import_head(ImportConfig(head="evl", file=tmp_path / "file.pth", out=tmp_path / "mistaken"))
+    with pytest.raises(
+        RunError,
+        match="taken to have num_heads=1, one for 64 channels .* has 4. Import it again with --set num_heads=4",
+    ):
+        evaluate_run(tmp_path / "mistaken", store=store)
+    import_head(ImportConfig(head="evl", file=tmp_path / "file.pth", settings={"num_heads": "4"}, out=tmp_path / "run"))
+    labels = torch.zeros(len(golden["out/logits"]), dtype=torch.int64)
+    expected = torch.nn.functional.cross_entropy(golden["out/logits"], labels).item()
+    assert evaluate_run(tmp_path / "run", store=store).loss == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,126 @@
+"""Which stores an imported head can be evaluated on. It was trained on features that nobody recorded, so there is no key to
+compare: what its config says is checked, and what it cannot say is told as a note."""
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from vcache.pipelines.runs import Run, RunError
+from vcache.store.object_path import StorePath
+from vcache.store.reader import FeatureStore
+
+
+def open_named_store(run: Run, path: StorePath | None) -> FeatureStore:
+    """The store at `path`, if the imported head fits its sizes and classes. Layers and frames are for `match` to check.
+
+    Raises:
+        RunError: no path, nothing there, or a store of another backbone or other classes.
+    """
+    if path is None:
+        raise RunError(
+            f"{run.path} was imported, so it has no store of its own. Name one with --store; what it reads is made with:  "
+            f"{run.config['imported']['extract']}"
+        )
+    if not path.exists():
+        raise RunError(f"--store {path} is not there. What {run.path} reads is made with:  {_extract(run)}")
+    store = FeatureStore.open(path)
+    try:
+        _check_sizes(run, store)
+        _check_classes(run, store)
+    except RunError:
+        store.close()
+        raise
+    return store
+
+
+def class_order(run: Run, store: FeatureStore) -> Int[Tensor, " K"]:
+    """Where the store's classes are among the head's: `logits[:, order]` are in the order of the store's labels.
+
+    0, 1, 2, ... but for an imported head with the same names in another order.
+    """
+    names = store.manifest.class_names
+    if not run.imported or not run.has_class_names or run.class_names() == names:
+        return torch.arange(len(names))
+    place = {name: index for index, name in enumerate(run.class_names())}
+    return torch.tensor([place[name] for name in names])
+
+
+def notes_on_store(run: Run, store: FeatureStore) -> tuple[str, ...]:
+    """What no check can hold against the store and a reader of the accuracies should know, a sentence each; of our own runs
+    nothing."""
+    if not run.imported:
+        return ()
+    notes = []
+    request, spec = store.manifest.facts["request"], store.manifest.spec
+    if request.get("pretrained") != "openai":
+        source = request.get("pretrained") or request.get("model") or "weights that it does not name"
+        notes.append(
+            f"the checkpoint was trained on features of OpenAI's CLIP, and {store.path.name} has those of {source}: unless "
+            "these are the same weights, the accuracies say nothing of the checkpoint."
+        )
+    if (precision := spec.get("precision", "float32")) != "float16":
+        notes.append(
+            f"its backbone ran in {precision}, the official one in float16: logits differ by their rounding, and a video "
+            "between two classes may change sides."
+        )
+    if not run.has_class_names:
+        notes.append(
+            f"the checkpoint came without class names: its {len(store.manifest.class_names)} outputs are taken for the "
+            f"classes of {store.manifest.dataset} in their order. Import it with --classes FILE to have that checked."
+        )
+    elif run.class_names() != store.manifest.class_names:
+        notes.append(
+            "the checkpoint has the store's classes in another order; its outputs were put in that of the store."
+        )
+    return tuple(notes)
+
+
+def _check_sizes(run: Run, store: FeatureStore) -> None:
+    head, backbone = run.config["head_config"], store.manifest.facts["backbone"]
+    for name in ("width", "grid"):
+        if name in head and list(_pair(head[name])) != list(_pair(backbone[name])):
+            raise RunError(
+                f"{run.path} reads features of {name} {_word(head[name])}; {store.path} holds those of {backbone['model']}, "
+                f"with {_word(backbone[name])}. What it reads is made with:  {_extract(run)}"
+            )
+    if "num_heads" in head and head["num_heads"] != backbone["num_heads"] and "num_heads" not in _settings(run):
+        raise RunError(
+            f"{run.path} is taken to have num_heads={head['num_heads']}, one for 64 channels as CLIP has, as no checkpoint says "
+            f"it; the backbone of {store.path} has {backbone['num_heads']}. Import it again with "
+            f"--set num_heads={backbone['num_heads']}, or with --set num_heads={head['num_heads']} if that is right."
+        )
+
+
+def _check_classes(run: Run, store: FeatureStore) -> None:
+    ours = store.manifest.class_names
+    num_classes = run.config["head_config"]["num_classes"]
+    if num_classes != len(ours):
+        raise RunError(f"{run.path} has {num_classes} classes; {store.path} holds {_classes(store)}.")
+    if not run.has_class_names or run.class_names() == ours:
+        return
+    names = run.class_names()
+    if strange := [name for name in names if name not in set(ours)]:
+        raise RunError(
+            f"{run.path} has other classes than {store.path}, which holds {_classes(store)}: {strange[0]!r} and "
+            f"{len(strange) - 1} more are not among them. Name a store with the classes of the run."
+        )
+
+
+def _classes(store: FeatureStore) -> str:
+    return f"{store.manifest.dataset} with {len(store.manifest.class_names)}"
+
+
+def _pair(size: object) -> tuple[object, ...]:
+    return tuple(size) if isinstance(size, list | tuple) else (size,)
+
+
+def _word(size: object) -> str:
+    return "x".join(map(str, _pair(size)))
+
+
+def _settings(run: Run) -> dict[str, str]:
+    return dict(run.config["imported"]["settings"])
+
+
+def _extract(run: Run) -> str:
+    return str(run.config["imported"]["extract"])
