@@ -179,8 +179,8 @@ def extraction_config(
         str,
         typer.Option(
             rich_help_panel=VIEWS,
-            help="What makes the random views: crop-flip, or as the papers' code: evl, dist, text4vis, actionclip, aim. "
-            "Something-Something is never flipped.",
+            help="What makes the random views: crop-flip, or as the papers' code: evl (evl-flip as EVL's paper), dist, "
+            "text4vis, actionclip, aim. Something-Something is never flipped.",
             metavar="RECIPE",
         ),
     ] = "crop-flip",

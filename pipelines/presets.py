@@ -17,8 +17,10 @@ DEFAULT_RECIPE = "crop-flip"
 RECIPES = {
     # Inception's crop and a flip: what Text4Vis and AIM do, less what is theirs alone.
     "crop-flip": Augmentation(),
-    # Lin et al. 2022, code at b282e8b: RandAugment on the frames as they are. The paper names a flip, the code has none.
+    # Lin et al. 2022, code at b282e8b: RandAugment on the frames as they are. The paper's appendix A names a flip besides; the
+    # code takes a `mirror` and never uses it, so the official numbers are without. "evl-flip" is the paper's words.
     "evl": Augmentation(interpolation="bilinear", flip=0.0, randaugment=RandAugment()),
+    "evl-flip": Augmentation(interpolation="bilinear", randaugment=RandAugment()),
     # Qing et al. 2023, code at 4b3a09b. On SSv2 it flips and swaps labels; see `recipe`.
     "dist": Augmentation(interpolation="bilinear", scale=(0.4, 1.0), ratio=(0.75, 1.333)),
     # Wu et al. 2023, code at d61b34d.

@@ -106,3 +106,8 @@ def test_a_recorded_augmentation_tells_its_recipe() -> None:
             found = recipe_name(recorded, dataset)
             assert found is not None and recipe(found, dataset) == recipe(name, dataset)
     assert recipe_name({**RECIPES["evl"].to_dict(), "flip": 0.25}, "k400") is None
+
+
+def test_evl_flip_is_the_codes_recipe_with_the_papers_flip() -> None:
+    assert RECIPES["evl-flip"] == replace(RECIPES["evl"], flip=0.5) and RECIPES["evl"].flip == 0.0
+    assert recipe("evl-flip", "ssv2") == recipe("evl", "ssv2")  # Something-Something is never flipped
