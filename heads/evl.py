@@ -44,6 +44,7 @@ class EVL(nn.Module):
         num_frames: int = 8
         width: int = 768
         num_heads: int = 12
+        """Of the decoder's attention. The backbone's unless set; the maps are means over the backbone's own heads."""
         grid: tuple[int, int] = (14, 14)
         """Patches of a frame: rows, columns."""
         layers: tuple[int, ...] = (-4, -3, -2, -1)
@@ -53,11 +54,15 @@ class EVL(nn.Module):
         qkv_dim: int | None = None
         """Width of the queries, keys and values; None: `width`."""
         mlp_factor: float = 4.0
+        """Hidden width of the MLP, in widths."""
         mlp_dropout: float = 0.5
+        """Dropout between the two layers of the MLP."""
         cls_dropout: float = 0.5
         """Dropout before the last linear layer."""
         temporal_conv: bool = True
+        """T-Conv: a depthwise convolution over three frames (eq. 5)."""
         temporal_pos_embed: bool = True
+        """T-PE: a learnt vector per frame (eq. 6)."""
         temporal_cross_attention: bool = True
         """Reads the cross-frame maps of every layer. The paper's parameter counts for Kinetics with ViT-B are without
         it; the released scripts leave it on."""

@@ -133,6 +133,13 @@ def train_head(
         str | None,
         typer.Option(help="The store to train on. Default: the one in $VCACHE_HOME that fits.", metavar=LOCATION),
     ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A row of the paper, as k400-b16-8f: `vcache heads HEAD` lists them. --set goes before it.",
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any field of the head or of its recipe; may be repeated."),
@@ -164,7 +171,11 @@ def train_head(
     Optimiser, schedule and length are the paper's unless set. Of a store with several training views (extract --views), every
     epoch draws one for each video.
 
-    [bold]Examples:[/bold]  vcache train-head evl --epochs 20 --batch-size 64 --set layers=-2:  |  vcache train-head evl --views 1
+    \b
+    [bold]Examples:[/bold]
+    vcache train-head evl --epochs 20 --batch-size 64 --set layers=-2:
+    vcache train-head evl --preset ssv2-b16-8f
+    vcache train-head evl --views 1
     """
     from dataclasses import asdict
 
@@ -176,6 +187,7 @@ def train_head(
     given = parse_pairs(settings or []) | {name: value for name, value in flags.items() if value is not None}
     config = TrainingConfig(
         head=head,
+        preset=preset,
         store=store_path(store) if store else None,
         settings=given,
         out=out,
@@ -375,15 +387,50 @@ def list_stores(
 
 
 @app.command()
-def heads(as_json: Json = False) -> None:
+def heads(
+    head: Annotated[str | None, typer.Argument(help="One head: its settings and presets.", metavar="[HEAD]")] = None,
+    count: Annotated[
+        bool, typer.Option("--count", help="Parameters and multiply-adds, beside the paper's; nothing is run.")
+    ] = False,
+    preset: Annotated[str | None, typer.Option(metavar="NAME", help="For --count: this preset alone.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="For --count: this configuration; any field of the head, and model=ViT-L-14-quickgelu. May be repeated.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """The heads that can be trained, what each reads and what can be set.
 
-    [bold]Example:[/bold]  vcache heads
-    """
-    from vcache.pipelines.listing import describe_heads, print_heads
+    With HEAD: every setting with its meaning, and the rows of the paper as presets, each with the store that it is trained from.
 
-    rows = describe_heads()
-    _print_json(rows) if as_json else print_heads(rows)
+    \b
+    [bold]Examples:[/bold]
+    vcache heads
+    vcache heads evl
+    vcache heads evl --count
+    vcache heads evl --count --preset k400-b16-8f --set layers=-2: --set qkv_dim=512 --set num_heads=8
+    """
+    from vcache.pipelines import head_listing as listing
+    from vcache.pipelines.settings import parse_pairs
+
+    if count and head:
+        from vcache.pipelines.counting import describe_count
+
+        counts = describe_count(head, parse_pairs(settings or []), preset)
+        _print_json(counts) if as_json else listing.print_counts(counts)
+        return
+    if count or preset or settings:
+        raise typer.BadParameter("--count goes with a HEAD, --preset and --set with --count: vcache heads evl --count")
+    if head:
+        row = listing.describe_head(head)
+        _print_json(row) if as_json else listing.print_head(row)
+        return
+    rows = listing.describe_heads()
+    _print_json(rows) if as_json else listing.print_heads(rows)
 
 
 @app.command()

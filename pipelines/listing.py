@@ -1,4 +1,4 @@
-"""`vcache info`, `ls` and `heads`: each description is a plain dict or list, printed as a table or as JSON."""
+"""`vcache info` and `ls`: each description is a plain dict or list, printed as a table or as JSON."""
 
 import dataclasses
 from collections import Counter
@@ -8,9 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from vcache.heads.registry import get_head, list_heads
 from vcache.pipelines.console import out, size
-from vcache.pipelines.matching import STORE_FACTS
 from vcache.pipelines.stored_views import describe_view, failed_in_any, partial_in_any, view_definitions
 from vcache.pipelines.stores import open_stores
 from vcache.store.errors import StoreError
@@ -202,46 +200,3 @@ def print_folder(folder: StorePath, rows: list[dict[str, Any]]) -> None:
 
 def _sized(split: str, num_videos: int, num_parts: int) -> str:
     return f"{split} {num_videos}" + (f" in {num_parts} parts" if num_parts > 1 else "")
-
-
-def describe_heads() -> list[dict[str, Any]]:
-    """One row a head: what it reads with its defaults, its recipe, and every setting with its default."""
-    rows = []
-    for name in list_heads():
-        head = get_head(name)
-        config = head.Config(num_classes=400)
-        recipe = {key: value for key, value in dataclasses.asdict(head.recipe).items() if value is not None}
-        rows.append(
-            {
-                "head": name,
-                "summary": head.summary,
-                "reads": _reads(head.requires(config)),
-                "settings": {key: value for key, value in dataclasses.asdict(config).items() if key != "num_classes"},
-                "recipe": recipe,
-            }
-        )
-    return rows
-
-
-def _reads(requirements: Any) -> str:
-    words = []
-    for kind, label in (("tokens", "tokens"), ("cls", "CLS"), ("maps", "Q/K")):
-        if layers := getattr(requirements, kind):
-            words.append(f"{label} of layers {', '.join(map(str, layers))}")
-    return "; ".join(words + (["the embedding"] if requirements.embed else []))
-
-
-def print_heads(rows: list[dict[str, Any]]) -> None:
-    for row in rows:
-        out.print(f"[bold]{row['head']}[/bold]  {row['summary']}", highlight=False, soft_wrap=True)
-        out.print(f"  reads     {row['reads']}", highlight=False, soft_wrap=True)
-        for title in ("settings", "recipe"):
-            pairs = ", ".join(f"{key}={_word(value)}" for key, value in row[title].items() if key not in STORE_FACTS)
-            out.print(f"  {title:<10}{pairs}", highlight=False, markup=False, soft_wrap=True)
-    out.print(
-        "Set any of these with --set name=value; sizes and the number of classes come from the store.", highlight=False
-    )
-
-
-def _word(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shlex
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +23,10 @@ from vcache.store.reader import FeatureStore
 
 STORE_FACTS = ("num_classes", "num_frames", "width", "num_heads", "grid", "embed_dim")
 """Fields of a head's Config that are filled from the store."""
+
+SETTABLE_FACTS = ("num_frames", "num_heads")
+"""Those that may be set all the same: another number of frames is a wish that another store can meet, and a decoder may divide
+its queries among more or fewer heads than the backbone. Other sizes are never right."""
 
 # Options of `vcache extract` that a store records, and their defaults.
 _REQUEST_DEFAULTS: dict[str, Any] = {
@@ -124,8 +128,7 @@ def build_head_config(head: str, settings: Mapping[str, Any], manifest: Manifest
         "grid": tuple(backbone["grid"]),
     }
     names = {field.name for field in dataclasses.fields(config)}
-    # Another number of frames is a wish that another store can meet; other sizes are never right.
-    if fixed := [name for name in STORE_FACTS if name in settings and name != "num_frames"]:
+    if fixed := [name for name in STORE_FACTS if name in settings and name not in SETTABLE_FACTS]:
         raise SettingError(f"--set {fixed[0]}: it comes from the store, which has {facts[fixed[0]]}. Leave it out.")
     values = {name: facts[name] for name in STORE_FACTS if name in names} | dict(settings)
     if isinstance(layers := values.get("layers"), str) and (":" in layers or layers == "all"):
@@ -247,7 +250,7 @@ def _command_for(
     words: Mapping[str, Any] | None = None,
 ) -> str:
     """The line that extracts the layers of a plan; where it reads none, the last layer, which is the least one can ask for."""
-    word = _layers_word(list(plan.layers), manifest.facts["backbone"]["num_layers"]) or "-1"
+    word = layers_word(list(plan.layers), manifest.facts["backbone"]["num_layers"]) or "-1"
     cross_frame = plan.maps_from if plan.maps else "none"
     return extract_command(
         manifest, layers=word, frames=frames, store=store, cross_frame=cross_frame, words=words or {}
@@ -278,7 +281,7 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join(words)
 
 
-def _layers_word(layers: list[int], num_layers: int) -> str:
+def layers_word(layers: list[int], num_layers: int) -> str:
     """The shortest `--layers` that selects these: "8:" for the last ones, else "0,3,6"."""
     if layers and layers == list(range(layers[0], num_layers)):
         return f"{layers[0]}:"
@@ -320,12 +323,7 @@ def extract_command(
     request = {**manifest.facts["request"], **words}
     line = ["vcache", "extract", request["dataset"], "--layers", layers]
     asked = request if frames is None else {**request, "frames": frames}
-    # TSN has no stride.
-    asked = {**asked, "stride": None} if asked["tsn"] else asked
-    for name, default in _REQUEST_DEFAULTS.items():
-        if asked.get(name) not in (default, None):  # an older store's request has fewer words
-            flag = f"--{name.replace('_', '-')}"
-            line += [flag] if asked[name] is True else [flag, str(asked[name])]
+    line += option_words(asked)
     line += [] if cross_frame == "qk" else ["--cross-frame", cross_frame]
     if request["split"] and store:  # without the word, it would take in splits that were left out on purpose
         line += ["--split", ",".join(group_parts(manifest.splits))]
@@ -334,10 +332,29 @@ def extract_command(
     return shlex.join(line + (["--store", str(store)] if store else []))
 
 
+def option_words(request: Mapping[str, Any]) -> list[str]:
+    """The options of `vcache extract` that a request stands for; only what differs from the defaults is said."""
+    words: list[str] = []
+    asked = {**request, "stride": None} if request["tsn"] else request  # TSN has no stride
+    for name, default in _REQUEST_DEFAULTS.items():
+        if asked.get(name) not in (default, None):  # an older store's request has fewer words
+            flag = f"--{name.replace('_', '-')}"
+            words += [flag] if asked[name] is True else [flag, str(asked[name])]
+    return words
+
+
 def find_store(
-    head: str, settings: Mapping[str, Any], train_split: str, *, num_views: int | None = None
+    head: str,
+    settings: Mapping[str, Any],
+    train_split: str,
+    *,
+    num_views: int | None = None,
+    check: Callable[[FeatureStore], None] = lambda store: None,
+    extract_line: str = "vcache extract DATASET --layers -4:",
 ) -> FeatureStore:
     """The one store under `$VCACHE_HOME` that has the split to train on, in its views, and fits the head with these settings.
+
+    `check` may refuse more stores with a HeadStoreMismatch; `extract_line` is what to run where there is no store at all.
 
     Raises:
         NoFittingStore: none is there, none fits (with the mending command of the nearest), or several do (with their paths).
@@ -351,6 +368,7 @@ def find_store(
         try:
             if train_split not in store.splits:
                 raise HeadStoreMismatch(f"{path.name} has no split {train_split!r}.")
+            check(store)
             requirements = get_head(head).requires(build_head_config(head, settings, store.manifest))
             views = {train_split: training_views(store.manifest, train_split, num_views)}
             match(head, requirements, store, store.splits, views=views)
@@ -367,6 +385,5 @@ def find_store(
     if reasons:
         raise NoFittingStore(f"no store under {vcache_home()} fits head {head!r}:\n" + "\n".join(reasons))
     raise NoFittingStore(
-        f"there is no store under {vcache_home()} yet. Make one with:  vcache extract DATASET --layers -4:   "
-        "or name one with --store PATH."
+        f"there is no store under {vcache_home()} yet. Make one with:  {extract_line}   or name one with --store PATH."
     )

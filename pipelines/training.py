@@ -16,6 +16,7 @@ from vcache.heads.requirements import Recipe
 from vcache.pipelines.buffers import BatchBuffers
 from vcache.pipelines.device import select_device
 from vcache.pipelines.evaluation import Metrics, compute_metrics, predict_logits, validation_split
+from vcache.pipelines.head_presets import HeadPreset, check_store, find_preset
 from vcache.pipelines.loading import ClipLoader
 from vcache.pipelines.matching import build_head_config, find_store, match
 from vcache.pipelines.runs import Run, next_run_folder
@@ -34,6 +35,8 @@ class TrainingConfig:
     """One `vcache train-head` command. `settings` may name any field of the head's Config or of its Recipe."""
 
     head: str
+    preset: str | None = None
+    """A row of the paper (`vcache heads HEAD` lists them); `settings` go before what it says."""
     store: StorePath | None = None
     """None: the one store under `$VCACHE_HOME` that fits."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -103,15 +106,18 @@ def train_head(
     """Train one head on a store's train split, validating after every epoch, and write a run folder.
 
     Raises:
-        UnknownHead, SettingError: no such head, or a setting that neither it nor its recipe has.
+        UnknownHead, UnknownPreset, SettingError: no such head or preset, or a setting that neither head nor recipe has.
         NoFittingStore, HeadStoreMismatch, IncompleteSplit: the stores lack what the head reads; with the mending command.
         RunError: `out` is not empty.
         TrainingError: the loss is not finite any more.
     """
     head_class = get_head(config.head)
-    head_settings, recipe_settings = split_settings(config.settings, head_class.Config, Recipe)
-    recipe = build(Recipe, {**asdict(head_class.recipe), **_one_length(recipe_settings)})
-    with _open_store(config, head_settings) as store:
+    preset = find_preset(config.head, config.preset) if config.preset else None
+    own_settings, recipe_settings = split_settings(config.settings, head_class.Config, Recipe)
+    head_settings = {**(preset.head_settings if preset else {}), **own_settings}
+    of_preset = _one_length({**preset.recipe}) if preset else {}
+    recipe = build(Recipe, {**asdict(head_class.recipe), **of_preset, **_one_length(recipe_settings)})
+    with _open_store(config, head_settings, preset) as store:
         device = select_device(config.device)
         torch.manual_seed(config.seed)
         head_config = build_head_config(config.head, head_settings, store.manifest)
@@ -225,11 +231,20 @@ def _length(recipe: Recipe, batches_per_epoch: int) -> tuple[int, int]:
     return -(-steps // batches_per_epoch), steps
 
 
-def _open_store(config: TrainingConfig, head_settings: Mapping[str, Any]) -> FeatureStore:
+def _open_store(config: TrainingConfig, head_settings: Mapping[str, Any], preset: HeadPreset | None) -> FeatureStore:
+    """The store that is named, or the one that fits; of a preset only one that it can be trained from."""
+
+    def check(store: FeatureStore) -> None:
+        if preset:
+            check_store(preset, store.manifest, head_settings, store.path.name)
+
     if config.store:
-        return FeatureStore.open(config.store)
+        store = FeatureStore.open(config.store)
+        check(store)
+        return store
     num_views = 1 if config.allow_incomplete else config.views
-    return find_store(config.head, head_settings, config.train_split, num_views=num_views)
+    line = {"extract_line": preset.extract_line} if preset else {}
+    return find_store(config.head, head_settings, config.train_split, num_views=num_views, check=check, **line)
 
 
 def _loaders(
@@ -279,6 +294,7 @@ def _run_config(
     definitions = view_definitions(store.manifest)
     return {
         "head": config.head,
+        "preset": config.preset,
         "head_config": dataclasses.asdict(head_config),
         "recipe": asdict(recipe),
         "train_split": config.train_split,

@@ -1,0 +1,41 @@
+"""Sizes of the CLIP image towers that the papers use, known without loading open_clip or any weights."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipTower:
+    """An image tower of OpenAI's CLIP, as open_clip configures it."""
+
+    num_layers: int
+    width: int
+    num_heads: int
+    patch_size: int
+    image_size: int
+    embed_dim: int
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        side = self.image_size // self.patch_size
+        return side, side
+
+    @property
+    def macs_per_frame(self) -> int:
+        """Multiply-adds of one image: patches, blocks, and the projection of CLS; equal to a count of open_clip's own module."""
+        P, D = self.grid[0] * self.grid[1], self.width
+        N = P + 1
+        patches, projection = P * D * 3 * self.patch_size**2, D * self.embed_dim
+        block = 12 * N * D**2 + 2 * N**2 * D  # Q, K, V and output 4 D^2 a token, the MLP 8; scores and values
+        return patches + self.num_layers * block + projection
+
+
+_BASE = {"num_layers": 12, "width": 768, "num_heads": 12, "embed_dim": 512}
+_LARGE = {"num_layers": 24, "width": 1024, "num_heads": 16, "embed_dim": 768}
+
+CLIP_TOWERS = {
+    "ViT-B-32-quickgelu": ClipTower(patch_size=32, image_size=224, **_BASE),
+    "ViT-B-16-quickgelu": ClipTower(patch_size=16, image_size=224, **_BASE),
+    "ViT-L-14-quickgelu": ClipTower(patch_size=14, image_size=224, **_LARGE),
+    "ViT-L-14-336-quickgelu": ClipTower(patch_size=14, image_size=336, **_LARGE),
+}
+"""By the names of open_clip, which `vcache extract --model` takes."""

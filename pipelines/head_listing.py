@@ -1,0 +1,239 @@
+"""`vcache heads`: what can be trained, one head with its presets, and what it costs; plain dicts, printed or as JSON."""
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import textwrap
+import typing
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from vcache.heads.registry import get_head, list_heads
+from vcache.pipelines.console import out
+from vcache.pipelines.counting import REMARKS
+from vcache.pipelines.head_presets import HeadPreset, presets_of
+from vcache.pipelines.matching import SETTABLE_FACTS, STORE_FACTS
+
+
+def describe_heads() -> list[dict[str, Any]]:
+    """One row a head: what it reads with its defaults, its recipe, and every setting with its default."""
+    return [_describe(name) for name in list_heads()]
+
+
+def describe_head(name: str) -> dict[str, Any]:
+    """The same of one head, with the type and the meaning of each setting, and its presets.
+
+    Raises:
+        UnknownHead: names the nearest head and lists all.
+    """
+    head = get_head(name)
+    hints, meanings = typing.get_type_hints(head.Config), _meanings(head.Config)
+    fields = {
+        field.name: {
+            "type": _type(hints[field.name]),
+            "default": None if field.name in STORE_FACTS else field.default,
+            "from_store": field.name in STORE_FACTS,
+            "meaning": meanings.get(field.name, ""),
+        }
+        for field in dataclasses.fields(head.Config)
+    }
+    return {
+        **_describe(name),
+        "fields": fields,
+        "presets": [_preset_row(preset) for preset in presets_of(name).values()],
+    }
+
+
+def _describe(name: str) -> dict[str, Any]:
+    head = get_head(name)
+    config = head.Config(num_classes=400)
+    return {
+        "head": name,
+        "summary": head.summary,
+        "reads": _reads(head.requires(config)),
+        "settings": {key: value for key, value in dataclasses.asdict(config).items() if key != "num_classes"},
+        "recipe": {key: value for key, value in dataclasses.asdict(head.recipe).items() if value is not None},
+        "num_presets": len(presets_of(name)),
+    }
+
+
+def _preset_row(preset: HeadPreset) -> dict[str, Any]:
+    return {**dataclasses.asdict(preset), "extract": preset.extract_line}
+
+
+def _meanings(config: type) -> dict[str, str]:
+    """The text under each field of a dataclass, as one line."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    meanings = {}
+    for node, after in itertools.pairwise(body.body):
+        match node, after:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                meanings[name] = " ".join(text.split())
+    return meanings
+
+
+def _type(hint: Any) -> str:
+    """ "int", "zero | normal", "list of int"."""
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return f"list of {_type(typing.get_args(hint)[0])}"
+    return (
+        "true | false"
+        if hint is bool
+        else getattr(hint, "__name__", str(hint)).lower()
+        if isinstance(hint, type)
+        else str(hint)
+    )
+
+
+def _reads(requirements: Any) -> str:
+    words = []
+    for kind, label in (("tokens", "tokens"), ("cls", "CLS"), ("maps", "Q/K")):
+        if layers := getattr(requirements, kind):
+            words.append(f"{label} of layers {', '.join(map(str, layers))}")
+    return "; ".join(words + (["the embedding"] if requirements.embed else []))
+
+
+def print_heads(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        _print_summary(row)
+        for title in ("settings", "recipe"):
+            _line(
+                title, ", ".join(f"{key}={_word(value)}" for key, value in row[title].items() if key not in STORE_FACTS)
+            )
+        if row["num_presets"]:
+            _line("presets", f"{row['num_presets']}, see:  vcache heads {row['head']}")
+    out.print(
+        "Set any of these with --set name=value; sizes and the number of classes come from the store.", highlight=False
+    )
+
+
+def print_head(row: dict[str, Any]) -> None:
+    _print_summary(row)
+    _line("recipe", ", ".join(f"{key}={_word(value)}" for key, value in row["recipe"].items()))
+    table = Table("setting", "type", "default", "meaning", title="--set name=value", title_justify="left")
+    for name, field in row["fields"].items():
+        if name not in STORE_FACTS or name in SETTABLE_FACTS:
+            default = "the store's" if field["from_store"] else _word(field["default"])
+            table.add_row(name, escape(field["type"]), default, escape(field["meaning"]))
+    out.print(table)
+    fixed = ", ".join(
+        name for name, field in row["fields"].items() if field["from_store"] and name not in SETTABLE_FACTS
+    )
+    out.print(f"  always the store's: {fixed}", highlight=False)
+    if row["presets"]:
+        _print_presets(row["head"], row["presets"])
+
+
+def _print_presets(head: str, presets: list[dict[str, Any]]) -> None:
+    table = Table("preset", "of the paper", "top-1", "settings", title="--preset NAME", title_justify="left")
+    for preset in presets:
+        pairs = {**preset["settings"], **preset["recipe"]}.items()
+        settings = " ".join(f"{name}={_word(value)}" for name, value in pairs)
+        table.add_row(preset["name"], preset["source"], f"{preset['top1']}", escape(settings))
+    out.print(table)
+    _print_groups("Where paper and official code differ:", presets, "note")
+    _print_groups(
+        "Each is trained from a store made with one of these, or from one that holds more:", presets, "extract"
+    )
+    out.print(
+        "A store has a fixed number of views where the paper draws a new one in every epoch; 8 is our choice.\n"
+        "--augment evl has no flip, as the official code; the paper names one: --augment evl-flip.\n"
+        f"What each costs, and what the paper says:  vcache heads {head} --count",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _print_groups(title: str, presets: list[dict[str, Any]], key: str) -> None:
+    """Each text that presets have under the key, and which have it."""
+    groups: dict[str, list[str]] = {}
+    for preset in presets:
+        if preset[key]:
+            groups.setdefault(preset[key], []).append(preset["name"])
+    out.print(f"[bold]{title}[/bold]", highlight=False)
+    for text, names in groups.items():
+        out.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
+        out.print(f"      {', '.join(names)}", style="dim", highlight=False, soft_wrap=True)
+
+
+def print_counts(rows: list[dict[str, Any]]) -> None:
+    if "with_tca" in rows[0]:
+        _print_paper(rows)
+        return
+    for row in rows:
+        out.print(f"[bold]{escape(row['name'])}[/bold]", highlight=False)
+        _line("config", ", ".join(f"{key}={_word(value)}" for key, value in row["config"].items()))
+        _line("parameters", f"{row['parameters']:,}")
+        _line(
+            "head",
+            f"{_giga(row['head_macs'])} GMACs a clip as the paper has it, {_giga(row['absorbed_macs'])} as it is computed here",
+        )
+        _line("backbone", f"{_giga(row['backbone_macs'])} GMACs a clip")
+        _line("together", f"{row['total_gmacs']:,.1f} GMACs, views: {row['num_views']}")
+
+
+def _print_paper(rows: list[dict[str, Any]]) -> None:
+    table = Table(title="GMACs of backbone and head over all views; the paper writes GFLOPs", title_justify="left")
+    table.add_column("preset")
+    for column in (
+        "parameters",
+        "paper",
+        "GMACs",
+        "paper",
+        "off",
+        "without T-CA",
+        "GMACs",
+        "with T-CA",
+        "GMACs",
+        "head",
+        "computed",
+    ):
+        table.add_column(column, justify="right")
+    for row in rows:
+        without, tca = row["without_tca"], row["with_tca"]
+        table.add_row(
+            row["name"],
+            f"{row['parameters']:,}",
+            f"{row['paper_millions']:.2f} M" if row["paper_millions"] else "",
+            f"{row['total_gmacs']:,.1f}",
+            f"{row['paper_gmacs']:,}" if row["paper_gmacs"] else "",
+            f"{row['deviation']:+.1%}" if row["deviation"] is not None else "",
+            f"{without['parameters']:,}",
+            f"{without['total_gmacs']:,.1f}",
+            f"{tca['parameters']:,}",
+            f"{tca['total_gmacs']:,.1f}",
+            _giga(row["head_macs"]),
+            _giga(row["absorbed_macs"]),
+        )
+    out.print(table)
+    for remark in (
+        *REMARKS,
+        "head, computed: GMACs of the head alone for one clip, by the paper's formulas and as vcache computes it.",
+    ):
+        out.print(f"  {remark}", highlight=False, soft_wrap=True)
+
+
+def _giga(macs: int) -> str:
+    return f"{macs / 1e9:,.2f}"
+
+
+def _print_summary(row: dict[str, Any]) -> None:
+    out.print(f"[bold]{row['head']}[/bold]  {row['summary']}", highlight=False, soft_wrap=True)
+    _line("reads", row["reads"])
+
+
+def _line(title: str, text: str) -> None:
+    out.print(f"  {title:<11}{text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _word(value: Any) -> str:
+    """As --set takes it; the last layers in short, as "-12:"."""
+    if isinstance(value, tuple) and len(value) > 4 and value == tuple(range(-len(value), 0)):
+        return f"-{len(value)}:"
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)

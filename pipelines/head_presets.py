@@ -1,0 +1,159 @@
+"""Presets of `vcache train-head`: a row of a paper's table as head settings, recipe, and the store that it is trained from.
+
+The presets of a head are PRESETS in HEAD_presets.py beside this file. Nothing here trains or extracts.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vcache.extract.layers import absolute_layer
+from vcache.heads.registry import get_head
+from vcache.pipelines.clip_towers import CLIP_TOWERS
+from vcache.pipelines.matching import HeadStoreMismatch, extract_command, layers_word, option_words
+from vcache.store.manifest import Manifest
+
+
+class UnknownPreset(LookupError):
+    """The head has no preset of this name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadPreset:
+    """One row of a table. What a user sets goes before `settings` and `recipe`."""
+
+    name: str
+    head: str
+    source: str
+    """Where the paper defines it."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the head's Config that are not its defaults, but for the number of frames."""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the Recipe that are not the head's."""
+    dataset: str
+    num_classes: int
+    model: str = "ViT-B-16-quickgelu"
+    frames: int
+    stride: int | None = None
+    """None: the centres of equal segments (TSN)."""
+    eval_views: str
+    views: int = 8
+    """Ours: the papers draw a new view in every epoch, a store has a fixed number of them."""
+    augment: str
+    top1: float | None = None
+    """Per cent, as the paper has it."""
+    gmacs: int | None = None
+    """The paper's, of backbone and head over all evaluation views."""
+    millions: float | None = None
+    """The paper's new parameters."""
+    note: str = ""
+    """What differs between paper and official code, and which of them this is."""
+
+    @property
+    def head_settings(self) -> dict[str, Any]:
+        return {"num_frames": self.frames, **self.settings}
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """What a store's request has to say, by the names of `request.recorded_request`."""
+        return {
+            "model": self.model,
+            "pretrained": "openai",
+            "random_weights": False,
+            "tsn": self.stride is None,
+            "frames": self.frames,
+            "stride": self.stride or 16,
+            "views": self.views,
+            "eval_views": self.eval_views,
+            "augment": self.augment,
+        }
+
+    @property
+    def layers_and_cross_frame(self) -> tuple[str, str]:
+        """The words of --layers and --cross-frame."""
+        tower = CLIP_TOWERS[self.model]
+        head = get_head(self.head)
+        sizes = {"width": tower.width, "num_heads": tower.num_heads, "grid": tower.grid}
+        asked = head.requires(head.Config(num_classes=self.num_classes, **sizes, **self.head_settings))
+        layers = {absolute_layer(layer, tower.num_layers) for layer in (*asked.tokens, *asked.cls, *asked.maps)}
+        word = layers_word(sorted(layers), tower.num_layers)
+        if word.endswith(":") and word != "0:":
+            word = f"-{len(layers)}:"
+        return word, "qk" if asked.maps else "none"
+
+    @property
+    def extract_line(self) -> str:
+        """The `vcache extract` line that makes the store of this preset."""
+        layers, cross_frame = self.layers_and_cross_frame
+        words = ["vcache", "extract", self.dataset, "--layers", layers, *option_words(self.request)]
+        return shlex.join(words + ([] if cross_frame == "qk" else ["--cross-frame", cross_frame]))
+
+
+def presets_of(head: str) -> dict[str, HeadPreset]:
+    """By name, in the order of the paper; none for a head without a file of presets."""
+    module = f"{__package__}.{head}_presets"
+    if importlib.util.find_spec(module) is None:
+        return {}
+    return {preset.name: preset for preset in importlib.import_module(module).PRESETS}
+
+
+def find_preset(head: str, name: str) -> HeadPreset:
+    """The preset of that name.
+
+    Raises:
+        UnknownPreset: names the nearest, and the command that lists them.
+    """
+    presets = presets_of(head)
+    if name in presets:
+        return presets[name]
+    if not presets:
+        raise UnknownPreset(f"head {head!r} has no presets. Leave out --preset {name}.")
+    near = difflib.get_close_matches(name, presets, n=1, cutoff=0.3)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    raise UnknownPreset(f"head {head!r} has no preset {name!r}. {hint}See all with:  vcache heads {head}")
+
+
+def check_store(preset: HeadPreset, manifest: Manifest, settings: Mapping[str, Any], name: str) -> None:
+    """A store made with another kind of backbone, another number of frames or other sampling is refused.
+
+    `settings` are the user's, which go before the preset's. Views are not compared: fewer of them are a weaker recipe, and
+    another dataset is another experiment, but neither is another head.
+
+    Raises:
+        HeadStoreMismatch: what the preset wants, what the store called `name` holds, and the `vcache extract` line to run.
+    """
+    tower, facts, stored = CLIP_TOWERS[preset.model], manifest.facts["backbone"], manifest.facts["request"]
+    frames = int(settings.get("num_frames", preset.frames))
+    sizes = (tower.num_layers, tower.width, tower.grid)
+    wanted = {
+        "backbone": f"{preset.model} ({_sizes(*sizes)})",
+        "clips": _clips(frames, preset.stride),
+    }
+    own = (facts["num_layers"], facts["width"], tuple(facts["grid"]))
+    there = {
+        "backbone": wanted["backbone"] if own == sizes else f"{facts['model']} ({_sizes(*own)})",
+        "clips": _clips(stored["frames"], None if stored["tsn"] else stored["stride"]),
+    }
+    if wanted == there:
+        return
+    different = [kind for kind in wanted if wanted[kind] != there[kind]]
+    layers, cross_frame = preset.layers_and_cross_frame
+    words = {**preset.request, "frames": frames}
+    raise HeadStoreMismatch(
+        f"preset {preset.name!r} is trained from {' and '.join(f'{kind} {wanted[kind]}' for kind in different)}; "
+        f"{name} holds {' and '.join(f'{kind} {there[kind]}' for kind in different)}.\n"
+        "Extract a store of its own with:  "
+        + extract_command(manifest, layers=layers, frames=None, store=None, cross_frame=cross_frame, words=words)
+    )
+
+
+def _sizes(num_layers: int, width: int, grid: tuple[int, ...]) -> str:
+    return f"{num_layers} blocks of width {width}, {grid[0]}x{grid[1]} patches"
+
+
+def _clips(num_frames: int, stride: int | None) -> str:
+    return f"of {num_frames} frames, " + ("sampled as in TSN" if stride is None else f"stride {stride}")
