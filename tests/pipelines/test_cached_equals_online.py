@@ -21,7 +21,12 @@ from vcache.pipelines.matching import build_head_config, match
 from vcache.pipelines.request import ExtractionConfig
 from vcache.store.reader import FeatureStore
 
-HEADS = {"linear": {}, "evl": {"layers": "-2:"}}
+HEADS = {
+    "linear": ("linear", {}),
+    "evl": ("evl", {"layers": "-2:"}),
+    "evl, repeated": ("evl", {"layers": "2,1,2", "temporal_conv": "false"}),
+    "evl, pooled": ("evl", {"layers": "-2:", "temporal_cross_attention": "false", "pooling": "cls"}),
+}
 
 
 def online_features(config: ExtractionConfig, paths: list[Path]) -> ClipFeatures:
@@ -34,7 +39,7 @@ def online_features(config: ExtractionConfig, paths: list[Path]) -> ClipFeatures
     k = {layer: torch.stack([tap.k[layer] for tap in taps]) for layer in (1, 2)}
     return ClipFeatures(
         tokens=tokens,
-        cls={-1: tokens[2][:, :, 0]},
+        cls={-1: tokens[2][:, :, 0], 1: tokens[1][:, :, 0], 2: tokens[2][:, :, 0]},
         maps={layer: cross_frame_maps(q[layer], k[layer]) for layer in (1, 2)},
         embed=torch.stack([tap.embed for tap in taps]),
     )
@@ -49,11 +54,14 @@ def logits_and_gradients(head: torch.nn.Module, features: ClipFeatures, labels: 
     }
 
 
+BOUNDS = {"float32": 1e-6, "float16": 2e-3, "bfloat16": 1.6e-2, "int8": 1.6e-2}
+WAYS = [("linear", "none"), ("evl", "qk"), ("evl", "maps"), ("evl", "derive")]
+
+
 @pytest.mark.parametrize(
-    ("dtype", "bound"), [("float32", 1e-6), ("float16", 2e-3), ("bfloat16", 1.6e-2), ("int8", 1.6e-2)]
-)
-@pytest.mark.parametrize(
-    ("name", "cross_frame"), [("linear", "none"), ("evl", "qk"), ("evl", "maps"), ("evl", "derive")]
+    ("name", "cross_frame", "dtype"),
+    [(*way, dtype) for way in WAYS for dtype in BOUNDS]
+    + [("evl, repeated", "derive", "float32"), ("evl, pooled", "none", "float32")],
 )
 def test_logits_and_every_gradient_from_the_cache_equal_those_online(
     config: Callable[..., ExtractionConfig],
@@ -62,7 +70,6 @@ def test_logits_and_every_gradient_from_the_cache_equal_those_online(
     name: str,
     cross_frame: str,
     dtype: str,
-    bound: float,
 ) -> None:
     """Of the largest value of each tensor. float32: 1e-6; float16: 2e-3 (11 bits of mantissa in, two layers of them); bfloat16
     has three bits less, and int8 about as many."""
@@ -74,11 +81,12 @@ def test_logits_and_every_gradient_from_the_cache_equal_those_online(
         online = online_features(made, [videos / path for path in store.videos("train").paths])
         shutil.rmtree(videos)
         torch.manual_seed(3)
-        head_config = build_head_config(name, HEADS[name], store.manifest)
-        head = get_head(name)(head_config).eval()
+        kind, settings = HEADS[name]
+        head_config = build_head_config(kind, settings, store.manifest)
+        head = get_head(kind)(head_config).eval()
         for parameter in head.parameters():  # what starts at zero would hide what flows through it
             torch.nn.init.normal_(parameter, std=0.3)
-        plan = match(name, head.requires(head_config), store, ["train"])
+        plan = match(kind, head.requires(head_config), store, ["train"])
         loader = ClipLoader(store, "train", plan, batch_size=12, device=torch.device("cpu"))
         (batch,) = loader.in_order()
         np.testing.assert_array_equal(batch.rows, np.arange(12))
@@ -88,4 +96,4 @@ def test_logits_and_every_gradient_from_the_cache_equal_those_online(
     assert len(cached) == 1 + len(list(head.parameters()))
     for key, value in expected.items():
         error = (cached[key] - value).abs().max() / value.abs().max().clamp_min(1e-3)
-        assert error <= bound, f"{key}: {error:.2e}"
+        assert error <= BOUNDS[dtype], f"{key}: {error:.2e}"
