@@ -1,6 +1,7 @@
 """Sizes of the CLIP image towers that the papers use, known without loading open_clip or any weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,11 @@ class ClipTower:
     def grid(self) -> tuple[int, int]:
         side = self.image_size // self.patch_size
         return side, side
+
+    def facts_for(self, config: type) -> dict[str, Any]:
+        """Those of the sizes that a head's Config takes from a store, by its names."""
+        facts = {"width": self.width, "num_heads": self.num_heads, "grid": self.grid, "embed_dim": self.embed_dim}
+        return {field.name: facts[field.name] for field in fields(config) if field.name in facts}
 
     @property
     def macs_per_frame(self) -> int:

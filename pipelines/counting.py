@@ -139,10 +139,8 @@ def describe_count(head: str, settings: Mapping[str, Any], preset_name: str | No
 
 def preset_config(head: str, tower: ClipTower, preset: HeadPreset | None, own: Mapping[str, Any]) -> Any:
     """The head's Config on a tower: sizes of the tower, the preset over the defaults, and what is set over both."""
-    fields = {field.name for field in dataclasses.fields(get_head(head).Config)}
-    sizes = {"width": tower.width, "num_heads": tower.num_heads, "grid": tower.grid, "embed_dim": tower.embed_dim}
     of_preset = {"num_classes": preset.num_classes, **preset.head_settings} if preset else {"num_classes": 400}
-    values = {name: value for name, value in sizes.items() if name in fields} | of_preset | dict(own)
+    values = tower.facts_for(get_head(head).Config) | of_preset | dict(own)
     if isinstance(layers := values.get("layers"), str) and (":" in layers or layers == "all"):
         values["layers"] = resolve_layers(layers, tower.num_layers)
     return build(get_head(head).Config, values)

@@ -15,6 +15,7 @@ from vcache.extract.layers import absolute_layer
 from vcache.heads.registry import get_head
 from vcache.pipelines.clip_towers import CLIP_TOWERS
 from vcache.pipelines.matching import HeadStoreMismatch, extract_command, layers_word, option_words
+from vcache.pipelines.settings import read_values
 from vcache.store.manifest import Manifest
 
 
@@ -75,9 +76,8 @@ class HeadPreset:
     @property
     def layers_and_cross_frame(self) -> tuple[str, str]:
         """The words of --layers and --cross-frame."""
-        tower = CLIP_TOWERS[self.model]
-        head = get_head(self.head)
-        sizes = {"width": tower.width, "num_heads": tower.num_heads, "grid": tower.grid}
+        tower, head = CLIP_TOWERS[self.model], get_head(self.head)
+        sizes = tower.facts_for(head.Config)
         asked = head.requires(head.Config(num_classes=self.num_classes, **sizes, **self.head_settings))
         layers = {absolute_layer(layer, tower.num_layers) for layer in (*asked.tokens, *asked.cls, *asked.maps)}
         word = layers_word(sorted(layers), tower.num_layers)
@@ -127,7 +127,9 @@ def check_store(preset: HeadPreset, manifest: Manifest, settings: Mapping[str, A
         HeadStoreMismatch: what the preset wants, what the store called `name` holds, and the `vcache extract` line to run.
     """
     tower, facts, stored = CLIP_TOWERS[preset.model], manifest.facts["backbone"], manifest.facts["request"]
-    frames = int(settings.get("num_frames", preset.frames))
+    frames = read_values(get_head(preset.head).Config, {"num_frames": settings.get("num_frames", preset.frames)})[
+        "num_frames"
+    ]
     sizes = (tower.num_layers, tower.width, tower.grid)
     wanted = {
         "backbone": f"{preset.model} ({_sizes(*sizes)})",

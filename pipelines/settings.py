@@ -49,14 +49,23 @@ def build(config: type[_Config], settings: Mapping[str, Any]) -> _Config:
     Raises:
         SettingError: a text cannot be read as its field's type, or the dataclass refuses a value.
     """
-    hints = typing.get_type_hints(config)
-    values = {
-        name: _read(name, value, hints[name]) if isinstance(value, str) else value for name, value in settings.items()
-    }
+    values = read_values(config, settings)
     try:
         return config(**values)
     except ValueError as error:
         raise SettingError(str(error)) from error
+
+
+def read_values(config: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with text values read as the type of their field.
+
+    Raises:
+        SettingError: a text cannot be read as its field's type.
+    """
+    hints = typing.get_type_hints(config)
+    return {
+        name: _read(name, value, hints[name]) if isinstance(value, str) else value for name, value in settings.items()
+    }
 
 
 def _read(name: str, text: str, hint: Any) -> Any:

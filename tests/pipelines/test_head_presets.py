@@ -20,6 +20,7 @@ from vcache.pipelines.head_presets import HeadPreset, UnknownPreset, find_preset
 from vcache.pipelines.matching import HeadStoreMismatch, NoFittingStore
 from vcache.pipelines.presets import RECIPES
 from vcache.pipelines.runs import Run
+from vcache.pipelines.settings import SettingError
 from vcache.pipelines.stored_views import parse_grid
 from vcache.pipelines.training import TrainingConfig, train_head
 
@@ -109,6 +110,14 @@ def test_what_is_set_goes_before_the_preset(
     assert (config["recipe"]["epochs"], config["recipe"]["steps"], config["recipe"]["lr"]) == (1, None, 0.002)
     assert (tuple(config["head_config"]["layers"]), config["head_config"]["query_init"]) == ((2,), "normal")
     assert not config["head_config"]["temporal_cross_attention"]
+
+
+def test_a_number_of_frames_that_is_none_is_refused_by_name(
+    float32_store: Path, tmp_path: Path, tiny_preset: HeadPreset
+) -> None:
+    given = {"preset": "tiny-5f", "settings": {"num_frames": "five"}}
+    with pytest.raises(SettingError, match="--set num_frames=five: int expected"):
+        train_head(TrainingConfig(head="evl", store=float32_store, out=tmp_path / "run", device="cpu", **given))
 
 
 def test_a_run_without_a_preset_says_so(float32_store: Path, tmp_path: Path) -> None:
