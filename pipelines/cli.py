@@ -164,6 +164,12 @@ def train_head(
         bool, typer.Option("--allow-incomplete", help="Train although the extraction of the store has not finished.")
     ] = False,
     device: Device = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Of the head's products: float32, bfloat16, or float16 on a GPU. auto: float32 on a CPU, half on a GPU."
+        ),
+    ] = "auto",
     as_json: Json = False,
 ) -> None:
     """Train a head from the stored features; no video is opened.
@@ -195,6 +201,7 @@ def train_head(
         views=views,
         seed=seed,
         device=device,
+        precision=precision,
         allow_incomplete=allow_incomplete,
     )
     with console.training_bar(head) as screen:

@@ -233,10 +233,11 @@ class TrainingScreen:
         self.progress.update(self.task, total=plan.steps)
         self.progress.start()
         views = f" in {plan.num_views} views" if plan.num_views > 1 else ""
+        precision = "" if plan.precision == "float32" else f", {plan.precision}"
         self.progress.console.print(
             f"{escape(plan.store.name)}: {plan.num_train} videos{views} to train on, {plan.num_val} to validate on; "
             f"{plan.num_parameters:,} parameters, {plan.steps} steps of {plan.recipe.batch_size} ({epochs}), "
-            f"AdamW lr {plan.recipe.lr:g}, weight decay {plan.recipe.weight_decay:g}, {plan.recipe.schedule}",
+            f"AdamW lr {plan.recipe.lr:g}, weight decay {plan.recipe.weight_decay:g}, {plan.recipe.schedule}{precision}",
             soft_wrap=True,
         )
 

@@ -19,9 +19,11 @@ from vcache.pipelines.evaluation import Metrics, compute_metrics, predict_logits
 from vcache.pipelines.head_presets import HeadPreset, check_store, find_preset
 from vcache.pipelines.loading import ClipLoader
 from vcache.pipelines.matching import build_head_config, find_store, match
+from vcache.pipelines.mixed_precision import MixedPrecision, training_precision
 from vcache.pipelines.runs import Run, next_run_folder
 from vcache.pipelines.settings import SettingError, build, split_settings
 from vcache.pipelines.stored_views import training_views, view_definitions
+from vcache.pipelines.training_step import TrainingStep
 from vcache.store.object_path import StorePath
 from vcache.store.reader import FeatureStore
 
@@ -47,6 +49,8 @@ class TrainingConfig:
     """Draw from the first views only, view 0 among them; None: from all that the store defines for training."""
     seed: int = 0
     device: str = "auto"
+    precision: str = "auto"
+    """Of the head's products, one of TRAINING_PRECISIONS; see mixed_precision.py."""
     allow_incomplete: bool = False
 
 
@@ -93,6 +97,7 @@ class TrainingPlan:
     num_parameters: int
     epochs: int
     steps: int
+    precision: str
     recipe: Recipe
 
 
@@ -109,6 +114,7 @@ def train_head(
         UnknownHead, UnknownPreset, SettingError: no such head or preset, or a setting that neither head nor recipe has.
         NoFittingStore, HeadStoreMismatch, IncompleteSplit: the stores lack what the head reads; with the mending command.
         RunError: `out` is not empty.
+        PrecisionError: the precision is none of the device.
         TrainingError: the loss is not finite any more.
     """
     head_class = get_head(config.head)
@@ -119,6 +125,7 @@ def train_head(
     recipe = build(Recipe, {**asdict(head_class.recipe), **of_preset, **_one_length(recipe_settings)})
     with _open_store(config, head_settings, preset) as store:
         device = select_device(config.device)
+        precision = training_precision(config.precision, device)
         torch.manual_seed(config.seed)
         head_config = build_head_config(config.head, head_settings, store.manifest)
         head = head_class(head_config).to(device)
@@ -127,13 +134,13 @@ def train_head(
         parameters = sum(p.numel() for p in head.parameters() if p.requires_grad)
         run = Run.create(
             config.out or next_run_folder(config.head),
-            _run_config(config, head_config, recipe, store, train.views_with_videos),
+            _run_config(config, head_config, recipe, precision, store, train.views_with_videos),
             store.manifest.class_names,
         )
         num_val = len(val.rows) if val else 0
-        sizes = (len(train.rows), num_val, len(train.views_with_videos), parameters, epochs, steps)
+        sizes = (len(train.rows), num_val, len(train.views_with_videos), parameters, epochs, steps, precision.name)
         on_plan(TrainingPlan(run.path, store.path, *sizes, recipe))
-        last = _train(head, recipe, train, val, run, steps, on_step, on_epoch)
+        last = _train(head, recipe, precision, train, val, run, steps, on_step, on_epoch)
         run.save_head(head.state_dict())
         return TrainingSummary(
             run=str(run.path),
@@ -161,6 +168,7 @@ def learning_rate(recipe: Recipe, step: int, num_steps: int) -> float:
 def _train(
     head: nn.Module,
     recipe: Recipe,
+    precision: MixedPrecision,
     train: ClipLoader,
     val: ClipLoader | None,
     run: Run,
@@ -168,7 +176,7 @@ def _train(
     on_step: Callable[[int, float], None],
     on_epoch: Callable[[EpochReport], None],
 ) -> EpochReport:
-    optimiser = torch.optim.AdamW(head.parameters(), lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay)
+    train_step = TrainingStep(head, recipe, precision)
     step, epoch, report = 0, 0, None
     while step < num_steps:
         began, loss_sum, hits, seen = time.perf_counter(), 0.0, 0, 0
@@ -177,23 +185,17 @@ def _train(
             if step == num_steps:
                 break
             rate = learning_rate(recipe, step, num_steps)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            logits = head(batch.features)
-            loss = nn.functional.cross_entropy(logits, batch.labels, label_smoothing=recipe.label_smoothing)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
+            result = train_step(batch.features, batch.labels, rate)
             step += 1
-            if not math.isfinite(loss.item()):
+            if not math.isfinite(result.loss):
                 raise TrainingError(
-                    f"the loss is {loss.item()} at step {step}, with learning rate {rate:g}: the head is lost. "
+                    f"the loss is {result.loss} at step {step}, with learning rate {rate:g}: the head is lost. "
                     "Train with a smaller --lr, or with --set warmup_steps=N."
                 )
-            loss_sum += loss.item() * len(batch.rows)
-            hits += int((logits.argmax(dim=1) == batch.labels).sum())
+            loss_sum += result.loss * len(batch.rows)
+            hits += result.hits
             seen += len(batch.rows)
-            on_step(step, loss.item())
+            on_step(step, result.loss)
         metrics = compute_metrics(*predict_logits(head, val.in_order())) if val else None
         report = EpochReport(
             epoch=epoch,
@@ -289,7 +291,12 @@ def _training_views(config: TrainingConfig, store: FeatureStore) -> tuple[int, .
 
 
 def _run_config(
-    config: TrainingConfig, head_config: Any, recipe: Recipe, store: FeatureStore, views: Iterable[int]
+    config: TrainingConfig,
+    head_config: Any,
+    recipe: Recipe,
+    precision: MixedPrecision,
+    store: FeatureStore,
+    views: Iterable[int],
 ) -> dict[str, Any]:
     definitions = view_definitions(store.manifest)
     return {
@@ -300,6 +307,7 @@ def _run_config(
         "train_split": config.train_split,
         "views": {str(view): definitions[view] for view in views},
         "seed": config.seed,
+        "precision": precision.name,
         "dataset": store.manifest.dataset,
         "store": str(store.path.resolve()),
         "store_key": store.manifest.key,
