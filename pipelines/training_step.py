@@ -23,8 +23,9 @@ class TrainingStep:
 
     def __init__(self, head: nn.Module, recipe: Recipe, precision: MixedPrecision) -> None:
         self.head, self.recipe, self.precision = head, recipe, precision
+        # Fused: one pass over memory in place of a dozen, several times as fast on a CPU; the same update but for the last bit.
         self.optimiser = torch.optim.AdamW(
-            head.parameters(), lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay
+            head.parameters(), lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
         )
         self.scaler = precision.gradient_scaler()
 
