@@ -190,7 +190,7 @@ def _train(
             if not math.isfinite(result.loss):
                 raise TrainingError(
                     f"the loss is {result.loss} at step {step}, with learning rate {rate:g}: the head is lost. "
-                    "Train with a smaller --lr, or with --set warmup_steps=N."
+                    f"Train with a smaller --lr, or with --set warmup_steps=N{_or_float32(precision)}."
                 )
             loss_sum += result.loss * len(batch.rows)
             hits += result.hits
@@ -211,6 +211,10 @@ def _train(
         epoch += 1
     assert report is not None
     return report
+
+
+def _or_float32(precision: MixedPrecision) -> str:
+    return "" if precision.name == "float32" else ", or with --precision float32"
 
 
 def _validation_fields(metrics: Metrics | None) -> dict[str, float | None]:

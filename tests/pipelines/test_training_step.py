@@ -13,7 +13,7 @@ from vcache.heads.registry import get_head
 from vcache.heads.requirements import ClipFeatures, Recipe
 from vcache.pipelines.evaluation import evaluate_run
 from vcache.pipelines.mixed_precision import MixedPrecision, PrecisionError, training_precision
-from vcache.pipelines.training import TrainingConfig, train_head
+from vcache.pipelines.training import TrainingConfig, TrainingError, train_head
 from vcache.pipelines.training_step import TrainingStep
 
 CPU = torch.device("cpu")
@@ -162,6 +162,15 @@ def test_train_head_takes_a_precision_records_it_and_validates_in_float32(
     assert evaluate_run(tmp_path / "half", device="cpu").loss == pytest.approx(
         json.loads(half[-1])["val_loss"], rel=1e-5
     )
+
+
+def test_a_loss_lost_in_half_precision_names_the_way_out(float32_store: Path, tmp_path: Path) -> None:
+    settings = {"lr": 1e30, "epochs": 5, "batch_size": 5}
+    config = TrainingConfig(
+        head="linear", store=float32_store, out=tmp_path, device="cpu", precision="bfloat16", settings=settings
+    )
+    with pytest.raises(TrainingError, match="warmup_steps=N, or with --precision float32.$"):
+        train_head(config)
 
 
 def test_a_refused_precision_leaves_no_run(float32_store: Path, tmp_path: Path) -> None:
