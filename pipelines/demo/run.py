@@ -21,7 +21,6 @@ from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.runs import next_run_folder
 from vcache.pipelines.training import TrainingConfig, train_head
-from vcache.store.object_path import StorePath
 
 # Chosen for 400 clips of a 128-wide backbone; the paper's 50,000 steps of 256 clips and dropout 0.5 are for Kinetics.
 EVL_SETTINGS = {"epochs": 20, "batch_size": 16, "lr": 2e-3, "mlp_dropout": 0.1, "cls_dropout": 0.1}
@@ -59,28 +58,8 @@ def run_demo(
 
     Returns a dict with the table's rows, chance, seconds of each stage, and the paths of everything written.
     """
-    seconds: dict[str, float] = {}
-    began = time.perf_counter()
-    csv = _render(out / "world", train, val, show)
-    seconds["render"] = time.perf_counter() - began
-
-    extraction = ExtractionConfig(
-        dataset=str(csv),
-        layers="-4:",
-        tsn=True,
-        model=f"local-dir:{TINY_CLIP}",
-        pretrained=None,
-        store=out / "world.zarr",
-    )
-    _say(show, "extract", csv, "--layers", "-4:", "--tsn", "--model", extraction.model, "--store", extraction.store)
-    began = time.perf_counter()
-    with console.extraction_screen("extract") as screen:
-        summary = run_extraction(extraction, screen.progress, screen.stage)
-    seconds["extract"] = time.perf_counter() - began
-    if show:
-        console.print_extraction_summary(summary)
-
-    rows = [_train(row, out, extraction.store, seed, show) for row in demo_heads(tca_gain)]
+    store, seconds = prepare_world(out, train=train, val=val, show=show)
+    rows = [_train(row, out, store, seed, show) for row in demo_heads(tca_gain)]
     for row in rows:
         seconds[row["head"]] = row["seconds"]
     return {
@@ -88,9 +67,38 @@ def run_demo(
         "chance": 1 / len(MOTIONS),
         "seconds": seconds,
         "videos": str(out / "world"),
-        "store": str(extraction.store),
+        "store": str(store),
         "runs": str(out / "runs"),
     }
+
+
+def prepare_world(out: Path, *, train: int, val: int, show: bool) -> tuple[Path, dict[str, float]]:
+    """Render `out/world` and extract it into `out/world.zarr`; what is there is used again.
+
+    Returns the store, and the seconds that "render" and "extract" took.
+    """
+    seconds: dict[str, float] = {}
+    began = time.perf_counter()
+    csv = _render(out / "world", train, val, show)
+    seconds["render"] = time.perf_counter() - began
+
+    store = out / "world.zarr"
+    extraction = ExtractionConfig(
+        dataset=str(csv),
+        layers="-4:",
+        tsn=True,
+        model=f"local-dir:{TINY_CLIP}",
+        pretrained=None,
+        store=store,
+    )
+    _say(show, "extract", csv, "--layers", "-4:", "--tsn", "--model", extraction.model, "--store", store)
+    began = time.perf_counter()
+    with console.extraction_screen("extract") as screen:
+        summary = run_extraction(extraction, screen.progress, screen.stage)
+    seconds["extract"] = time.perf_counter() - began
+    if show:
+        console.print_extraction_summary(summary)
+    return store, seconds
 
 
 def print_demo(result: dict[str, Any]) -> None:
@@ -130,7 +138,7 @@ def _render(folder: Path, train: int, val: int, show: bool) -> Path:
         )
 
 
-def _train(row: DemoHead, out: Path, store: StorePath | None, seed: int, show: bool) -> dict[str, Any]:
+def _train(row: DemoHead, out: Path, store: Path, seed: int, show: bool) -> dict[str, Any]:
     run = next_run_folder(row.head, out / "runs")
     config = TrainingConfig(head=row.head, store=store, settings=row.settings, out=run, seed=seed)
     pairs = [word for name, value in row.settings.items() for word in ("--set", f"{name}={value}")]
