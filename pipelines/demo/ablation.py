@@ -14,7 +14,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +160,8 @@ def _finished_runs(runs: Path, configs: Mapping[tuple[Variant, int], TrainingCon
     """Those of `configs` that a run folder with weights was trained with."""
     there: dict[str, Run] = {}
     for path in sorted(runs.glob("*/head.safetensors")):
-        run = Run.open(path.parent)
-        there[_fingerprint(run.config)] = run
+        if (run := Run.open(path.parent)).head == "evl" and run.metrics():
+            there[_fingerprint(run.config)] = run
     store = next(iter(configs.values())).store
     assert store is not None
     with FeatureStore.open(store) as opened:
@@ -170,7 +170,14 @@ def _finished_runs(runs: Path, configs: Mapping[tuple[Variant, int], TrainingCon
 
 
 def _fingerprint(run_config: Mapping[str, Any]) -> str:
-    return json.dumps({name: run_config.get(name) for name in _SAME}, sort_keys=True)
+    """Fields that the head has had only since the run take their defaults, as when its weights are loaded."""
+    defaults = {
+        field.name: field.default
+        for field in fields(get_head(run_config["head"]).Config)
+        if field.default is not MISSING
+    }
+    same = {name: run_config.get(name) for name in _SAME}
+    return json.dumps({**same, "head_config": {**defaults, **run_config["head_config"]}}, sort_keys=True)
 
 
 def _run_config(config: TrainingConfig, manifest: Manifest) -> dict[str, Any]:
