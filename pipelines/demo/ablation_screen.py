@@ -24,14 +24,11 @@ def announce(total: int, left: int, seconds: float, *, timed: bool) -> None:
     if not left:
         console.err.print(f"\nall {console.count(total, 'run')} there already", highlight=False)
         return
-    source = (
-        "by the runs that are there" if timed else "on two quiet cores; after the first run, by this machine's pace"
-    )
+    source = "by the runs that are there" if timed else "on two quiet cores; the first run will tell of this machine"
     console.err.print(
         f"\n{there}{console.count(left, 'run')} to train: about {console.duration(seconds)} {source}.\n"
         "Stopped at any time, the same command goes on after the last finished run.",
         highlight=False,
-        soft_wrap=True,
     )
 
 
