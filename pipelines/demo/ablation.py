@@ -24,7 +24,9 @@ from vcache.pipelines.demo.ablation_screen import AblationScreen, ablation_bar, 
 from vcache.pipelines.demo.motions import MOTIONS
 from vcache.pipelines.demo.run import EVL_SETTINGS, prepare_world
 from vcache.pipelines.demo.table8 import MODULES, TABLES, VARIANTS, PaperRow, Variant
+from vcache.pipelines.device import select_device
 from vcache.pipelines.matching import build_head_config
+from vcache.pipelines.mixed_precision import training_precision
 from vcache.pipelines.runs import Run, next_run_folder
 from vcache.pipelines.settings import build, split_settings
 from vcache.pipelines.stored_views import training_views, view_definitions
@@ -35,7 +37,7 @@ from vcache.store.reader import FeatureStore
 ORDER_BLIND_BOUND = 0.5
 """Top-1 that no head which ignores the order can pass: the motions are pairs, each the other played backwards."""
 
-_SAME = ("head", "head_config", "recipe", "dataset", "train_split", "views", "seed", "store_key")
+_SAME = ("head", "head_config", "recipe", "dataset", "train_split", "views", "seed", "precision", "store_key")
 """Of config.json, what makes two runs the same."""
 
 
@@ -170,13 +172,14 @@ def _finished_runs(runs: Path, configs: Mapping[tuple[Variant, int], TrainingCon
 
 
 def _fingerprint(run_config: Mapping[str, Any]) -> str:
-    """Fields that the head has had only since the run take their defaults, as when its weights are loaded."""
+    """Fields that the head has had only since the run take their defaults, as when its weights are loaded; runs that do not
+    tell their precision had no other than float32."""
     defaults = {
         field.name: field.default
         for field in fields(get_head(run_config["head"]).Config)
         if field.default is not MISSING
     }
-    same = {name: run_config.get(name) for name in _SAME}
+    same = {"precision": "float32"} | {name: run_config[name] for name in _SAME if name in run_config}
     return json.dumps({**same, "head_config": {**defaults, **run_config["head_config"]}}, sort_keys=True)
 
 
@@ -193,6 +196,7 @@ def _run_config(config: TrainingConfig, manifest: Manifest) -> dict[str, Any]:
         "train_split": config.train_split,
         "views": {str(view): definitions[view] for view in views},
         "seed": config.seed,
+        "precision": training_precision(config.precision, select_device(config.device)).name,
         "store_key": manifest.key,
     }
 

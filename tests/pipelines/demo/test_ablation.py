@@ -170,18 +170,19 @@ def test_a_gain_of_tca_leaves_the_runs_without_tca_as_they_are(
     assert {failure["error"] for failure in result["failed"]} == {"ZeroDivisionError: division by zero"}
 
 
-def test_a_run_from_before_the_head_had_a_field_counts_and_one_of_another_key_does_not(
+def test_a_run_from_before_there_was_a_field_counts_and_one_with_another_value_does_not(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ablation, "train_head", lambda config, **callbacks: 1 / 0)
     path = Path(session.again["tables"]["8a"][2]["runs"][0]["run"]) / "config.json"
     written = path.read_text()
     config = json.loads(written)
-    del config["head_config"]["tca_gain"]
+    del config["head_config"]["tca_gain"], config["precision"]
     path.write_text(json.dumps(config))
     assert ablate(session.out, 2)["num_trained"] == 0
-    path.write_text(json.dumps({**config, "store_key": "another"}))
-    assert ablate(session.out, 2)["num_trained"] == 1
+    for other in ({"precision": "bfloat16"}, {"store_key": "another"}, {"seed": 7}):
+        path.write_text(json.dumps({**config, **other}))
+        assert ablate(session.out, 2)["num_trained"] == 1
     path.write_text(written)
 
 
