@@ -97,9 +97,10 @@ def print_ablation(result: dict[str, Any]) -> None:
     _print_table(f"Table 8a: temporal modules{ours}", tuple(MODULES.values()), modules, result["seeds"])
     _print_table(f"Table 8b: depth, all modules{ours}", ("depth", "layers"), depths, result["seeds"])
     seeds = ", ".join(str(seed) for seed in result["seeds"])
+    over = f"mean and standard deviation over seeds {seeds}" if len(result["seeds"]) > 1 else f"seed {seeds} alone"
     deeper = ", ".join(f"{accuracy} at {depth}" for depth, accuracy in PAPER_DEEPER.items())
     for line in (
-        f"Here: top-1 of {result['num_val']} validation videos, mean and standard deviation over seeds {seeds}. "
+        f"Here: top-1 of {result['num_val']} validation videos, {over}. "
         f"Chance is {result['chance']:.0%}. A head that ignores the order, as the first row of 8a, cannot pass "
         f"{result['order_blind_bound']:.0%}: the motions are five pairs, each the other played backwards.",
         "Paper: ViT-B/16 on Kinetics-400 and Something-Something V2; K-400 by depth is its Table 6a. "
