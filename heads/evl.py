@@ -42,6 +42,7 @@ class EVL(nn.Module):
     class Config:
         num_classes: int
         num_frames: int = 8
+        """Frames of a clip; another number is another store."""
         width: int = 768
         num_heads: int = 12
         """Of the decoder's attention. The backbone's unless set; the maps are means over the backbone's own heads."""

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vcache.extract.layers import resolve_layers
@@ -93,8 +94,9 @@ def absorbed_macs(config: EVL.Config) -> int:
 @lru_cache
 def _absorbed_layer_macs(config: EVL.Config) -> int:
     """Of the one decoder layer of this configuration; all layers are alike, and depth 24 would take seconds to trace."""
-    with torch.device("meta"), torch.no_grad():
-        head, features = EVL(config).eval().requires_grad_(False), _meta_features(config)
+    # Fake tensors of the CPU: shapes alone, on the path that real ones take.
+    with FakeTensorMode(), torch.no_grad():
+        head, features = EVL(config).eval().requires_grad_(False), _empty_features(config)
         with FlopCounterMode(display=False) as counter:
             head(features)
     return counter.get_total_flops() // 2 - config.width * config.num_classes
@@ -105,7 +107,7 @@ def _maps_macs(config: EVL.Config) -> int:
     return 2 * (config.num_frames - 1) * (config.grid[0] * config.grid[1]) ** 2 * config.width
 
 
-def _meta_features(config: EVL.Config) -> ClipFeatures:
+def _empty_features(config: EVL.Config) -> ClipFeatures:
     asked, T, P, D = EVL.requires(config), config.num_frames, config.grid[0] * config.grid[1], config.width
     return ClipFeatures(
         tokens={layer: torch.empty(1, T, 1 + P, D) for layer in asked.tokens},

@@ -9,6 +9,7 @@ import typing
 from typing import Any
 
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 from vcache.heads.registry import get_head, list_heads
@@ -82,13 +83,9 @@ def _type(hint: Any) -> str:
         return " | ".join(typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
         return f"list of {_type(typing.get_args(hint)[0])}"
-    return (
-        "true | false"
-        if hint is bool
-        else getattr(hint, "__name__", str(hint)).lower()
-        if isinstance(hint, type)
-        else str(hint)
-    )
+    if hint is bool:
+        return "true | false"
+    return hint.__name__ if isinstance(hint, type) else str(hint)
 
 
 def _reads(requirements: Any) -> str:
@@ -116,12 +113,13 @@ def print_heads(rows: list[dict[str, Any]]) -> None:
 def print_head(row: dict[str, Any]) -> None:
     _print_summary(row)
     _line("recipe", ", ".join(f"{key}={_word(value)}" for key, value in row["recipe"].items()))
-    table = Table("setting", "type", "default", "meaning", title="--set name=value", title_justify="left")
+    out.print("[bold]--set name=value[/bold]", highlight=False)
     for name, field in row["fields"].items():
         if name not in STORE_FACTS or name in SETTABLE_FACTS:
             default = "the store's" if field["from_store"] else _word(field["default"])
-            table.add_row(name, escape(field["type"]), default, escape(field["meaning"]))
-    out.print(table)
+            out.print(f"  {name}={default}  ({field['type']})", highlight=False, markup=False, soft_wrap=True)
+            if field["meaning"]:
+                out.print(Padding(escape(field["meaning"]), (0, 0, 0, 6)), style="dim", highlight=False)
     fixed = ", ".join(
         name for name, field in row["fields"].items() if field["from_store"] and name not in SETTABLE_FACTS
     )
@@ -131,7 +129,9 @@ def print_head(row: dict[str, Any]) -> None:
 
 
 def _print_presets(head: str, presets: list[dict[str, Any]]) -> None:
-    table = Table("preset", "of the paper", "top-1", "settings", title="--preset NAME", title_justify="left")
+    table = Table(box=None, pad_edge=False)
+    for column in ("--preset NAME", "of the paper", "top-1", "settings"):
+        table.add_column(column, overflow="fold")
     for preset in presets:
         pairs = {**preset["settings"], **preset["recipe"]}.items()
         settings = " ".join(f"{name}={_word(value)}" for name, value in pairs)
