@@ -1,4 +1,4 @@
-"""Single-query attention with the key and value projections, and the LayerNorm before them, absorbed into the query.
+"""Single-query attention with the key and value projections, and the gain and bias before them, absorbed into the query.
 
 One query per clip attends over S = T*N tokens n. Projecting each to a key and a value costs 2*S*D*D multiply-adds; but
 
@@ -7,19 +7,16 @@ One query per clip attends over S = T*N tokens n. Projecting each to a key and a
 
 needs 2*H*S*D: the query is folded into token space, the tokens are pooled there, and the pooled vector is unfolded.
 
-With n = gain * (y - mean) / std + bias, the LayerNorm goes the same way. Gain and bias belong to the folded query and
-to the pooled vector. So does the removal of the mean: it is a self-adjoint projection, and removing it from the query is
-as good as removing it from every token. 1/std is one number per token. No normalised copy of the tokens is ever made.
+The gain and bias of the LayerNorm go the same way: they belong to the folded query and to the pooled vector. What is left
+to do for each token is in modulated_pooling.py.
 """
 
-from typing import Any
-
-import torch
 from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from vcache.heads.modulated_pooling import TemporalTerms, modulated_pooling
 
 
 class SingleQueryAttention(nn.Module):
@@ -44,7 +41,18 @@ class SingleQueryAttention(nn.Module):
         self, query: Float[Tensor, "B D"], tokens: Float[Tensor, "B S D"], norm: nn.LayerNorm
     ) -> Float[Tensor, "B D"]:
         """Attend from `query`, which is used as it is, over `norm(tokens)`."""
-        return self.unfold(normalised_pooling(self.fold(query, norm), tokens, norm.eps), norm)
+        return self.attend(query, tokens.unsqueeze(1), None, TemporalTerms(), norm)
+
+    def attend(
+        self,
+        query: Float[Tensor, "B D"],
+        x: Float[Tensor, "B T N D"],
+        maps: Float[Tensor, "B T-1 2 N-1 N-1"] | None,
+        terms: TemporalTerms,
+        norm: nn.LayerNorm,
+    ) -> Float[Tensor, "B D"]:
+        """Attend over norm(Y), where Y is x with its temporal terms; Y is never whole (modulated_pooling.py)."""
+        return self.unfold(modulated_pooling(self.fold(query, norm), x, maps, terms, norm.eps), norm)
 
     def weights(
         self, query: Float[Tensor, "B D"], tokens: Float[Tensor, "B S D"], norm: nn.LayerNorm
@@ -66,49 +74,3 @@ class SingleQueryAttention(nn.Module):
         W_v = rearrange(self.v_proj.weight, "(H d) D -> H d D", H=self.num_heads)
         values = einsum(pooled * norm.weight + norm.bias, W_v, "B H D, H d D -> B H d")
         return self.out_proj(rearrange(values, "B H d -> B (H d)") + self.v_proj.bias)
-
-
-def normalised_pooling(
-    query: Float[Tensor, "B H D"], tokens: Float[Tensor, "B S D"], eps: float
-) -> Float[Tensor, "B H D"]:
-    """sum_s softmax_s(query . n_s) n_s per head, where n is `tokens` with mean 0 and variance 1 over D."""
-    return _NormalisedPooling.apply(query, tokens, eps)
-
-
-class _NormalisedPooling(torch.autograd.Function):
-    """Keeps the tokens and 2H numbers per token, and makes a gradient of the tokens only where one is wanted."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, tokens: Tensor, eps: float) -> Tensor:
-        centred = query - query.mean(dim=-1, keepdim=True)
-        # torch.var_mean would read the tokens once less and takes 20 times as long on a CPU.
-        mean = tokens.mean(dim=-1)
-        variance = torch.linalg.vector_norm(tokens - mean.unsqueeze(-1), dim=-1).square() / tokens.shape[-1]
-        rstd = (variance + eps).rsqrt().unsqueeze(1)  # (B, 1, S)
-        dots = centred @ tokens.mT  # (B, H, S)
-        weights = (dots * rstd).softmax(dim=-1)
-        pooled = (weights * rstd) @ tokens
-        ctx.save_for_backward(centred, tokens, mean, rstd, dots, weights)
-        return pooled - pooled.mean(dim=-1, keepdim=True)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        centred, tokens, mean, rstd, dots, weights = ctx.saved_tensors
-        grad = grad - grad.mean(dim=-1, keepdim=True)
-        reach = grad @ tokens.mT  # (B, H, S)
-        d_weights = reach * rstd
-        d_scores = weights * (d_weights - (weights * d_weights).sum(dim=-1, keepdim=True))
-        d_dots = d_scores * rstd
-        d_query = d_dots @ tokens
-        d_query = d_query - d_query.mean(dim=-1, keepdim=True)
-        if not ctx.needs_input_grad[1]:
-            return d_query, None, None
-        d_rstd = (d_scores * dots + weights * reach).sum(dim=1)  # (B, S)
-        slope = -d_rstd * rstd.squeeze(1).pow(3) / tokens.shape[-1]
-        # d_tokens = d_dots^T centred + (weights rstd)^T grad + slope (tokens - mean): a rank 2H+1 product and a pass.
-        ones = grad.new_ones(len(grad), 1, grad.shape[-1])
-        left = torch.cat([d_dots, weights * rstd, -(slope * mean).unsqueeze(1)], dim=1)
-        right = torch.cat([centred, grad, ones], dim=1)
-        d_tokens = tokens * slope.unsqueeze(-1)
-        return d_query, d_tokens.baddbmm_(left.mT, right), None

@@ -5,12 +5,11 @@ Differs from the paper, as the official code does: scores are divided by sqrt(d)
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 PREV, NEXT = 0, 1
 
@@ -51,50 +50,75 @@ class TemporalCrossAttention(nn.Module):
         self.w2 = nn.Parameter(torch.zeros(num_displacements, width))
 
     def forward(self, y: Float[Tensor, "B T N D"], maps: Float[Tensor, "B T-1 2 N-1 N-1"]) -> Float[Tensor, "B T N D"]:
-        """Add the output to `y` IN PLACE and return it: one tensor of the size of y less.
+        """y + T-CA as the paper writes it, with a vector for every pair of patches; `add_displacements` needs no such table.
 
         Raises:
             ValueError: the maps require a gradient. They are features, constants, and none is computed for them.
         """
-        if maps.requires_grad:
-            raise ValueError("maps must not require a gradient: T-CA treats them as constants")
+        refuse_gradient(maps)
+        maps, index = maps.to(self.w1.dtype), self._displacements()
+        before = torch.einsum("btqk,qkd->btqd", maps[:, :, PREV], self.w1[index])
+        after = torch.einsum("btqk,qkd->btqd", maps[:, :, NEXT], self.w2[index])
+        # The first frame has none before it, the last none after it; CLS is token 0.
+        return y + self.gain * (F.pad(before, (0, 0, 1, 0, 1, 0)) + F.pad(after, (0, 0, 1, 0, 0, 1)))
+
+    def vectors(self) -> Float[Tensor, "rows 2 columns D"]:
+        """Both tables times the gain, laid out by displacement: (2h-1, 2, 2w-1, D)."""
+        rows, columns = (2 * side - 1 for side in self.grid)
+        return self.gain * torch.stack([w.view(rows, columns, -1) for w in (self.w1, self.w2)], dim=1)
+
+    def _displacements(self) -> Tensor:
+        """(P, P): the row of w1 and w2 for each query and key patch."""
         h, w = self.grid
-        rows = [weight.view(2 * h - 1, 2 * w - 1, -1) for weight in (self.w1, self.w2)]
-        return _AddDisplacements.apply(y, maps, self.gain * torch.stack(rows, dim=1), self.grid)
+        patch = torch.arange(h * w, device=self.w1.device)
+        row, column = patch // w, patch % w
+        return (row[:, None] - row + h - 1) * (2 * w - 1) + column[:, None] - column + w - 1
 
 
-class _AddDisplacements(torch.autograd.Function):
-    """y[patches] += maps summed by displacement @ vectors, one row of a column block of query patches at a time.
+def refuse_gradient(maps: Tensor | None) -> None:
+    if maps is not None and maps.requires_grad:
+        raise ValueError("maps must not require a gradient: T-CA treats them as constants")
 
-    `vectors` is (2h-1, 2, 2w-1, D). The queries in row i and columns j..j+c-1 meet only displacement rows i..i+h-1 and
-    columns j..j+c+w-2: one matrix product with one contiguous window of vectors. The direct way, a (P, P, D) table,
-    is 118 MB at 14x14x768 and costs 60 ms to gather before it is used; these windows are 11 MB together.
-    """
 
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, maps: Tensor, vectors: Tensor, grid: tuple[int, int]) -> Tensor:
-        ctx.save_for_backward(maps)
-        ctx.grid, ctx.vectors_shape = grid, vectors.shape
-        ctx.mark_dirty(y)
-        for columns, window in _column_blocks(grid):
-            vectors_here = vectors[:, :, window].contiguous()
-            for i, weights in enumerate(_by_displacement(maps.to(y.dtype), grid, columns)):
-                patches = _patches(y, grid, i, columns)
-                patches += (weights @ vectors_here[i : i + grid[0]].flatten(0, 2)).view(patches.shape)
-        return y
+# T-CA by displacement. The queries in row i and columns j..j+c-1 meet only displacement rows i..i+h-1 and columns
+# j..j+c+w-2: one matrix product with one contiguous window of the vectors. The direct way, a (P, P, D) table, is 118 MB at
+# 14x14x768 and costs 60 ms to gather before it is used; these windows are 11 MB together.
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, None]:
-        (maps,), grid = ctx.saved_tensors, ctx.grid
-        d_vectors = grad.new_zeros(ctx.vectors_shape)
-        for columns, window in _column_blocks(grid):
-            d_here = torch.zeros_like(d_vectors[:, :, window], memory_format=torch.contiguous_format)
-            for i, weights in enumerate(_by_displacement(maps.to(grad.dtype), grid, columns)):
-                patches = _patches(grad, grid, i, columns).flatten(0, 2)
-                d_here[i : i + grid[0]].flatten(0, 2).addmm_(weights.mT, patches)
-            d_vectors[:, :, window] += d_here
-        return grad, None, d_vectors, None
+
+def displacement_windows(vectors: Tensor, grid: tuple[int, int]) -> list[Tensor]:
+    """A contiguous copy of the vectors (2h-1, 2, 2w-1, D) that each block of query columns meets."""
+    return [vectors[:, :, window].contiguous() for _, window in _column_blocks(grid)]
+
+
+def add_displacements(y: Tensor, maps: Tensor, windows: list[Tensor], grid: tuple[int, int]) -> None:
+    """Add T-CA of the maps to the patches of `y` (B, T, N, D), in place."""
+    maps = maps.to(y.dtype)
+    for (columns, _), window in zip(_column_blocks(grid), windows, strict=True):
+        for i, weights in enumerate(_by_displacement(maps, grid, columns)):
+            patches = _patches(y, grid, i, columns)
+            patches += (weights @ window[i : i + grid[0]].flatten(0, 2)).view(patches.shape)
+
+
+def add_window_gradients(d_windows: list[Tensor], grad: Tensor, maps: Tensor, grid: tuple[int, int]) -> None:
+    """Add to `d_windows` what the gradient of y says; they may be of higher precision than it."""
+    maps = maps.to(grad.dtype)
+    for (columns, _), d_window in zip(_column_blocks(grid), d_windows, strict=True):
+        for i, weights in enumerate(_by_displacement(maps, grid, columns)):
+            patches = _patches(grad, grid, i, columns).flatten(0, 2)
+            d_here = d_window[i : i + grid[0]].flatten(0, 2)
+            if grad.dtype == d_here.dtype:
+                d_here.addmm_(weights.mT, patches)
+            else:
+                d_here += weights.mT @ patches
+
+
+def sum_windows(d_windows: list[Tensor], grid: tuple[int, int]) -> Tensor:
+    """The gradient of the vectors (2h-1, 2, 2w-1, D), which neighbouring windows share."""
+    h, w = grid
+    d_vectors = d_windows[0].new_zeros(2 * h - 1, 2, 2 * w - 1, d_windows[0].shape[-1])
+    for (_, window), d_window in zip(_column_blocks(grid), d_windows, strict=True):
+        d_vectors[:, :, window] += d_window
+    return d_vectors
 
 
 _COLUMNS = 4

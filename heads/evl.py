@@ -7,31 +7,29 @@ b282e8b. Decoder layer i reads X, the i-th of `layers`:
     q = q + Attention(LN1(q), LN3(Y));  q = q + MLP(LN2(q))
 
 Parameters have the official names, so that official.py can load them. Differs, to the same result: the features are
-never written to (upstream adds into them in place), attention is computed with absorbed projections (attention.py) and
-T-CA by displacement (cross_frame.py). `tca_gain` is ours.
+never written to (upstream adds into them in place), attention is computed with absorbed projections (attention.py), T-CA by
+displacement (cross_frame.py), both a few clips at a time (modulated_pooling.py). evl_plain.py is the paper written out.
+`tca_gain` is ours.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from vcache.heads.attention import SingleQueryAttention, normalised_pooling
+from vcache.heads import evl_plain
+from vcache.heads.attention import SingleQueryAttention
 from vcache.heads.cross_frame import TemporalCrossAttention
+from vcache.heads.modulated_pooling import Pooling, TemporalTerms, pool
 from vcache.heads.registry import register_head
 from vcache.heads.requirements import ClipFeatures, HeadRequirements, Recipe
+from vcache.heads.temporal_conv import TemporalConvolution
 
-Pooling = Literal["none", "cls", "spatial_mean", "temporal_mean"]
+Formulation = Literal["absorbed", "plain"]
 QueryInit = Literal["zero", "normal"]
-
-_CPU_CHUNK_ELEMENTS = 3 * 2**20
-"""Token elements (12 MB) that go through a decoder layer together on a CPU. The temporal terms are passes over memory,
-and a few clips at a time stay in the last-level cache: two of 8 frames at ViT-B/16, where eight took 1.3 times as long."""
 
 
 @register_head("evl")
@@ -77,6 +75,10 @@ class EVL(nn.Module):
         tca_gain: float = 1.0
         """Multiplies the output of T-CA. Ours, 1 is the paper: raise it where a backbone's maps are nearly flat."""
 
+        formulation: Formulation = "absorbed"
+        """How it is computed, to the same result: attention.py and modulated_pooling.py, or "plain", as the paper writes
+        it (evl_plain.py), several times slower."""
+
         def __post_init__(self) -> None:
             object.__setattr__(self, "layers", tuple(self.layers))
             object.__setattr__(self, "grid", tuple(self.grid))
@@ -89,7 +91,8 @@ class EVL(nn.Module):
                 raise ValueError(f"layers ({self.layers}) must name at least one layer")
             if self.attention_dim < 1 or self.attention_dim % self.num_heads:
                 raise ValueError(f"qkv_dim ({self.attention_dim}) must be a multiple of num_heads ({self.num_heads})")
-            for name, choices in (("pooling", get_args(Pooling)), ("query_init", get_args(QueryInit))):
+            for name, kind in (("pooling", Pooling), ("query_init", QueryInit), ("formulation", Formulation)):
+                choices = get_args(kind)
                 if getattr(self, name) not in choices:
                     raise ValueError(f"{name} ({getattr(self, name)!r}) must be one of {', '.join(map(repr, choices))}")
             if self.pooling == "cls" and self.temporal_cross_attention:
@@ -172,22 +175,26 @@ class EVLDecoder(nn.Module):
         for i, layer in enumerate(self.config.layers):
             x = self._read(features, layer)
             maps = features.maps[layer] if self.config.temporal_cross_attention else None
-            query = self.decoder_layers[i](query, self._chunks(i, x, maps))
+            query = self.decoder_layers[i](query, x, maps, self.terms(i))
         return query
+
+    def terms(self, i: int) -> TemporalTerms:
+        """The temporal modules of decoder layer i that are on."""
+        config = self.config
+        return TemporalTerms(
+            conv=cast(TemporalConvolution, self.temporal_conv[i]) if config.temporal_conv else None,
+            positions=self.temporal_pos_embed[i] if config.temporal_pos_embed else None,
+            cross_attention=cast(TemporalCrossAttention, self.cross_attention[i])
+            if config.temporal_cross_attention
+            else None,
+            pooling=config.pooling,
+        )
 
     def modulate(
         self, i: int, x: Float[Tensor, "B T N D"], maps: Float[Tensor, "B T-1 2 N-1 N-1"] | None
     ) -> Float[Tensor, "B T N D"]:
-        """Y of decoder layer i, in the parameters' dtype: x plus the temporal terms that are on; x is left as it is."""
-        dtype = self.cls_token.dtype
-        shift = self.temporal_pos_embed[i] if self.config.temporal_pos_embed else None  # (T, D)
-        if self.config.temporal_conv:
-            y = self.temporal_conv[i](x, shift)
-        elif shift is not None:
-            y = x.to(dtype) + shift.unsqueeze(1)
-        else:
-            y = x.to(dtype, copy=maps is not None)  # T-CA adds in place
-        return y if maps is None else self.cross_attention[i](y, maps)
+        """Y of decoder layer i, in the parameters' dtype, before it is pooled: for looking at, training does not need it."""
+        return evl_plain.modulate(x.to(self.cls_token.dtype), maps, self.terms(i))
 
     @torch.no_grad()
     def attention(self, features: ClipFeatures) -> list[tuple[int, Float[Tensor, "B H T N"]]]:
@@ -195,19 +202,12 @@ class EVLDecoder(nn.Module):
         query, weights = self.cls_token.expand(len(features), -1), []
         for i, layer in enumerate(self.config.layers):
             x, block = self._read(features, layer), cast(EVLDecoderLayer, self.decoder_layers[i])
-            y = self.modulate(i, x, features.maps[layer] if self.config.temporal_cross_attention else None)
-            y = pool(y, self.config.pooling)
+            maps = features.maps[layer] if self.config.temporal_cross_attention else None
+            y = pool(self.modulate(i, x, maps), self.config.pooling)
             flat = block.attn.weights(block.norm1(query), y.flatten(1, 2), block.norm3)
             weights.append((layer, flat.unflatten(-1, y.shape[1:3])))
-            query = block(query, iter([y]))
+            query = block(query, x, maps, self.terms(i))
         return weights
-
-    def _chunks(self, i: int, x: Tensor, maps: Tensor | None) -> Iterator[Tensor]:
-        """Y of decoder layer i, a few clips at a time."""
-        size = len(x) if x.is_cuda else max(1, _CPU_CHUNK_ELEMENTS // x[0].numel())
-        for start in range(0, len(x), size):
-            clips = slice(start, start + size)
-            yield pool(self.modulate(i, x[clips], None if maps is None else maps[clips]), self.config.pooling)
 
     def _read(self, features: ClipFeatures, layer: int) -> Tensor:
         """X of a layer, (B, T, N, D): all tokens, or the CLS token alone."""
@@ -223,18 +223,12 @@ class EVLDecoder(nn.Module):
         return x
 
 
-def pool(y: Float[Tensor, "B T N D"], pooling: Pooling) -> Float[Tensor, "B T2 N2 D"]:
-    """What the query attends to: the tokens as they are ("none", "cls"), one a frame, or one clip's N."""
-    if pooling == "spatial_mean":
-        return y[:, :, 1:].mean(dim=2, keepdim=True)
-    return y.mean(dim=1, keepdim=True) if pooling == "temporal_mean" else y
-
-
 class EVLDecoderLayer(nn.Module):
     """Single-query attention and an MLP, both pre-norm and residual."""
 
     def __init__(self, config: EVL.Config) -> None:
         super().__init__()
+        self.formulation = config.formulation
         self.attn = SingleQueryAttention(config.width, config.attention_dim, config.num_heads)
         fc1, fc2 = nn.Linear(config.width, config.mlp_dim), nn.Linear(config.mlp_dim, config.width)
         for linear in (fc1, fc2):
@@ -246,13 +240,18 @@ class EVLDecoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(config.width)  # before the MLP
         self.norm3 = nn.LayerNorm(config.width)  # of the tokens
 
-    def forward(self, query: Float[Tensor, "B D"], chunks: Iterator[Tensor]) -> Float[Tensor, "B D"]:
-        """`chunks` are the tokens (b, T, N, D) of the B clips in order, b clips at a time, each pooled as it comes."""
-        folded, start, pooled = self.attn.fold(self.norm1(query), self.norm3), 0, []
-        for y in chunks:
-            pooled.append(normalised_pooling(folded[start : start + len(y)], y.flatten(1, 2), self.norm3.eps))
-            start += len(y)
-        query = query + self.attn.unfold(torch.cat(pooled), self.norm3)
+    def forward(
+        self,
+        query: Float[Tensor, "B D"],
+        x: Float[Tensor, "B T N D"],
+        maps: Float[Tensor, "B T-1 2 N-1 N-1"] | None,
+        terms: TemporalTerms,
+    ) -> Float[Tensor, "B D"]:
+        normed = self.norm1(query)
+        if self.formulation == "plain":
+            query = query + evl_plain.attend(self.attn, normed, x, maps, terms, self.norm3)
+        else:
+            query = query + self.attn.attend(normed, x, maps, terms, self.norm3)
         return query + self.mlp(self.norm2(query))
 
 
@@ -261,48 +260,3 @@ class QuickGELU(nn.Module):
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return x * torch.sigmoid(1.702 * x)
-
-
-class TemporalConvolution(nn.Conv1d):
-    """T-Conv with its residual: x + depthwise convolution of x over its frames (kernel 3, zero padding) + shift.
-
-    The parameters and their start are Conv1d's; the frames are not brought to the last axis and back, as it would need.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width, width, kernel_size=3, padding=1, groups=width)
-
-    def forward(
-        self, input: Float[Tensor, "B T N D"], shift: Float[Tensor, "T D"] | None = None
-    ) -> Float[Tensor, "B T N D"]:
-        assert self.bias is not None
-        identity = self.weight.new_tensor([0.0, 1.0, 0.0])
-        taps = (self.weight.squeeze(1) + identity).T  # (3, D): what frame t takes of t-1, t, t+1
-        shift = self.bias if shift is None else self.bias + shift
-        return _TemporalFilter.apply(input, taps, shift.expand(input.shape[1], -1))
-
-
-class _TemporalFilter(torch.autograd.Function):
-    """Keeps only x, which the features hold anyway, where autograd's own graph would keep a product per tap."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, taps: Tensor, shift: Tensor) -> Tensor:
-        ctx.save_for_backward(x, taps)
-        x = x.to(taps.dtype)
-        y = torch.addcmul(shift.unsqueeze(1), x, taps[1])
-        y[:, 1:].addcmul_(x[:, :-1], taps[0])
-        y[:, :-1].addcmul_(x[:, 1:], taps[2])
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        x, taps = ctx.saved_tensors
-        d_x = None
-        if ctx.needs_input_grad[0]:
-            d_x = grad * taps[1]
-            d_x[:, :-1].addcmul_(grad[:, 1:], taps[0])
-            d_x[:, 1:].addcmul_(grad[:, :-1], taps[2])
-            d_x = d_x.to(x.dtype)
-        d_taps = [grad[:, 1:] * x[:, :-1], grad * x, grad[:, :-1] * x[:, 1:]]
-        return d_x, torch.stack([d.sum(dim=(0, 1, 2)) for d in d_taps]), grad.sum(dim=(0, 2))

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vcache.heads.attention import SingleQueryAttention, normalised_pooling
+from vcache.heads.attention import SingleQueryAttention
+from vcache.heads.modulated_pooling import modulated_pooling
 
 B, S, D, QKV, H = 2, 11, 12, 20, 4
 
@@ -76,7 +77,7 @@ def test_pooling_passes_gradcheck():
     torch.manual_seed(0)
     query = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
     tokens = torch.randn(2, 4, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda q, y: normalised_pooling(q, y, 1e-5), (query, tokens))
+    assert torch.autograd.gradcheck(lambda q, y: modulated_pooling(q, y.unsqueeze(1)), (query, tokens))
 
 
 def test_float32_stays_close_with_the_massive_channels_of_clip(case):

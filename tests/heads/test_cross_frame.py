@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from vcache.heads.cross_frame import NEXT, PREV, TemporalCrossAttention, cross_frame_maps
+from vcache.heads.cross_frame import (
+    NEXT,
+    PREV,
+    TemporalCrossAttention,
+    add_displacements,
+    add_window_gradients,
+    cross_frame_maps,
+    displacement_windows,
+    sum_windows,
+)
 
 
 def maps_by_loop(q: Tensor, k: Tensor) -> Tensor:
@@ -68,6 +77,31 @@ def test_tca_equals_an_explicit_loop_in_output_and_gradients(grid, pairs):
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(
         torch.autograd.grad(got.square().sum(), inputs), torch.autograd.grad(expected.square().sum(), inputs)
+    )
+
+
+@pytest.mark.parametrize("grid", [(3, 5), (5, 3), (2, 9), (1, 4), (1, 1)])
+@pytest.mark.parametrize("pairs", [0, 1, 3])
+def test_tca_by_displacement_equals_the_table_in_output_and_gradients(grid, pairs):
+    torch.manual_seed(0)
+    P = grid[0] * grid[1]
+    tca = TemporalCrossAttention(grid, width=4, gain=1.5).double()
+    torch.nn.init.normal_(tca.w1)
+    torch.nn.init.normal_(tca.w2)
+    maps = torch.rand(2, pairs, 2, P, P, dtype=torch.float64)
+    y, grad = torch.randn(2, 2, pairs + 1, 1 + P, 4, dtype=torch.float64)
+    vectors = tca.vectors()
+    windows = displacement_windows(vectors.detach(), grid)
+
+    got = y.clone()
+    add_displacements(got, maps, windows, grid)
+    expected = tca(y, maps)
+    torch.testing.assert_close(got, expected)
+    d_windows = [torch.zeros_like(window) for window in windows]
+    add_window_gradients(d_windows, grad, maps, grid)
+    torch.testing.assert_close(
+        torch.autograd.grad(vectors, [tca.w1, tca.w2], sum_windows(d_windows, grid)),
+        torch.autograd.grad(expected, [tca.w1, tca.w2], grad),
     )
 
 

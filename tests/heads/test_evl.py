@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vcache.heads.cross_frame import cross_frame_maps
-from vcache.heads.evl import EVL, TemporalConvolution
+from vcache.heads.evl import EVL
 from vcache.heads.official import load_evl_state_dict
 from vcache.heads.requirements import ClipFeatures, HeadRequirements
 
@@ -18,7 +18,7 @@ GOLDENS = Path(__file__).parents[1] / "goldens"
 TOLERANCE = {"rtol": 1e-5, "atol": 2e-5}
 
 
-def load_golden(name: str) -> tuple[EVL, ClipFeatures, dict[str, Tensor]]:
+def load_golden(name: str, formulation: str = "absorbed") -> tuple[EVL, ClipFeatures, dict[str, Tensor]]:
     """The head with the golden's weights, its features, and all arrays of the golden."""
     facts = json.loads((GOLDENS / f"{name}.json").read_text())
     with np.load(GOLDENS / f"{name}.npz") as file:
@@ -32,6 +32,7 @@ def load_golden(name: str) -> tuple[EVL, ClipFeatures, dict[str, Tensor]]:
         layers=tuple(range(-facts["layers"], 0)),
         qkv_dim=facts["qkv_dim"],
         mlp_factor=facts["mlp_factor"],
+        formulation=formulation,
         **{name: facts[name] for name in ("temporal_conv", "temporal_pos_embed", "temporal_cross_attention")},
     )
     head = EVL(config).eval()
@@ -48,9 +49,10 @@ def load_golden(name: str) -> tuple[EVL, ClipFeatures, dict[str, Tensor]]:
 GOLDEN_NAMES = ["evl_decoder_full", "evl_decoder_conv_pe", "evl_decoder_plain"]
 
 
+@pytest.mark.parametrize("formulation", ["absorbed", "plain"])
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
-def test_logits_and_gradients_equal_the_official_ones(name):
-    head, features, arrays = load_golden(name)
+def test_logits_and_gradients_equal_the_official_ones(name, formulation):
+    head, features, arrays = load_golden(name, formulation)
     logits = head(features)
     torch.testing.assert_close(head.decoder(features), arrays["out/decoder"][:, 0], **TOLERANCE)
     torch.testing.assert_close(logits, arrays["out/logits"], **TOLERANCE)
@@ -99,26 +101,9 @@ def test_attention_is_what_pools_the_tokens_of_every_decoder_layer(name):
 def test_going_clip_by_clip_gives_the_same(monkeypatch, clips):
     head, features, _ = load_golden("evl_decoder_full")
     together = torch.autograd.grad(head(features).square().sum(), list(head.parameters()))
-    monkeypatch.setattr("vcache.heads.evl._CPU_CHUNK_ELEMENTS", clips * features.tokens[-1][0].numel())
+    monkeypatch.setattr("vcache.heads.modulated_pooling._CPU_CHUNK_ELEMENTS", clips * features.tokens[-1][0].numel())
     in_parts = torch.autograd.grad(head(features).square().sum(), list(head.parameters()))
     torch.testing.assert_close(in_parts, together, **TOLERANCE)
-
-
-def test_temporal_convolution_equals_conv1d_plus_residual_in_outputs_and_gradients():
-    torch.manual_seed(0)
-    B, T, N, D = 2, 4, 3, 5
-    conv = TemporalConvolution(D).double()
-    x = torch.randn(B, T, N, D, dtype=torch.float64, requires_grad=True)
-    shift = torch.randn(T, D, dtype=torch.float64, requires_grad=True)
-    columns = x.permute(0, 2, 3, 1).flatten(0, 1)  # (B*N, D, T)
-    convolved = nn.functional.conv1d(columns, conv.weight, conv.bias, padding=1, groups=D)
-    expected = x + convolved.view(B, N, D, T).permute(0, 3, 1, 2) + shift[:, None]
-    inputs = [x, shift, *conv.parameters()]
-    got = conv(x, shift)
-    torch.testing.assert_close(got, expected)
-    torch.testing.assert_close(
-        torch.autograd.grad(got.square().sum(), inputs), torch.autograd.grad(expected.square().sum(), inputs)
-    )
 
 
 NO_TCA = {"temporal_cross_attention": False}
