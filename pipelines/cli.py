@@ -310,6 +310,62 @@ def evaluate(
 
 
 @app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(help="A folder written by `vcache train-head`.")],
+    video: Annotated[
+        str | None,
+        typer.Argument(help="A video id or path of the run's store, or any video file.", metavar="[VIDEO]"),
+    ] = None,
+    row: Annotated[int | None, typer.Option(min=0, help="A row of the split, in place of VIDEO.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split of VIDEO or row. Default: the validation split, then the others.")
+    ] = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            help="The backbone layer whose decoder layer is shown, or all. Default: the last one.", metavar="N|all"
+        ),
+    ] = None,
+    frame: Annotated[
+        int | None, typer.Option(help="Frame of the clip, from 0, whose patch looks at its neighbours.")
+    ] = None,
+    patch: Annotated[
+        str | None,
+        typer.Option(help="That patch. Default: the one that the query attends to most.", metavar="ROW,COLUMN"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write. Default: RUN/explain/VIDEO-ID.")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Where the store lies now, if it was moved.", metavar=LOCATION)
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Where the videos lie, if they were moved.")] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Draw what a trained head attends to in a video, beside the attention of CLIP's own CLS token.
+
+    The video is decoded and goes through the store's backbone once more. attention.png has the weights of the head's query over
+    all frames, cross-frame.png those of one patch over the frames before and after it, explain.json the numbers.
+
+    [bold]Examples:[/bold]  vcache explain runs/evl-1 VIDEO.mp4  |  vcache explain runs/evl-1 --row 12 --layer all
+    """
+    from vcache.pipelines.explaining import explain as ask
+    from vcache.pipelines.explanation import Question, parse_layer, parse_patch
+    from vcache.pipelines.explanation_sheets import print_explanation, write_explanation
+
+    question = Question(
+        video=video,
+        row=row,
+        split=split,
+        layer=parse_layer(layer) if layer else None,
+        frame=frame,
+        patch=parse_patch(patch) if patch else None,
+    )
+    where = store_path(store) if store else None
+    described = write_explanation(ask(run, question, store=where, root=root, device=device), out)
+    _print_json(described) if as_json else print_explanation(described)
+
+
+@app.command()
 def info(store: Annotated[str, typer.Argument(help="A store.", metavar="STORE")], as_json: Json = False) -> None:
     """What a store holds: arrays, rows, failures, and how its features were made.
 

@@ -19,8 +19,8 @@ from vcache.store.reader import FeatureStore
 from vcache.store.view import READABLE
 from vcache.store.writer import RowFailure
 
-# Other versions usually give the same pixels and sums or nearly so; anything else in the key gives other features.
-_MAY_DIFFER = ("decoder.", "versions.")
+MAY_DIFFER = ("decoder.", "versions.")
+"""Other versions usually give the same pixels and sums or nearly so; anything else in the key gives other features."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def sample_rows(store: FeatureStore, num_rows: int, seed: int) -> list[SampledRo
 def _check_key(store: FeatureStore, origin: Reextraction, check: DeepCheck) -> bool:
     """Whether comparing makes sense: the same weights, preprocessing, sampling."""
     for name, stored, now in origin.differences:
-        may_differ = name.startswith(_MAY_DIFFER)
+        may_differ = name.startswith(MAY_DIFFER)
         what = f"{name} was {stored!r} when {store.path} was made, and is {now!r} here"
         if may_differ:
             note = _finding(store, "versions", f"{what}: the last bits of recomputed features may differ.")

@@ -96,6 +96,11 @@ class Reextraction:
             for _, batch in itertools.groupby(clips, key=lambda clip: self._place(part, clip[0])[0]):
                 yield from self._forward(part, list(batch), arrays)
 
+    @property
+    def extractor(self) -> ClipExtractor:
+        """What makes clips of videos and features of clips; with `same_key`, refused as rows are."""
+        return self._checked_extractor
+
     def list_videos(self, part: PartName) -> VideoTable:
         """The videos of the part's split as the dataset lists them now; the classes must be those of the store."""
         try:
