@@ -18,7 +18,6 @@ from vcache.pipelines.training_step import TrainingStep
 
 CPU = torch.device("cpu")
 B, T, N, D, K = 6, 3, 7, 16, 5  # small, and all different
-HALF = ["linear"]
 RECIPE = Recipe(lr=0.02, weight_decay=0.05, steps=9, batch_size=B)
 HEADS = {
     "linear": {"width": D},
@@ -97,7 +96,7 @@ def test_the_loss_and_the_hits_are_those_before_the_update() -> None:
     assert not torch.equal(head(features), logits)
 
 
-@pytest.mark.parametrize("name", HALF)
+@pytest.mark.parametrize("name", list(HEADS))
 @pytest.mark.parametrize(("precision", "bound"), [("bfloat16", 0.05), ("float16", 0.01)])
 def test_half_precision_trains_as_float32_does(name: str, precision: str, bound: float) -> None:
     """float16 on the CPU is for this test: it goes through the scaler that a GPU needs. Bounds of the first loss."""
@@ -108,7 +107,7 @@ def test_half_precision_trains_as_float32_does(name: str, precision: str, bound:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("name", HALF)
+@pytest.mark.parametrize("name", list(HEADS))
 def test_parameters_gradients_and_the_optimisers_state_are_finite_float32(name: str, precision: str) -> None:
     step = make_step(name, precision)
     step(*make_batch(), 0.01)
