@@ -179,44 +179,37 @@ def print_counts(rows: list[dict[str, Any]]) -> None:
 
 
 def _print_paper(rows: list[dict[str, Any]]) -> None:
-    table = Table(title="GMACs of backbone and head over all views; the paper writes GFLOPs", title_justify="left")
-    table.add_column("preset")
-    for column in (
-        "parameters",
-        "paper",
-        "GMACs",
-        "paper",
-        "off",
-        "without T-CA",
-        "GMACs",
-        "with T-CA",
-        "GMACs",
-        "head",
-        "computed",
-    ):
-        table.add_column(column, justify="right")
+    """Two lines a preset, its own variant first: the paper's numbers stand beside the one that they are of."""
+    _columns("preset", "T-CA", "parameters", "paper", "GMACs", "paper", "off", "head", "computed")
     for row in rows:
-        without, tca = row["without_tca"], row["with_tca"]
-        table.add_row(
+        own, other = ("on", "off") if row["config"]["temporal_cross_attention"] else ("off", "on")
+        millions, gmacs, off = row["paper_millions"], row["paper_gmacs"], row["deviation"]
+        _columns(
             row["name"],
+            own,
             f"{row['parameters']:,}",
-            f"{row['paper_millions']:.2f} M" if row["paper_millions"] else "",
+            f"{millions:.2f} M" if millions else "",
             f"{row['total_gmacs']:,.1f}",
-            f"{row['paper_gmacs']:,}" if row["paper_gmacs"] else "",
-            f"{row['deviation']:+.1%}" if row["deviation"] is not None else "",
-            f"{without['parameters']:,}",
-            f"{without['total_gmacs']:,.1f}",
-            f"{tca['parameters']:,}",
-            f"{tca['total_gmacs']:,.1f}",
+            f"{gmacs:,}" if gmacs else "",
+            f"{off:+.1%}" if off is not None else "",
             _giga(row["head_macs"]),
             _giga(row["absorbed_macs"]),
         )
-    out.print(table)
-    for remark in (
+        variant = row["with_tca" if other == "on" else "without_tca"]
+        _columns("", other, f"{variant['parameters']:,}", "", f"{variant['total_gmacs']:,.1f}")
+    for line in (
+        "GMACs: 10^9 multiply-adds of backbone and head over all views; the paper calls them GFLOPs.",
+        "head, computed: of the head alone for one clip, by the paper's formulas, and as vcache computes the same.",
         *REMARKS,
-        "head, computed: GMACs of the head alone for one clip, by the paper's formulas and as vcache computes it.",
     ):
-        out.print(f"  {remark}", highlight=False, soft_wrap=True)
+        out.print(f"  {line}", highlight=False, soft_wrap=True)
+
+
+def _columns(name: str, tca: str, *numbers: str) -> None:
+    """One line of the counts. A table would cut numbers on a narrow terminal, and a number that is cut tells nothing."""
+    widths = (12, 9, 10, 8, 7, 10, 10)
+    cells = (f"{number:>{width}}" for number, width in zip(numbers, widths, strict=False))
+    out.print(f"{name:<19}{tca:<4}{''.join(cells)}".rstrip(), highlight=False, markup=False, soft_wrap=True)
 
 
 def _giga(macs: int) -> str:

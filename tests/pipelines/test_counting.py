@@ -129,6 +129,18 @@ def test_rows_of_the_paper_are_counted_with_and_without_cross_attention() -> Non
     )
 
 
+def test_the_table_holds_every_number_whole_at_80_columns(vcache, monkeypatch) -> None:
+    monkeypatch.setattr("vcache.pipelines.console.out.width", 80)
+    status, printed, _ = vcache("heads evl --count")
+    assert status == 0 and "…" not in printed
+    for row in describe_count("evl", {}, None):
+        (line,) = [line for line in printed.splitlines() if line.startswith(f"{row['name']} ")]
+        assert f"{row['parameters']:,}" in line and f"{row['total_gmacs']:,.1f}" in line
+        assert f"{row['with_tca']['parameters']:,}" in printed and f"{row['without_tca']['parameters']:,}" in printed
+        assert row["paper_gmacs"] is None or f" {row['paper_gmacs']:,} " in line
+    assert "the backbone alone takes 18,332" in printed
+
+
 def test_one_configuration_is_counted_on_the_command_line(vcache) -> None:
     status, printed, _ = vcache("heads evl --count --set layers=-2: --set qkv_dim=512 --set num_heads=8 --json")
     (row,) = json.loads(printed)
