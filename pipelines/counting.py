@@ -70,7 +70,10 @@ def count_parameters(config: EVL.Config) -> int:
 
 
 def plain_macs(config: EVL.Config) -> int:
-    """MACs of one clip by eq. 1-8 as they are written: keys and values of all tokens, T-CA over all pairs of patches."""
+    """MACs of one clip by eq. 1-8 as they are written: keys and values of all tokens, T-CA over all pairs of patches.
+
+    Equal to torch's count of `formulation="plain"` with the maps on top, and there at once for 24 layers.
+    """
     T, D, Q = config.num_frames, config.width, config.attention_dim
     P = config.grid[0] * config.grid[1]
     N = 1 if config.pooling == "cls" else 1 + P
@@ -86,7 +89,7 @@ def plain_macs(config: EVL.Config) -> int:
 
 def absorbed_macs(config: EVL.Config) -> int:
     """MACs of the matrix products that the head in heads/evl.py makes of one clip, and of the maps that it is given."""
-    layer = _absorbed_layer_macs(dataclasses.replace(config, layers=(-1,)))
+    layer = _absorbed_layer_macs(dataclasses.replace(config, layers=(-1,), formulation="absorbed"))
     layer += _maps_macs(config) if config.temporal_cross_attention else 0
     return len(config.layers) * layer + config.width * config.num_classes
 

@@ -68,6 +68,23 @@ def test_towers_are_open_clips_and_count_as_its_own_module_does(model: str) -> N
     assert counter.get_total_flops() == 2 * blocks.macs_per_frame
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, NO_TCA, {"layers": (-2, -1, -2, -1)}, {"pooling": "temporal_mean", "qkv_dim": 384}]
+)
+def test_the_papers_formulas_count_what_the_plain_formulation_multiplies(settings: dict[str, object]) -> None:
+    """By torch's counter on the meta device; the maps, which a head is given, come on top."""
+    config = configuration(B16, **settings, formulation="plain")
+    tokens, maps = torch.empty(1, 8, 197, 768, device="meta"), torch.empty(1, 7, 2, 196, 196, device="meta")
+    asked = EVL.requires(config)
+    features = ClipFeatures(tokens=dict.fromkeys(asked.tokens, tokens), maps=dict.fromkeys(asked.maps, maps))
+    with torch.device("meta"):
+        head = EVL(config).eval().requires_grad_(False)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        head(features)
+    of_maps = len(config.layers) * 14 * 196 * 196 * 768 if config.temporal_cross_attention else 0
+    assert counter.get_total_flops() == 2 * (plain_macs(config) - of_maps)
+
+
 SMALL = {"num_classes": 7, "num_frames": 4, "width": 24, "num_heads": 6, "grid": (3, 5), "layers": (-2, -1)}
 
 
