@@ -15,6 +15,7 @@ autocast and torch.compile.
 import argparse
 import ctypes
 import dataclasses
+import gc
 import os
 import platform
 import statistics
@@ -223,11 +224,12 @@ def resident_peak_of_a_step(name: str, variant: str, batch: int, args: argparse.
     warm[name].before()
     warm[name].step()
     del warm
-    ctypes.CDLL(None).malloc_trim(0)  # what it freed is resident no longer
     row = make_rows(
         variant, Inputs.draw(config, batch, VARIANTS[variant], torch.device("cpu")), config, args.official, name
     )[name]
     row.before()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed is resident no longer
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again at what is resident now
     before = resident("VmRSS")
     row.step()
