@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
@@ -51,6 +53,18 @@ def duration(seconds: float) -> str:
 def count(number: int, noun: str) -> str:
     """ "1 row", "2 rows"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def print_json(value: Any) -> None:
+    """Plain JSON on standard output, not wrapped and not coloured."""
+    print(json.dumps(value, indent=2, default=str))
+
+
+def fail(message: str) -> NoReturn:
+    """Ends the command with a message of what went wrong, and exit status 1."""
+    err.print("[bold red]error:[/bold red]", end=" ")
+    err.print(message, soft_wrap=True, markup=False, highlight=False)
+    sys.exit(1)
 
 
 @contextmanager

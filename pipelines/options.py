@@ -1,4 +1,4 @@
-"""The options that `vcache extract` and `vcache plan` share, each said once."""
+"""The options that several commands share, each said once: above all those of `vcache extract` and `vcache plan`."""
 
 import functools
 import inspect
@@ -26,6 +26,7 @@ DEFAULT_MODEL = "ViT-B-16-quickgelu"
 
 DEVICE_HELP = "auto (CUDA if there is one), cpu, cuda, cuda:1 ..."
 Device = Annotated[str, typer.Option(help=DEVICE_HELP)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for a program to read.")]
 
 
 def takes(build: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -54,6 +54,12 @@ def test_the_check_above_can_fail() -> None:
     )
 
 
+def test_help_groups_every_command_by_what_it_is_about() -> None:
+    output = CliRunner(env={"COLUMNS": "100"}).invoke(app, ["--help"]).output
+    assert re.findall(r"^╭─ (\w+) ─", output, flags=re.MULTILINE) == ["Options", "Features", "Heads", "Stores", "Demo"]
+    assert set(COMMANDS) <= set(re.findall(r"^│ ([a-z-]+) +\S", output, flags=re.MULTILINE))
+
+
 def test_help_flows_at_80_columns_and_each_example_has_a_line() -> None:
     result = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["verify", "--help"])
     lines = [line.strip() for line in result.output.splitlines()]

@@ -1,0 +1,184 @@
+"""`vcache heads`, `train-head` and `import-head`: what can be trained, and runs of it."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from vcache.pipelines import console
+from vcache.pipelines.options import LOCATION, Device, Json
+from vcache.store.object_path import store_path
+
+
+def heads(
+    head: Annotated[str | None, typer.Argument(help="One head: its settings and presets.", metavar="[HEAD]")] = None,
+    count: Annotated[
+        bool, typer.Option("--count", help="Parameters and multiply-adds, beside the paper's; nothing is run.")
+    ] = False,
+    preset: Annotated[str | None, typer.Option(metavar="NAME", help="For --count: this preset alone.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="For --count: this configuration; any field of the head, and model=ViT-L-14-quickgelu. May be repeated.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The heads that can be trained, what each reads and what can be set.
+
+    With HEAD: every setting with its meaning, and the rows of the paper as presets, each with the store that it is trained from.
+
+    \b
+    [bold]Examples:[/bold]
+    vcache heads
+    vcache heads evl
+    vcache heads evl --count
+    vcache heads evl --count --preset k400-b16-8f --set layers=-2: --set qkv_dim=512 --set num_heads=8
+    """
+    from vcache.pipelines import head_listing as listing
+    from vcache.pipelines.settings import parse_pairs
+
+    if count and head:
+        from vcache.pipelines.counting import describe_count
+
+        counts = describe_count(head, parse_pairs(settings or []), preset)
+        console.print_json(counts) if as_json else listing.print_counts(counts)
+        return
+    if count or preset or settings:
+        raise typer.BadParameter("--count goes with a HEAD, --preset and --set with --count: vcache heads evl --count")
+    if head:
+        row = listing.describe_head(head)
+        console.print_json(row) if as_json else listing.print_head(row)
+        return
+    rows = listing.describe_heads()
+    console.print_json(rows) if as_json else listing.print_heads(rows)
+
+
+def train_head(
+    head: Annotated[str, typer.Argument(help="A head, see `vcache heads`.")],
+    store: Annotated[
+        str | None,
+        typer.Option(help="The store to train on. Default: the one in $VCACHE_HOME that fits.", metavar=LOCATION),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A row of the paper, as k400-b16-8f: `vcache heads HEAD` lists them. --set goes before it.",
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any field of the head or of its recipe; may be repeated."),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the train split. Default: the paper's length.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps, in place of --epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Clips in one step. Default: the paper's.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate. Default: the paper's.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights, the order and the dropout.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Run folder to write. Default: runs/HEAD-1, -2, ...")] = None,
+    train_split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
+    views: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Draw from the first views of each video only; 1 is the evaluation view alone. Default: from all.",
+        ),
+    ] = None,
+    allow_incomplete: Annotated[
+        bool, typer.Option("--allow-incomplete", help="Train although the extraction of the store has not finished.")
+    ] = False,
+    device: Device = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Of the head's products: float32, bfloat16, or float16 on a GPU. auto: float32 on a CPU, half on a GPU."
+        ),
+    ] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Train a head from the stored features; no video is opened.
+
+    Optimiser, schedule and length are the paper's unless set. Of a store with several training views (extract --views), every
+    epoch draws one for each video.
+
+    \b
+    [bold]Examples:[/bold]
+    vcache train-head evl --epochs 20 --batch-size 64 --set layers=-2:
+    vcache train-head evl --preset ssv2-b16-8f
+    vcache train-head evl --views 1
+    """
+    from dataclasses import asdict
+
+    from vcache.pipelines.settings import parse_pairs
+    from vcache.pipelines.training import TrainingConfig
+    from vcache.pipelines.training import train_head as train
+
+    flags = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr}
+    given = parse_pairs(settings or []) | {name: value for name, value in flags.items() if value is not None}
+    config = TrainingConfig(
+        head=head,
+        preset=preset,
+        store=store_path(store) if store else None,
+        settings=given,
+        out=out,
+        train_split=train_split,
+        views=views,
+        seed=seed,
+        device=device,
+        precision=precision,
+        allow_incomplete=allow_incomplete,
+    )
+    with console.training_bar(head) as screen:
+        summary = train(config, on_plan=screen.plan, on_step=screen.step, on_epoch=screen.epoch)
+    if as_json:
+        console.print_json(asdict(summary))
+        return
+    console.out.print(f"[bold]{escape(summary.run)}[/bold]", soft_wrap=True)
+    if summary.last.val_top1 is not None:
+        console.out.print(
+            f"  top-1 {summary.last.val_top1:.1%} of {summary.num_val} validation videos", highlight=False
+        )
+    command = shlex.join(["vcache", "eval", summary.run])
+    console.out.print(f"  evaluate with:  {escape(command)}", soft_wrap=True, highlight=False)
+
+
+def import_head(
+    head: Annotated[str, typer.Argument(help="A head with official checkpoints: evl.")],
+    file: Annotated[Path, typer.Argument(help="The checkpoint: .pth of torch, or .safetensors.")],
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="Names of its classes: .json, .csv of index,name, or a name per line. Default: the store's."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A field of the head that no weight tells; may be repeated."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to write. Default: runs/HEAD-1, -2, ...")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a run of a checkpoint of the head's official code, to evaluate it on stored features.
+
+    Its configuration is read off the shapes of its weights, and what to extract for it is printed. No code in the file is run,
+    and a file that does not fit is refused with the reason.
+
+    \b
+    [bold]Examples:[/bold]
+    vcache import-head evl k400_vitb16_8f_dec4x768.pth --classes k400_class_mappings.json
+    vcache import-head evl checkpoint-50000.pth --set num_frames=8 --out runs/ours
+    """
+    from dataclasses import asdict
+
+    from vcache.pipelines import importing
+    from vcache.pipelines.settings import parse_pairs
+
+    summary = importing.import_head(
+        importing.ImportConfig(head=head, file=file, classes=classes, settings=parse_pairs(settings or []), out=out)
+    )
+    console.print_json(asdict(summary)) if as_json else importing.print_import(summary)

@@ -1,0 +1,119 @@
+"""`vcache eval` and `explain`: how good the head of a run is, and what it looks at."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vcache.pipelines import console
+from vcache.pipelines.options import LOCATION, Device, Json
+from vcache.store.object_path import store_path
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A folder written by `vcache train-head` or `vcache import-head`.")],
+    store: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the store lies now, if it was moved; an imported head has none, and needs it.", metavar=LOCATION
+        ),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Default: the validation split.")] = None,
+    views: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TxS",
+            help="Average the scores of T views along the video times S crops, as 3x1. Default: the most the store has.",
+        ),
+    ] = None,
+    allow_incomplete: Annotated[
+        bool, typer.Option("--allow-incomplete", help="Evaluate although the extraction of the split has not finished.")
+    ] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Top-1, top-5 and mean class accuracy of a trained or imported head on the validation split.
+
+    Where the store has evaluation views (extract --eval-views), their softmax scores are averaged.
+
+    [bold]Examples:[/bold]  vcache eval runs/evl-1  |  vcache eval runs/evl-1 --views 3x1
+    """
+    from dataclasses import asdict
+
+    from vcache.pipelines.evaluation import evaluate_run
+    from vcache.pipelines.stored_views import describe_grid, parse_grid
+
+    where, grid = store_path(store) if store else None, parse_grid(views) if views else None
+    metrics = evaluate_run(
+        run,
+        store=where,
+        split=split,
+        views=grid,
+        device=device,
+        allow_incomplete=allow_incomplete,
+        on_note=lambda note: console.err.print(f"note: {note}", soft_wrap=True, markup=False, highlight=False),
+    )
+    if as_json:
+        console.print_json(asdict(metrics))
+        return
+    console.out.print(
+        f"top-1 {metrics.top1:.1%}   top-5 {metrics.top5:.1%}   mean class accuracy {metrics.mean_class_accuracy:.1%}   "
+        f"({metrics.num_videos} videos, {describe_grid(metrics.views)})",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def explain(
+    run: Annotated[Path, typer.Argument(help="A folder written by `vcache train-head`.")],
+    video: Annotated[
+        str | None,
+        typer.Argument(help="A video id or path of the run's store, or any video file.", metavar="[VIDEO]"),
+    ] = None,
+    row: Annotated[int | None, typer.Option(min=0, help="A row of the split, in place of VIDEO.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split of VIDEO or row. Default: the validation split, then the others.")
+    ] = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            help="The backbone layer whose decoder layer is shown, or all. Default: the last one.", metavar="N|all"
+        ),
+    ] = None,
+    frame: Annotated[
+        int | None, typer.Option(help="Frame of the clip, from 0, whose patch looks at its neighbours.")
+    ] = None,
+    patch: Annotated[
+        str | None,
+        typer.Option(help="That patch. Default: the one that the query attends to most.", metavar="ROW,COLUMN"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write. Default: RUN/explain/VIDEO-ID.")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Where the store lies now, if it was moved.", metavar=LOCATION)
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Where the videos lie, if they were moved.")] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Draw what a trained head attends to in a video, beside the attention of CLIP's own CLS token.
+
+    The video is decoded and goes through the store's backbone once more. attention.png has the weights of the head's query over
+    all frames, cross-frame.png those of one patch over the frames before and after it, explain.json the numbers.
+
+    [bold]Examples:[/bold]  vcache explain runs/evl-1 VIDEO.mp4  |  vcache explain runs/evl-1 --row 12 --layer all
+    """
+    from vcache.pipelines.explaining import explain as ask
+    from vcache.pipelines.explanation import Question, parse_layer, parse_patch
+    from vcache.pipelines.explanation_sheets import print_explanation, write_explanation
+
+    question = Question(
+        video=video,
+        row=row,
+        split=split,
+        layer=parse_layer(layer) if layer else None,
+        frame=frame,
+        patch=parse_patch(patch) if patch else None,
+    )
+    where = store_path(store) if store else None
+    described = write_explanation(ask(run, question, store=where, root=root, device=device), out)
+    console.print_json(described) if as_json else print_explanation(described)

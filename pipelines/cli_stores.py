@@ -1,0 +1,90 @@
+"""`vcache ls`, `info`, `verify` and `repair`: what lies in a store, and whether it is whole."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vcache.pipelines import console
+from vcache.pipelines.options import Device, Json
+from vcache.store.object_path import store_path
+
+
+def list_stores(
+    folder: Annotated[
+        str | None, typer.Argument(help="A folder, or s3://bucket/path. Default: $VCACHE_HOME.", metavar="[FOLDER]")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The stores in a folder.
+
+    [bold]Example:[/bold]  vcache ls
+    """
+    from vcache.pipelines.listing import describe_folder, print_folder
+    from vcache.pipelines.stores import vcache_home
+
+    where = store_path(folder) if folder else vcache_home()
+    rows = describe_folder(where)
+    console.print_json(rows) if as_json else print_folder(where, rows)
+
+
+def info(store: Annotated[str, typer.Argument(help="A store.", metavar="STORE")], as_json: Json = False) -> None:
+    """What a store holds: arrays, rows, failures, and how its features were made.
+
+    [bold]Example:[/bold]  vcache info STORE.zarr
+    """
+    from vcache.pipelines.listing import describe_store, print_store
+
+    description = describe_store(store_path(store))
+    console.print_json(description) if as_json else print_store(description)
+
+
+def verify(
+    store: Annotated[str, typer.Argument(help="A store.", metavar="STORE")],
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also extract random rows again from their videos, and compare them.")
+    ] = False,
+    sample: Annotated[int, typer.Option(min=1, help="For --deep: how many rows.")] = 16,
+    seed: Annotated[int, typer.Option(help="For --deep: another seed takes other rows.")] = 0,
+    root: Annotated[Path | None, typer.Option(help="For --deep: where the videos lie, if they were moved.")] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Read every committed byte of a store and check it; exit status 1 if anything is damaged or missing.
+
+    With --deep, stored features that are not what their videos and the backbone give are found, too: another video under the
+    same name, other weights. Last bits may differ on another device; the bounds are in store/compare.py.
+
+    [bold]Examples:[/bold]  vcache verify STORE.zarr  |  vcache verify STORE.zarr --deep --sample 100
+    """
+    from vcache.pipelines.verification import print_verification
+    from vcache.pipelines.verification import verify as run
+
+    result = run(store_path(store), deep=sample if deep else None, seed=seed, root=root, device=device)
+    console.print_json(result) if as_json else print_verification(result)
+    if not result["ok"]:
+        raise typer.Exit(1)
+
+
+def repair(
+    store: Annotated[str, typer.Argument(help="A store in a local folder.", metavar="STORE")],
+    root: Annotated[Path | None, typer.Option(help="Where the videos lie, if they were moved.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to mend, and change nothing.")] = False,
+    decode_workers: Annotated[int, typer.Option(min=1, help="Videos decoded at the same time.")] = 2,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Verify a store and mend exactly what is damaged; exit status 1 if something is left.
+
+    Sound rows are copied, damaged ones extracted again from their videos, and a file is replaced whole. Metadata and commit
+    records are written anew from what the others say; what killed extractions left is removed.
+
+    [bold]Examples:[/bold]  vcache repair STORE.zarr --dry-run  |  vcache repair STORE.zarr --root /where/the/videos/are
+    """
+    from vcache.pipelines.repairing import print_repair
+    from vcache.pipelines.repairing import repair as run
+
+    result = run(store_path(store), root=root, dry_run=dry_run, device=device, workers=decode_workers)
+    console.print_json(result) if as_json else print_repair(result)
+    if not result["ok"]:
+        raise typer.Exit(1)
