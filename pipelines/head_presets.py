@@ -14,7 +14,8 @@ from typing import Any
 from vcache.extract.layers import absolute_layer
 from vcache.heads.registry import get_head
 from vcache.pipelines.clip_towers import CLIP_TOWERS
-from vcache.pipelines.matching import HeadStoreMismatch, extract_command, layers_word, option_words
+from vcache.pipelines.extract_commands import extract_command, layers_word, option_words
+from vcache.pipelines.matching import HeadStoreMismatch
 from vcache.pipelines.settings import read_values
 from vcache.store.manifest import Manifest
 

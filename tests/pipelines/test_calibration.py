@@ -16,9 +16,9 @@ from vcache.extract.decode import decode_clip
 from vcache.extract.preprocess import from_open_clip_config
 from vcache.pipelines.batches import ClipExtractor
 from vcache.pipelines.calibration import CalibrationError
+from vcache.pipelines.extract_commands import bytes_per_clip
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.listing import describe_store, print_store
-from vcache.pipelines.matching import _bytes_per_clip
 from vcache.pipelines.plan import plan_extraction
 from vcache.pipelines.precision_error import PrecisionRefused
 from vcache.pipelines.request import ExtractionConfig
@@ -246,7 +246,7 @@ def test_the_bytes_that_a_message_names_are_those_of_the_arrays(config: MakeConf
         features = {
             name: spec for name, spec in store.arrays("val").items() if name not in ("crop", "flip", "frame_index")
         }
-        assert _bytes_per_clip(features, store.manifest) == sum(spec.row_bytes for spec in features.values())
+        assert bytes_per_clip(features, store.manifest) == sum(spec.row_bytes for spec in features.values())
 
 
 @pytest.mark.parametrize("head", ["linear", "evl"])

@@ -13,9 +13,9 @@ from vcache.extract.decode import decode_video
 from vcache.extract.sampling import ClipRule, StridedSampling
 from vcache.extract.video import DecodeRequest
 from vcache.extract.views import view_from_dict
+from vcache.pipelines.extract_commands import extract_command
 from vcache.pipelines.extraction import ExtractionSummary, run_extraction
 from vcache.pipelines.listing import describe_store, print_store
-from vcache.pipelines.matching import extract_command
 from vcache.pipelines.request import ExtractionConfig, ExtractionError
 from vcache.pipelines.setup import prepare_extraction
 from vcache.pipelines.stored_views import extraction_words
