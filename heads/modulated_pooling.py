@@ -217,7 +217,8 @@ class _TermGradients:
 
 
 def _chunks(x: Tensor) -> Iterator[slice]:
-    """The clips, a few at a time on a CPU, all at once on a GPU."""
-    size = len(x) if x.is_cuda else max(1, _CPU_CHUNK_ELEMENTS // x[0].numel())
-    for start in range(0, len(x), size):
+    """The clips, a few at a time on a CPU, all at once on a GPU; of no clip, one empty slice."""
+    size = len(x) if x.is_cuda else _CPU_CHUNK_ELEMENTS // x.shape[1:].numel()
+    size = max(1, size)
+    for start in range(0, max(1, len(x)), size):
         yield slice(start, min(start + size, len(x)))

@@ -137,6 +137,22 @@ def test_a_second_backward_pass_through_the_same_graph_gives_the_same():
     torch.testing.assert_close(torch.autograd.grad(loss, parameters), first, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("formulation", ["absorbed", "plain"])
+@pytest.mark.parametrize("pooling", ["none", "spatial_mean", "temporal_mean"])
+def test_of_no_clip_there_are_no_logits_and_gradients_of_zero(formulation, pooling):
+    config = dataclasses.replace(ALL_ON, formulation=formulation, pooling=pooling)
+    head, features = make_case(config, clips=2, seed=0)
+    none = ClipFeatures(
+        tokens={layer: x[:0] for layer, x in features.tokens.items()},
+        maps={layer: x[:0] for layer, x in features.maps.items()},
+    )
+    logits = head(none)
+    assert logits.shape == (0, config.num_classes)
+    assert [weights.shape[0] for _, weights in head.attention(none)] == [0] * len(config.layers)
+    logits.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in head.parameters())
+
+
 def test_features_that_want_a_gradient_get_that_of_the_plain_formulation():
     head, features = make_case(dataclasses.replace(ALL_ON, layers=(-1,)), clips=2, seed=0)
     x = features.tokens[-1].requires_grad_()
