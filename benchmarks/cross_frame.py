@@ -19,7 +19,8 @@ import torch
 from vcache.pipelines.demo.render import TINY_CLIP, render_world
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.request import ExtractionConfig
-from vcache.pipelines.training import EpochReport, TrainingConfig, train_head
+from vcache.pipelines.training import TrainingConfig, train_head
+from vcache.pipelines.training_reports import EpochReport
 from vcache.store.reader import FeatureStore
 
 

@@ -50,7 +50,8 @@ from vcache.pipelines.matching import build_head_config, match
 from vcache.pipelines.mixed_precision import MixedPrecision
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.setup import prepare_extraction
-from vcache.pipelines.training import EpochReport, TrainingConfig, train_head
+from vcache.pipelines.training import TrainingConfig, train_head
+from vcache.pipelines.training_reports import EpochReport
 from vcache.pipelines.training_step import TrainingStep
 from vcache.store.reader import FeatureStore
 

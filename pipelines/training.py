@@ -23,6 +23,7 @@ from vcache.pipelines.mixed_precision import MixedPrecision, training_precision
 from vcache.pipelines.runs import Run, next_run_folder
 from vcache.pipelines.settings import SettingError, build, split_settings
 from vcache.pipelines.stored_views import training_views, view_definitions
+from vcache.pipelines.training_reports import EpochReport, TrainingPlan, TrainingSummary
 from vcache.pipelines.training_step import TrainingStep
 from vcache.store.object_path import StorePath
 from vcache.store.reader import FeatureStore
@@ -52,53 +53,6 @@ class TrainingConfig:
     precision: str = "auto"
     """Of the head's products, one of TRAINING_PRECISIONS; see mixed_precision.py."""
     allow_incomplete: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpochReport:
-    """One line of metrics.jsonl. Losses are means over videos; accuracies are in 0..1."""
-
-    epoch: int
-    step: int
-    lr: float
-    train_loss: float
-    train_top1: float
-    val_loss: float | None
-    val_top1: float | None
-    val_top5: float | None
-    val_mean_class_accuracy: float | None
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSummary:
-    run: str
-    store: str
-    num_train: int
-    num_val: int
-    num_failed: int
-    """Videos of the two splits that were left out because their extraction failed."""
-    num_parameters: int
-    epochs: int
-    steps: int
-    last: EpochReport
-
-
-@dataclass(frozen=True)
-class TrainingPlan:
-    """What is about to run, for the screen: sizes and the resolved schedule."""
-
-    run: Path
-    store: StorePath
-    num_train: int
-    num_val: int
-    num_views: int
-    """Views that each epoch draws one from, for each video."""
-    num_parameters: int
-    epochs: int
-    steps: int
-    precision: str
-    recipe: Recipe
 
 
 def train_head(

@@ -19,7 +19,8 @@ from vcache.pipelines.matching import HeadStoreMismatch, build_head_config
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.runs import Run
 from vcache.pipelines.setup import array_specs
-from vcache.pipelines.training import TrainingConfig, TrainingSummary, train_head
+from vcache.pipelines.training import TrainingConfig, train_head
+from vcache.pipelines.training_reports import TrainingSummary
 from vcache.store.key import cache_key
 from vcache.store.manifest import Manifest, VideoTable
 from vcache.store.reader import FeatureStore

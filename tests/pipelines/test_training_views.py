@@ -15,7 +15,8 @@ from vcache.pipelines.loading import ClipLoader, IncompleteSplit
 from vcache.pipelines.matching import HeadStoreMismatch, NoFittingStore, ReadPlan
 from vcache.pipelines.runs import Run
 from vcache.pipelines.stored_views import ViewsError
-from vcache.pipelines.training import TrainingConfig, TrainingPlan, train_head
+from vcache.pipelines.training import TrainingConfig, train_head
+from vcache.pipelines.training_reports import TrainingPlan
 from vcache.store.manifest import VideoTable
 from vcache.store.reader import FeatureStore
 from vcache.store.writer import add_videos

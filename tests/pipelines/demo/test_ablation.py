@@ -17,7 +17,8 @@ from vcache.pipelines.demo.ablation_screen import print_ablation
 from vcache.pipelines.demo.run import prepare_world
 from vcache.pipelines.demo.table8 import VARIANTS, Variant
 from vcache.pipelines.evaluation import evaluate_run
-from vcache.pipelines.training import TrainingConfig, TrainingError, TrainingSummary, train_head
+from vcache.pipelines.training import TrainingConfig, TrainingError, train_head
+from vcache.pipelines.training_reports import TrainingSummary
 
 SETTINGS = {"epochs": 1, "batch_size": 5}
 FAILING = Variant(temporal_pos_embed=False, temporal_cross_attention=False)  # the second to be trained
