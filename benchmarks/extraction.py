@@ -33,6 +33,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import numpy as np
 import torch
+from clip_copies import copies
 
 from vcache.extract.views import PreparedClip
 from vcache.pipelines.batches import ClipExtractor, EncodedBatch, RowArrays
@@ -78,16 +79,6 @@ def make_config(csv: Path, model: str) -> ExtractionConfig:
         device="cpu",
         decode_workers=os.cpu_count() or 1,
     )
-
-
-def copies(folder: Path, clips: Path, count: int) -> Path:
-    """A CSV of that many names of the folder's videos."""
-    found = sorted(clips.glob("*.mp4"))
-    for i in range(count):
-        (folder / f"{i:04}.mp4").symlink_to(found[i % len(found)].resolve())
-    csv = folder / "clips.csv"
-    csv.write_text("path,label,split\n" + "".join(f"{i:04}.mp4,a,train\n" for i in range(count)))
-    return csv
 
 
 @dataclass

@@ -34,8 +34,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import numpy as np
 import torch
+from clip_copies import copies
 from torch import Tensor
-from training_parts import Remembered, Spent, copies, measured_parts
+from training_parts import Remembered, Spent, measured_parts
 
 from vcache.extract.views import PreparedClip
 from vcache.heads.cross_frame import cross_frame_maps

@@ -1,10 +1,9 @@
-"""What benchmarks/training.py measures with: videos, clocks, the parts of an epoch, and one forward pass for several stores."""
+"""What benchmarks/training.py measures with: clocks, the parts of an epoch, and one forward pass for several stores."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -14,16 +13,6 @@ from torch import Tensor
 from vcache.extract.views import PreparedClip
 from vcache.pipelines.loading import Batch, ClipLoader
 from vcache.pipelines.training_step import TrainingStep
-
-
-def copies(folder: Path, clips: Path, count: int) -> Path:
-    """A CSV of that many names of the folder's videos, in five classes."""
-    found = sorted(clips.glob("*.mp4"))
-    for i in range(count):
-        (folder / f"{i:04}.mp4").symlink_to(found[i % len(found)].resolve())
-    csv = folder / "clips.csv"
-    csv.write_text("path,label,split\n" + "".join(f"{i:04}.mp4,class {i % 5},train\n" for i in range(count)))
-    return csv
 
 
 @dataclass

@@ -60,16 +60,20 @@ def test_maps_of_half_precision_are_computed_in_float32():
     torch.testing.assert_close(maps.sum(dim=-1), torch.ones(1, 2, 2, 4))
 
 
+def tca_and_maps(grid, pairs):
+    """T-CA with drawn tables, as they start at zero, and maps of two clips."""
+    torch.manual_seed(0)
+    tca, P = TemporalCrossAttention(grid, width=4, gain=1.5).double(), grid[0] * grid[1]
+    torch.nn.init.normal_(tca.w1)
+    torch.nn.init.normal_(tca.w2)
+    return tca, torch.rand(2, pairs, 2, P, P, dtype=torch.float64)
+
+
 @pytest.mark.parametrize("grid", [(3, 5), (5, 3), (2, 9), (4, 4), (1, 1)])
 @pytest.mark.parametrize("pairs", [0, 1, 3])
 def test_tca_equals_an_explicit_loop_in_output_and_gradients(grid, pairs):
-    torch.manual_seed(0)
-    P = grid[0] * grid[1]
-    tca = TemporalCrossAttention(grid, width=4, gain=1.5).double()
-    torch.nn.init.normal_(tca.w1)
-    torch.nn.init.normal_(tca.w2)
-    maps = torch.rand(2, pairs, 2, P, P, dtype=torch.float64)
-    y = torch.randn(2, pairs + 1, 1 + P, 4, dtype=torch.float64, requires_grad=True)
+    tca, maps = tca_and_maps(grid, pairs)
+    y = torch.randn(2, pairs + 1, 1 + maps.shape[-1], 4, dtype=torch.float64, requires_grad=True)
     inputs = [y, tca.w1, tca.w2]
 
     expected = y + tca_by_loop(tca, maps) if pairs else y + 0 * (tca.w1.sum() + tca.w2.sum())
@@ -83,13 +87,8 @@ def test_tca_equals_an_explicit_loop_in_output_and_gradients(grid, pairs):
 @pytest.mark.parametrize("grid", [(3, 5), (5, 3), (2, 9), (1, 4), (1, 1)])
 @pytest.mark.parametrize("pairs", [0, 1, 3])
 def test_tca_by_displacement_equals_the_table_in_output_and_gradients(grid, pairs):
-    torch.manual_seed(0)
-    P = grid[0] * grid[1]
-    tca = TemporalCrossAttention(grid, width=4, gain=1.5).double()
-    torch.nn.init.normal_(tca.w1)
-    torch.nn.init.normal_(tca.w2)
-    maps = torch.rand(2, pairs, 2, P, P, dtype=torch.float64)
-    y, grad = torch.randn(2, 2, pairs + 1, 1 + P, 4, dtype=torch.float64)
+    tca, maps = tca_and_maps(grid, pairs)
+    y, grad = torch.randn(2, 2, pairs + 1, 1 + maps.shape[-1], 4, dtype=torch.float64)
     vectors = tca.vectors()
     windows = displacement_windows(vectors.detach(), grid)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from viewed import fill_view
 
 from vcache.extract.backbone import BackboneFacts
 from vcache.heads.evl import EVL
@@ -24,7 +25,7 @@ from vcache.pipelines.training_reports import TrainingSummary
 from vcache.store.key import cache_key
 from vcache.store.manifest import Manifest, VideoTable
 from vcache.store.reader import FeatureStore
-from vcache.store.writer import ShardWriter, create_store, declare_arrays
+from vcache.store.writer import create_store
 
 
 @pytest.fixture
@@ -129,13 +130,8 @@ def oblong_store(tmp_path: Path) -> Path:
     specs = tuple(spec for spec in array_specs(backbone, (1, 2), config) if "/" in spec.name)
     names = tuple(f"video {row}" for row in range(8))
     create_store(path, manifest_of(backbone, 4, {"train": 8}), {"train": VideoTable(names, names, np.arange(8) % 3)})
-    rng = np.random.default_rng(0)
     with FeatureStore.open(path) as store:
-        declare_arrays(store, "train", specs)
-        for shard in range(store.num_shards("train")):
-            with ShardWriter(store, "train", shard, specs) as writer:
-                for row in store.shard_rows("train", shard):
-                    writer.write(row, {spec.name: rng.random(spec.shape).astype(spec.dtype) for spec in specs})
+        fill_view(store, "train", 0, specs)
     return path
 
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from vcache.extract.backbone import load_backbone
 from vcache.extract.preprocess import from_open_clip_config
@@ -18,7 +19,7 @@ from vcache.pipelines.explaining import cls_attention, explain
 from vcache.pipelines.explanation import ExplainError, Explanation, Question
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.finding import UnknownVideo
-from vcache.pipelines.loading import ClipLoader
+from vcache.pipelines.loading import Batch, ClipLoader
 from vcache.pipelines.matching import match
 from vcache.pipelines.reextraction import Reextraction
 from vcache.pipelines.request import ExtractionConfig
@@ -59,14 +60,18 @@ def row_of(store: FeatureStore, video_id: str) -> int:
     return store.videos("val").ids.index(video_id)
 
 
+def batches(store: FeatureStore, head: nn.Module, batch_size: int) -> Iterator[Batch]:
+    """The validation split as a head reads it."""
+    plan = match("evl", type(head).requires(head.config), store, ["val"])
+    return ClipLoader(store, "val", plan, batch_size=batch_size, device=torch.device("cpu")).in_order()
+
+
 def test_prediction_and_truth_are_those_of_an_evaluation(
     run: Path, float32_store: Path, explanation: Explanation
 ) -> None:
     head = Run.open(run).load_head()
     with FeatureStore.open(float32_store) as store:
-        plan = match("evl", type(head).requires(head.config), store, ["val"])
-        loader = ClipLoader(store, "val", plan, batch_size=4, device=torch.device("cpu"))
-        logits, labels = predict_logits(head, loader.in_order())
+        logits, labels = predict_logits(head, batches(store, head, batch_size=4))
         row = row_of(store, VIDEO)
         names = store.manifest.class_names
     assert (explanation.row, explanation.split, explanation.truth) == (row, "val", names[labels[row]])
@@ -111,9 +116,7 @@ def test_the_querys_weights_are_the_heads_and_sum_to_1_over_all_frames(
 ) -> None:
     head = Run.open(run).load_head()
     with FeatureStore.open(float32_store) as store:
-        plan = match("evl", type(head).requires(head.config), store, ["val"])
-        loader = ClipLoader(store, "val", plan, batch_size=6, device=torch.device("cpu"))
-        (batch,) = loader.in_order()
+        (batch,) = batches(store, head, batch_size=6)
         attention, row = head.attention(batch.features), row_of(store, VIDEO)
     for one, (_, weights) in zip(explanation.layers, attention, strict=True):
         np.testing.assert_allclose(one.query, weights[row].mean(dim=0).numpy(), atol=1e-6)
