@@ -46,6 +46,16 @@ def load_golden(name: str, formulation: str = "absorbed") -> tuple[EVL, ClipFeat
     return head, ClipFeatures(tokens=tokens, maps=maps), arrays
 
 
+def drawn_head(sizes, **fields) -> EVL:
+    """A head for `make_features` with every parameter drawn: what starts at zero would hide what flows through it."""
+    torch.manual_seed(0)
+    shapes = {"num_classes": sizes.K, "num_frames": sizes.T, "width": sizes.D, "num_heads": sizes.H}
+    head = EVL(EVL.Config(**shapes, grid=(sizes.h, sizes.w), **fields)).eval()
+    for parameter in head.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return head
+
+
 GOLDEN_NAMES = ["evl_decoder_full", "evl_decoder_conv_pe", "evl_decoder_plain"]
 
 
@@ -179,17 +189,10 @@ def test_cls_pooling_asks_for_cls_tokens_alone():
     + [(pooling, tca) for pooling in ("none", "spatial_mean", "temporal_mean") for tca in (False, True)],
 )
 def test_pooled_variants_equal_the_paper_written_as_loops(make_features, sizes, pooling, tca):
-    s = sizes
-    config = EVL.Config(
-        num_classes=s.K, num_frames=s.T, width=s.D, num_heads=s.H, grid=(s.h, s.w), layers=(-2, -1), pooling=pooling,
-        temporal_cross_attention=tca,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    head, features = EVL(config).double().eval(), make_features((-2, -1), torch.float64)
-    for parameter in head.parameters():
-        nn.init.normal_(parameter, std=0.3)
+    head = drawn_head(sizes, layers=(-2, -1), pooling=pooling, temporal_cross_attention=tca).double()
+    config, features = head.config, make_features((-2, -1), torch.float64)
     weights = {name: parameter.detach().numpy() for name, parameter in head.named_parameters()}
-    expected = np.stack([loop_logits(config, weights, features, clip) for clip in range(s.B)])
+    expected = np.stack([loop_logits(config, weights, features, clip) for clip in range(sizes.B)])
     asked = EVL.requires(config)
     only = ClipFeatures(
         tokens={layer: features.tokens[layer] for layer in asked.tokens},
@@ -263,19 +266,13 @@ def test_a_layer_that_comes_several_times_is_asked_for_once(layers):
 
 
 def test_repeated_layers_equal_as_many_decoder_layers_over_copies_of_the_features(make_features, sizes):
-    config = EVL.Config(
-        num_classes=sizes.K, num_frames=sizes.T, width=sizes.D, num_heads=sizes.H, grid=(sizes.h, sizes.w),
-        layers=(-2, -1, -2, -1), mlp_dropout=0.0, cls_dropout=0.0,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    repeated, copied = EVL(config), EVL(replace(config, layers=(0, 1, 2, 3)))
-    for parameter in repeated.parameters():
-        nn.init.normal_(parameter, std=0.3)
+    repeated = drawn_head(sizes, layers=(-2, -1, -2, -1))
+    copied = EVL(replace(repeated.config, layers=(0, 1, 2, 3))).eval()
     copied.load_state_dict(repeated.state_dict())
     features = make_features((-2, -1))
     copies = ClipFeatures(
-        tokens={i: features.tokens[layer].clone() for i, layer in enumerate(config.layers)},
-        maps={i: features.maps[layer].clone() for i, layer in enumerate(config.layers)},
+        tokens={i: features.tokens[layer].clone() for i, layer in enumerate(repeated.config.layers)},
+        maps={i: features.maps[layer].clone() for i, layer in enumerate(repeated.config.layers)},
     )
     torch.testing.assert_close(repeated(features), copied(copies))
 
@@ -289,19 +286,7 @@ def test_the_recipe_is_the_papers():
 @pytest.mark.parametrize("modules", ["temporal_conv", "temporal_pos_embed", "temporal_cross_attention", None])
 def test_each_temporal_module_alone_sees_the_order_of_frames_and_none_does_without(make_features, sizes, modules):
     names = ("temporal_conv", "temporal_pos_embed", "temporal_cross_attention")
-    config = EVL.Config(
-        num_classes=sizes.K,
-        num_frames=sizes.T,
-        width=sizes.D,
-        num_heads=sizes.H,
-        grid=(sizes.h, sizes.w),
-        layers=(-1,),
-        **{name: name == modules for name in names},
-    )
-    torch.manual_seed(0)
-    head = EVL(config).eval()
-    for parameter in head.parameters():
-        nn.init.normal_(parameter, std=0.5)
+    head = drawn_head(sizes, layers=(-1,), **{name: name == modules for name in names})
     features = make_features((-1,))
     backwards = ClipFeatures(
         tokens={-1: features.tokens[-1].flip(1)}, maps={-1: features.maps[-1].flip(1, 2)}
@@ -315,20 +300,9 @@ def test_each_temporal_module_alone_sees_the_order_of_frames_and_none_does_witho
 @pytest.mark.parametrize("positions", [True, False])
 @pytest.mark.parametrize("tca", [True, False])
 def test_no_choice_of_temporal_modules_writes_to_the_features(make_features, sizes, conv, positions, tca):
-    config = EVL.Config(
-        num_classes=sizes.K,
-        num_frames=sizes.T,
-        width=sizes.D,
-        num_heads=sizes.H,
-        grid=(sizes.h, sizes.w),
-        layers=(-1,),
-        temporal_conv=conv,
-        temporal_pos_embed=positions,
-        temporal_cross_attention=tca,
-    )
-    head, features, untouched = EVL(config), make_features((-1,)), make_features((-1,))
-    for parameter in head.parameters():
-        nn.init.normal_(parameter, std=0.5)
+    modules = {"temporal_conv": conv, "temporal_pos_embed": positions, "temporal_cross_attention": tca}
+    head = drawn_head(sizes, layers=(-1,), **modules).train()
+    features, untouched = make_features((-1,)), make_features((-1,))
     head(features).sum().backward()
     torch.testing.assert_close(features.tokens, untouched.tokens, rtol=0, atol=0)
     torch.testing.assert_close(features.maps, untouched.maps, rtol=0, atol=0)
