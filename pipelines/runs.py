@@ -39,9 +39,9 @@ class Run:
         """Make the folder and write what is known before training; a folder with anything in it is refused."""
         check_free(path)
         path.mkdir(parents=True, exist_ok=True)
-        _write_text(path / "config.json", json.dumps(config, indent=2) + "\n")
+        write_text(path / "config.json", json.dumps(config, indent=2) + "\n")
         if class_names is not None:
-            _write_text(path / "classes.txt", "\n".join(class_names) + "\n")
+            write_text(path / "classes.txt", "\n".join(class_names) + "\n")
         return cls(path, config)
 
     @classmethod
@@ -126,7 +126,8 @@ def next_run_folder(head: str, parent: Path = Path("runs")) -> Path:
     return parent / f"{head}-{number}"
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Whoever reads the file sees the old one or the new one."""
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

@@ -27,7 +27,7 @@ from vcache.pipelines.demo.table8 import MODULES, TABLES, VARIANTS, PaperRow, Va
 from vcache.pipelines.device import select_device
 from vcache.pipelines.matching import build_head_config
 from vcache.pipelines.mixed_precision import training_precision
-from vcache.pipelines.runs import Run, next_run_folder
+from vcache.pipelines.runs import Run, next_run_folder, write_text
 from vcache.pipelines.settings import build, split_settings
 from vcache.pipelines.stored_views import training_views, view_definitions
 from vcache.pipelines.training import TrainingConfig, train_head
@@ -217,8 +217,8 @@ def _write_results(out: Path, outcomes: Outcomes, facts: Mapping[str, Any]) -> d
         **facts,
         "results": [str(out / "ablation.json"), str(out / "ablation.csv")],
     }
-    _replace(out / "ablation.json", json.dumps(result, indent=2) + "\n")
-    _replace(out / "ablation.csv", _csv(result["tables"]))
+    write_text(out / "ablation.json", json.dumps(result, indent=2) + "\n")
+    write_text(out / "ablation.csv", _csv(result["tables"]))
     return result
 
 
@@ -262,10 +262,3 @@ def _csv(tables: Mapping[str, list[dict[str, Any]]]) -> str:
             settings = [table, *(int(row[name]) for name in MODULES), row["depth"]]
             writer.writerows([*settings, *(run[name] for name in names)] for run in row["runs"])
     return text.getvalue()
-
-
-def _replace(path: Path, text: str) -> None:
-    """Whoever reads the file sees the old one or the new one."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
