@@ -269,6 +269,7 @@ def _run_config(
         "dataset": store.manifest.dataset,
         "store": str(store.path.resolve()),
         "store_key": store.manifest.key,
+        "num_videos": store.splits,
         "store_spec": store.manifest.spec,
         "versions": {"torch": torch.__version__},
     }

@@ -31,13 +31,23 @@ from vcache.pipelines.runs import Run, next_run_folder, write_text
 from vcache.pipelines.settings import build, split_settings
 from vcache.pipelines.stored_views import training_views, view_definitions
 from vcache.pipelines.training import TrainingConfig, train_head
-from vcache.store.manifest import Manifest
 from vcache.store.reader import FeatureStore
 
 ORDER_BLIND_BOUND = 0.5
 """Top-1 that no head which ignores the order can pass: the motions are pairs, each the other played backwards."""
 
-_SAME = ("head", "head_config", "recipe", "dataset", "train_split", "views", "seed", "precision", "store_key")
+_SAME = (
+    "head",
+    "head_config",
+    "recipe",
+    "dataset",
+    "train_split",
+    "views",
+    "seed",
+    "precision",
+    "store_key",
+    "num_videos",
+)
 """Of config.json, what makes two runs the same."""
 
 
@@ -160,32 +170,35 @@ def _outcome(run: Run) -> Outcome:
 
 def _finished_runs(runs: Path, configs: Mapping[tuple[Variant, int], TrainingConfig]) -> Outcomes:
     """Those of `configs` that a run folder with weights was trained with."""
-    there: dict[str, Run] = {}
-    for path in sorted(runs.glob("*/head.safetensors")):
-        if (run := Run.open(path.parent)).head == "evl" and run.metrics():
-            there[_fingerprint(run.config)] = run
     store = next(iter(configs.values())).store
     assert store is not None
     with FeatureStore.open(store) as opened:
-        asked = {key: _fingerprint(_run_config(config, opened.manifest)) for key, config in configs.items()}
+        num_videos = opened.splits
+        asked = {key: _fingerprint(_run_config(config, opened), num_videos) for key, config in configs.items()}
+    there: dict[str, Run] = {}
+    for path in sorted(runs.glob("*/head.safetensors")):
+        if (run := Run.open(path.parent)).head == "evl" and run.metrics():
+            there[_fingerprint(run.config, num_videos)] = run
     return {key: _outcome(there[asked[key]]) for key in configs if asked[key] in there}
 
 
-def _fingerprint(run_config: Mapping[str, Any]) -> str:
+def _fingerprint(run_config: Mapping[str, Any], num_videos: Mapping[str, int]) -> str:
     """Fields that the head has had only since the run take their defaults, as when its weights are loaded; runs that do not
-    tell their precision had no other than float32."""
+    tell their precision had no other than float32, and those that do not tell the size of their store are taken to be of
+    this one. Its key does not: it says how features were made, and not of which videos."""
     defaults = {
         field.name: field.default
         for field in fields(get_head(run_config["head"]).Config)
         if field.default is not MISSING
     }
-    same = {"precision": "float32"} | {name: run_config[name] for name in _SAME if name in run_config}
+    same = {"precision": "float32", "num_videos": num_videos}
+    same |= {name: run_config[name] for name in _SAME if name in run_config}
     return json.dumps({**same, "head_config": {**defaults, **run_config["head_config"]}}, sort_keys=True)
 
 
-def _run_config(config: TrainingConfig, manifest: Manifest) -> dict[str, Any]:
+def _run_config(config: TrainingConfig, store: FeatureStore) -> dict[str, Any]:
     """What `train_head` will write into config.json, as far as it tells runs apart."""
-    head = get_head(config.head)
+    head, manifest = get_head(config.head), store.manifest
     head_settings, recipe = split_settings(config.settings, head.Config, Recipe)
     views, definitions = training_views(manifest, config.train_split), view_definitions(manifest)
     return {
@@ -198,6 +211,7 @@ def _run_config(config: TrainingConfig, manifest: Manifest) -> dict[str, Any]:
         "seed": config.seed,
         "precision": training_precision(config.precision, select_device(config.device)).name,
         "store_key": manifest.key,
+        "num_videos": store.splits,
     }
 
 

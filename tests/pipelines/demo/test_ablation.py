@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,13 +179,23 @@ def test_a_run_from_before_there_was_a_field_counts_and_one_with_another_value_d
     path = Path(session.again["tables"]["8a"][2]["runs"][0]["run"]) / "config.json"
     written = path.read_text()
     config = json.loads(written)
-    del config["head_config"]["tca_gain"], config["precision"]
+    del config["head_config"]["tca_gain"], config["precision"], config["num_videos"]
     path.write_text(json.dumps(config))
     assert ablate(session.out, 2)["num_trained"] == 0
     for other in ({"precision": "bfloat16"}, {"store_key": "another"}, {"seed": 7}):
         path.write_text(json.dumps({**config, **other}))
         assert ablate(session.out, 2)["num_trained"] == 1
     path.write_text(written)
+
+
+def test_runs_on_a_world_of_another_size_do_not_count(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `rm -r OUT/world OUT/world.zarr`: the new store has the key of the old one."""
+    monkeypatch.setattr(ablation, "train_head", lambda config, **callbacks: 1 / 0)
+    shutil.copytree(session.out / "runs", tmp_path / "runs")
+    result = run_ablation(tmp_path, seeds=1, train=12, val=7, settings=SETTINGS, show=False)
+    assert result["num_trained"] == 11
 
 
 def test_a_run_is_expected_to_take_what_its_like_took() -> None:
