@@ -277,6 +277,34 @@ def test_repeated_layers_equal_as_many_decoder_layers_over_copies_of_the_feature
     torch.testing.assert_close(repeated(features), copied(copies))
 
 
+@pytest.mark.parametrize(
+    ("setting", "where"), [("mlp_dropout", "decoder.decoder_layers.0.mlp.fc2"), ("cls_dropout", "proj.2")]
+)
+def test_dropout_is_before_the_last_linear_of_the_mlp_and_of_the_head(make_features, sizes, setting, where):
+    s = sizes
+    rates = {"mlp_dropout": 0.0, "cls_dropout": 0.0, setting: 0.3}
+    torch.manual_seed(0)
+    head = EVL(
+        EVL.Config(
+            num_classes=s.K, num_frames=s.T, width=s.D, num_heads=s.H, grid=(s.h, s.w), layers=(-1,), mlp_factor=30.0,
+            **rates,
+        )
+    )  # fmt: skip
+    seen: list[Tensor] = []
+    head.get_submodule(where).register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    head.eval()(make_features((-1,)))
+    head.train()(make_features((-1,)))
+    whole, dropped = seen
+    kept = dropped != 0
+    assert 0.1 < 1 - kept.float().mean() < 0.5
+    torch.testing.assert_close(dropped, kept * whole / 0.7)
+
+
+def test_dropout_is_the_papers_unless_set():
+    config = EVL.Config(num_classes=2)
+    assert (config.mlp_dropout, config.cls_dropout) == (0.5, 0.5)
+
+
 def test_the_recipe_is_the_papers():
     recipe = EVL.recipe
     assert (recipe.lr, recipe.weight_decay, recipe.steps, recipe.batch_size) == (4e-4, 0.05, 50_000, 256)

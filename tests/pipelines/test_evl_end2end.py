@@ -80,11 +80,13 @@ def write_store(path: Path, backbone: FrozenBackbone, video: torch.Tensor) -> Fe
     return store
 
 
+@pytest.mark.parametrize("formulation", ["absorbed", "plain"])
 def test_official_logits_and_gradients_come_out_of_the_store(
-    golden: dict[str, torch.Tensor], backbone: FrozenBackbone, tmp_path: Path
+    golden: dict[str, torch.Tensor], backbone: FrozenBackbone, tmp_path: Path, formulation: str
 ) -> None:
     video = golden["in/video"].permute(0, 2, 1, 3, 4)  # (B, T, 3, S, S)
-    config = EVL.Config(num_classes=5, num_frames=4, width=64, num_heads=4, grid=(3, 3), layers=(-2, -1))
+    sizes = {"num_classes": 5, "num_frames": 4, "width": 64, "num_heads": 4, "grid": (3, 3), "layers": (-2, -1)}
+    config = EVL.Config(**sizes, formulation=formulation)
     head = EVL(config).eval()
     weights = {name.removeprefix("w/"): x for name, x in golden.items() if name.startswith(("w/decoder", "w/proj"))}
     load_evl_state_dict(head, weights)
