@@ -16,6 +16,7 @@ from vcache.pipelines import evl_presets, head_presets
 from vcache.pipelines.cli import app
 from vcache.pipelines.clip_towers import CLIP_TOWERS, ClipTower
 from vcache.pipelines.counting import preset_config
+from vcache.pipelines.demo.table8 import MODULES, TABLE_8A
 from vcache.pipelines.head_presets import HeadPreset, UnknownPreset, find_preset, presets_of
 from vcache.pipelines.matching import HeadStoreMismatch, NoFittingStore
 from vcache.pipelines.presets import RECIPES
@@ -61,6 +62,57 @@ def test_the_rows_of_the_papers_tables_are_there() -> None:
     assert (k400.frames, k400.stride, k400.eval_views, k400.head_settings["num_frames"]) == (32, 8, "3x1", 32)
     assert (ssv2.stride, ssv2.eval_views, dict(ssv2.recipe)) == (None, "1x3", {"steps": 30_000})
     assert len(ssv2.settings["layers"]) == 24
+
+
+# Lin et al. 2022: accuracy, and how clips are sampled (appendix A and B); of Something-Something the centres of segments.
+ACCURACY = {
+    **{"k400-b16-8f": 82.9, "k400-b16-16f": 83.6, "k400-b16-32f": 84.2, "k400-b16-8f-tca": 82.9},  # Tables 1 and 3
+    **{"k400-l14-8f": 86.3, "k400-l14-16f": 87.0, "k400-l14-32f": 87.3, "k400-l14-336-32f": 87.7},
+    **{"k400-b16-8f-1layer": 81.1, "k400-b16-8f-2layers": 82.1},  # Table 6a
+    **{"k400-b16-8f-3layers": 82.6, "k400-b16-8f-5layers": 83.0},
+    **{"k400-b16-8f-features-2211": 82.7, "k400-b16-8f-features-1111": 82.1},  # Table 6b
+    **{"k400-b16-8f-features-2121": 82.4, "k400-b16-8f-features-7531": 82.0},
+    **{"k400-b16-8f-cls": 79.8, "k400-b16-8f-spatial-mean": 75.8, "k400-b16-8f-temporal-mean": 80.1},  # Table 6c
+    **{"ssv2-b16-8f": 61.0, "ssv2-b16-16f": 61.7, "ssv2-b16-32f": 62.4},  # Table 9
+    **{"ssv2-l14-8f": 65.1, "ssv2-l14-32f": 66.7, "ssv2-l14-336-32f": 68.0},
+    **{f"ssv2-b16-8f-{depth}layers": top1 for depth, top1 in ((4, 58.6), (6, 60.1), (8, 60.2), (10, 60.5))},  # Table 8b
+    **{
+        "ucf101-l14-32f": 98.5,
+        "ucf101-l14-336-32f": 98.6,
+        "hmdb51-l14-32f": 83.6,
+        "hmdb51-l14-336-32f": 83.2,
+    },  # Table 12
+}
+STRIDES = {("k400", 8): 16, ("k400", 16): 16, ("k400", 32): 8, ("ucf101", 32): 2, ("hmdb51", 32): 2}
+MODULES_OF = {  # T-Conv, T-PE, T-CA of Table 8a
+    "none": (False, False, False),
+    "conv": (True, False, False),
+    "pe": (False, True, False),
+    "tca-only": (False, False, True),
+    "conv-pe": (True, True, False),
+    "conv-tca": (True, False, True),
+    "pe-tca": (False, True, True),
+}
+
+
+def test_accuracies_and_strides_are_the_papers() -> None:
+    of_modules = {
+        f"{dataset}-b16-8f-{name}" for dataset in ("k400", "ssv2") for name in MODULES_OF
+    }  # the next test has them
+    assert {name: preset.top1 for name, preset in EVL_PRESETS.items() if name not in of_modules} == ACCURACY
+    for preset in EVL_PRESETS.values():
+        assert preset.stride == STRIDES.get((preset.dataset, preset.frames))
+
+
+@pytest.mark.parametrize("name", MODULES_OF)
+def test_rows_of_table_8a_have_the_modules_they_are_named_after_and_the_numbers_of_the_demos_table(name: str) -> None:
+    (row,) = [row for row in TABLE_8A if tuple(getattr(row.variant, module) for module in MODULES) == MODULES_OF[name]]
+    for dataset, top1, depth in (("k400", row.k400, 4), ("ssv2", row.ssv2, 12)):
+        preset = EVL_PRESETS[f"{dataset}-b16-8f-{name}"]
+        config = preset_config("evl", CLIP_TOWERS[preset.model], preset, {})
+        assert tuple(getattr(config, module) for module in MODULES) == MODULES_OF[name]
+        assert config.layers == tuple(range(-depth, 0))
+        assert preset.top1 == top1
 
 
 @pytest.mark.parametrize("name", EVL_PRESETS)
