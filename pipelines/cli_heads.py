@@ -17,7 +17,10 @@ def heads(
     count: Annotated[
         bool, typer.Option("--count", help="Parameters and multiply-adds, beside the paper's; nothing is run.")
     ] = False,
-    preset: Annotated[str | None, typer.Option(metavar="NAME", help="For --count: this preset alone.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="This preset alone: its settings, recipe and store, or its --count."),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -30,12 +33,14 @@ def heads(
 ) -> None:
     """The heads that can be trained, what each reads and what can be set.
 
-    With HEAD: every setting with its meaning, and the rows of the paper as presets, each with the store that it is trained from.
+    With HEAD: every setting with its meaning, and the rows of the paper as presets. With --preset: what it sets, and the
+    store that it is trained from.
 
     \b
     [bold]Examples:[/bold]
     vcache heads
     vcache heads evl
+    vcache heads evl --preset ssv2-b16-8f
     vcache heads evl --count
     vcache heads evl --count --preset k400-b16-8f --set layers=-2: --set qkv_dim=512 --set num_heads=8
     """
@@ -48,8 +53,12 @@ def heads(
         counts = describe_count(head, parse_pairs(settings or []), preset)
         console.print_json(counts) if as_json else listing.print_counts(counts)
         return
-    if count or preset or settings:
-        raise typer.BadParameter("--count goes with a HEAD, --preset and --set with --count: vcache heads evl --count")
+    if count or settings or (preset and not head):
+        raise typer.BadParameter("--count and --preset go with a HEAD, --set with --count: vcache heads evl --count")
+    if head and preset:
+        described = listing.describe_preset(head, preset)
+        console.print_json(described) if as_json else listing.print_preset(described)
+        return
     if head:
         row = listing.describe_head(head)
         console.print_json(row) if as_json else listing.print_head(row)

@@ -10,12 +10,11 @@ from typing import Any
 
 from rich.markup import escape
 from rich.padding import Padding
-from rich.table import Table
 
 from vcache.heads.registry import get_head, list_heads
 from vcache.pipelines.console import out
 from vcache.pipelines.counting import REMARKS
-from vcache.pipelines.head_presets import HeadPreset, presets_of
+from vcache.pipelines.head_presets import HeadPreset, find_preset, presets_of
 from vcache.pipelines.matching import SETTABLE_FACTS, STORE_FACTS
 
 
@@ -128,38 +127,57 @@ def print_head(row: dict[str, Any]) -> None:
         _print_presets(row["head"], row["presets"])
 
 
+def describe_preset(head: str, name: str) -> dict[str, Any]:
+    """One preset: its row of the paper, its settings, its whole recipe, and the `vcache extract` line of its store.
+
+    Raises:
+        UnknownHead, UnknownPreset: names the nearest.
+    """
+    recipe = {key: value for key, value in dataclasses.asdict(get_head(head).recipe).items() if value is not None}
+    preset = find_preset(head, name)
+    return {**_preset_row(preset), "recipe": recipe | dict(preset.recipe)}
+
+
 def _print_presets(head: str, presets: list[dict[str, Any]]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for column in ("--preset NAME", "of the paper", "top-1", "settings"):
-        table.add_column(column, overflow="fold")
+    """One line each, whole at 80 columns; what else there is to say of one is said by `print_preset`."""
+    name, width = "--preset NAME", max(len(preset["name"]) for preset in presets)
+    out.print(f"[bold]{name:<{width}}  top-1  of the paper[/bold]", highlight=False)
     for preset in presets:
-        pairs = {**preset["settings"], **preset["recipe"]}.items()
-        settings = " ".join(f"{name}={_word(value)}" for name, value in pairs)
-        table.add_row(preset["name"], preset["source"], f"{preset['top1']}", escape(settings))
-    out.print(table)
-    _print_groups("Where paper and official code differ:", presets, "note")
-    _print_groups(
-        "Each is trained from a store made with one of these, or from one that holds more:", presets, "extract"
-    )
+        out.print(
+            f"{preset['name']:<{width}}  {preset['top1']:>5}  {preset['source']}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
     out.print(
-        "A store has a fixed number of views where the paper draws a new one in every epoch; 8 is our choice.\n"
-        "--augment evl has no flip, as the official code; the paper names one: --augment evl-flip.\n"
-        f"What each costs, and what the paper says:  vcache heads {head} --count",
+        f"Settings, recipe and store of one:  vcache heads {head} --preset {presets[0]['name']}\n"
+        f"What each costs, and in the paper:  vcache heads {head} --count",
         highlight=False,
         soft_wrap=True,
     )
 
 
-def _print_groups(title: str, presets: list[dict[str, Any]], key: str) -> None:
-    """Each text that presets have under the key, and which have it."""
-    groups: dict[str, list[str]] = {}
-    for preset in presets:
-        if preset[key]:
-            groups.setdefault(preset[key], []).append(preset["name"])
-    out.print(f"[bold]{title}[/bold]", highlight=False)
-    for text, names in groups.items():
-        out.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
-        out.print(f"      {', '.join(names)}", style="dim", highlight=False, soft_wrap=True)
+def print_preset(row: dict[str, Any]) -> None:
+    out.print(
+        f"[bold]{row['name']}[/bold]  {row['source']} of the paper, top-1 {row['top1']}% there",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if row["note"]:
+        _line("note", row["note"])
+    settings = {"num_frames": row["frames"], **row["settings"]}
+    for title, pairs in (("settings", settings), ("recipe", row["recipe"])):
+        _line(title, ", ".join(f"{key}={_word(value)}" for key, value in pairs.items()))
+    _line("extract", row["extract"])
+    _line("train", f"vcache train-head {row['head']} --preset {row['name']}")
+    _line("count", f"vcache heads {row['head']} --count --preset {row['name']}")
+    out.print(
+        "A store that holds more does, too. Its views are fixed where the paper draws one in every epoch; "
+        f"{row['views']} is our choice.\n"
+        "--augment evl has no flip, as the official code; the paper names one: --augment evl-flip.",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def print_counts(rows: list[dict[str, Any]]) -> None:

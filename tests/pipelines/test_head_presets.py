@@ -237,9 +237,46 @@ def test_heads_evl_shows_settings_presets_and_extract_lines(vcache: Callable[[st
     assert status == 0 and len(described["presets"]) == len(EVL_PRESETS)
     assert all(field["meaning"] for name, field in described["fields"].items() if not field["from_store"])
     assert described["fields"]["pooling"]["type"] == "none | cls | spatial_mean | temporal_mean"
-    status, printed, _ = vcache("heads evl")
-    assert status == 0
-    assert all(preset.name in printed and preset.extract_line in printed for preset in EVL_PRESETS.values())
-    assert "evl-flip" in printed and "released scripts leave it on" in printed
     status, printed, _ = vcache("heads")
     assert status == 0 and f"{len(EVL_PRESETS)}, see:  vcache heads evl" in printed
+
+
+def test_heads_evl_lists_each_preset_on_one_line_of_a_narrow_terminal(
+    vcache: Callable[[str], tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    status, printed, _ = vcache("heads evl")
+    listed = printed[printed.index("--preset NAME") :].splitlines()[1:-2]
+    assert status == 0 and max(map(len, listed)) <= 80
+    assert [line.split()[:2] for line in listed] == [[one.name, f"{one.top1}"] for one in EVL_PRESETS.values()]
+    assert all(line.endswith(one.source) for line, one in zip(listed, EVL_PRESETS.values(), strict=True))
+
+
+def test_one_preset_is_shown_with_its_note_settings_recipe_and_extract_line(
+    vcache: Callable[[str], tuple[int, str, str]],
+) -> None:
+    preset = EVL_PRESETS["ssv2-b16-8f-4layers"]
+    status, printed, _ = vcache(f"heads evl --preset {preset.name}")
+    assert status == 0 and "Table 8b of the paper, top-1 58.6%" in printed and preset.note in printed
+    assert "num_frames=8, layers=-4,-3,-2,-1\n" in printed and "steps=30000, batch_size=256" in printed
+    assert preset.extract_line in printed and "evl-flip" in printed
+    assert "vcache train-head evl --preset ssv2-b16-8f-4layers\n" in printed
+    status, printed, _ = vcache(f"heads evl --preset {preset.name} --json")
+    described = json.loads(printed)
+    assert status == 0 and described["extract"] == preset.extract_line
+    assert (described["recipe"]["steps"], described["recipe"]["lr"]) == (30_000, 4e-4)
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "words"),
+    [
+        ("heads evl --preset k400-b16-8", 1, "Did you mean 'k400-b16-8f'?"),
+        ("heads linear --preset k400-b16-8f", 1, "head 'linear' has no presets."),
+        ("heads --preset k400-b16-8f", 2, "go with a HEAD"),
+        ("heads evl --set layers=-1", 2, "--set with --count"),
+    ],
+)
+def test_a_preset_that_cannot_be_shown_is_refused(
+    vcache: Callable[[str], tuple[int, str, str]], line: str, status: int, words: str
+) -> None:
+    assert vcache(line)[0] == status and words in " ".join(vcache(line)[2].replace("│", " ").split())
