@@ -12,6 +12,7 @@ displacement (cross_frame.py), both a few clips at a time (modulated_pooling.py)
 `tca_gain` is ours.
 """
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
@@ -88,9 +89,11 @@ class EVL(nn.Module):
             if len(self.grid) != 2 or min(self.grid) < 1:
                 raise ValueError(f"grid ({self.grid}) must be two positive numbers: rows, columns")
             if not self.layers:
-                raise ValueError(f"layers ({self.layers}) must name at least one layer")
+                raise ValueError("layers must name at least one layer, as in layers=-2,-1")
             if self.attention_dim < 1 or self.attention_dim % self.num_heads:
-                raise ValueError(f"qkv_dim ({self.attention_dim}) must be a multiple of num_heads ({self.num_heads})")
+                raise ValueError(
+                    f"qkv_dim ({self.attention_dim}) must be a positive multiple of num_heads ({self.num_heads})"
+                )
             for name, kind in (("pooling", Pooling), ("query_init", QueryInit), ("formulation", Formulation)):
                 choices = get_args(kind)
                 if getattr(self, name) not in choices:
@@ -100,8 +103,9 @@ class EVL(nn.Module):
                     "pooling 'cls' reads CLS tokens alone, to which temporal_cross_attention adds nothing; "
                     "set temporal_cross_attention=false"
                 )
-            if self.mlp_dim < 1:
-                raise ValueError(f"mlp_factor ({self.mlp_factor}) must be above 0")
+            # Else its rounding to a width raises, in words that name no setting.
+            if not math.isfinite(self.mlp_factor) or self.mlp_dim < 1:
+                raise ValueError(f"mlp_factor ({self.mlp_factor}) must be a number above 0")
             for name in ("mlp_dropout", "cls_dropout"):
                 if not 0 <= getattr(self, name) < 1:
                     raise ValueError(f"{name} ({getattr(self, name)}) must be in [0, 1)")

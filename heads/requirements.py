@@ -1,5 +1,6 @@
 """The contract between a head and whoever feeds it: what it reads, what it gets, and how its paper trains it."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -94,7 +95,7 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise ValueError(f"{name} ({value}) must be at least {bound}")
-        if self.lr <= 0:
+        if not 0 < self.lr < math.inf:  # a NaN, too, would train to NaN
             raise ValueError(f"lr ({self.lr}) must be above 0")
         if self.schedule not in ("cosine", "constant"):
             raise ValueError(f"schedule ({self.schedule!r}) must be 'cosine' or 'constant'")

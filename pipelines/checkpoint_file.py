@@ -22,10 +22,13 @@ def read_checkpoint_file(path: Path) -> Any:
     """What torch.save or safetensors wrote: tensors on the CPU in plain containers. By its content, not by its name.
 
     Raises:
-        CheckpointError: it is cut off, damaged or something else, or reading it would run code.
-        OSError: it is not there, or may not be read.
+        CheckpointError: it is not there, cut off, damaged or something else, or reading it would run code.
+        OSError: it may not be read.
     """
-    with path.open("rb") as file:  # a folder raises here
+    if not path.is_file():
+        there = "is a folder" if path.is_dir() else "is not there"
+        raise CheckpointError(f"{path} {there}. Give the checkpoint's file, as downloaded.")
+    with path.open("rb") as file:
         head = file.read(512)
     if reason := _not_a_checkpoint(head):
         raise CheckpointError(f"{path} {reason}")
@@ -91,4 +94,7 @@ def _why_not_unpickled(path: Path, error: pickle.UnpicklingError) -> str:
 
 
 def _first_sentence(error: Exception) -> str:
+    # Of bytes that are no pickle torch's unpickler raises the KeyError of a number, which says nothing.
+    if isinstance(error, KeyError):
+        return "it holds no pickle of weights"
     return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0][:200].rstrip(".")

@@ -13,7 +13,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from vcache.extract.layers import resolve_layers
+from vcache.extract.layers import absolute_layer, resolve_layers
 from vcache.heads.evl import EVL
 from vcache.heads.registry import get_head
 from vcache.heads.requirements import ClipFeatures
@@ -126,6 +126,7 @@ def describe_count(head: str, settings: Mapping[str, Any], preset_name: str | No
 
     Raises:
         SettingError: the head cannot be counted, or a setting that it does not have or take.
+        LayerError: the tower has no such layer.
     """
     if head not in COUNTED_HEADS:
         raise SettingError(f"--count knows {', '.join(COUNTED_HEADS)}, and not {head!r}. Leave out --count.")
@@ -148,7 +149,10 @@ def preset_config(head: str, tower: ClipTower, preset: HeadPreset | None, own: M
     values = tower.facts_for(get_head(head).Config) | of_preset | dict(own)
     if isinstance(layers := values.get("layers"), str) and (":" in layers or layers == "all"):
         values["layers"] = resolve_layers(layers, tower.num_layers)
-    return build(get_head(head).Config, values)
+    config = build(get_head(head).Config, values)
+    for layer in config.layers:
+        absolute_layer(layer, tower.num_layers)
+    return config
 
 
 def _num_views(preset: HeadPreset) -> int:

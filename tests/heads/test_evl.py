@@ -360,13 +360,14 @@ def test_features_of_another_shape_are_refused_with_both_shapes(make_features, s
     ("settings", "words"),
     [
         ({"num_classes": 0}, r"num_classes \(0\) must be at least 1"),
-        ({"qkv_dim": 100}, r"qkv_dim \(100\) must be a multiple of num_heads \(12\)"),
-        ({"width": 100}, r"qkv_dim \(100\) must be a multiple of num_heads \(12\)"),
-        ({"layers": ()}, r"layers \(\(\)\) must name at least one layer"),
+        ({"qkv_dim": 100}, r"qkv_dim \(100\) must be a positive multiple of num_heads \(12\)"),
+        ({"width": 100}, r"qkv_dim \(100\) must be a positive multiple of num_heads \(12\)"),
+        ({"layers": ()}, "layers must name at least one layer, as in layers=-2,-1"),
         ({"grid": (0, 4)}, r"grid \(\(0, 4\)\) must be two positive numbers"),
         ({"mlp_dropout": 1.0}, r"mlp_dropout \(1.0\) must be in \[0, 1\)"),
         ({"pooling": "cls"}, "pooling 'cls' .* set temporal_cross_attention=false"),
-        ({"mlp_factor": 0.0}, r"mlp_factor \(0.0\) must be above 0"),
+        ({"mlp_factor": 0.0}, r"mlp_factor \(0.0\) must be a number above 0"),
+        ({"mlp_factor": float("nan")}, r"mlp_factor \(nan\) must be a number above 0"),
     ],
 )
 def test_configurations_that_cannot_work_are_refused(settings, words):

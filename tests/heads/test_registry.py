@@ -61,6 +61,7 @@ def test_requirements_name_each_layer_once():
         ({}, r"one of steps \(None\) and epochs \(None\) must be set"),
         ({"epochs": 0}, r"epochs \(0\) must be at least 1"),
         ({"epochs": 1, "lr": 0.0}, r"lr \(0.0\) must be above 0"),
+        ({"epochs": 1, "lr": float("nan")}, r"lr \(nan\) must be above 0"),
         ({"epochs": 1, "label_smoothing": 1.0}, r"label_smoothing \(1.0\) must be in \[0, 1\)"),
     ],
 )

@@ -176,7 +176,12 @@ def test_one_configuration_is_counted_on_the_command_line(vcache) -> None:
     [
         ("heads linear --count", "--count knows evl, and not 'linear'"),
         ("heads evl --count --set model=ViT-B-15", "--set model=ViT-B-15: there are ViT-B-32-quickgelu, "),
-        ("heads evl --count --set qkv_dim=500", "qkv_dim (500) must be a multiple of num_heads (12)"),
+        ("heads evl --count --set layers=-13", "layers -13: asked of a backbone with 12 blocks (0-11, or -12 to -1)"),
+        (
+            "heads evl --count --preset ssv2-b16-8f --set layers=-1,12,-1",
+            "layers 12: asked of a backbone with 12 blocks",
+        ),
+        ("heads evl --count --set qkv_dim=500", "qkv_dim (500) must be a positive multiple of num_heads (12)"),
         ("heads evl --count --preset k400-b16-8", "Did you mean 'k400-b16-8f'?"),
     ],
 )

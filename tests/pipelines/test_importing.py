@@ -167,6 +167,7 @@ def test_a_flipped_bit_among_the_weights_is_refused(official: Path, tmp_path: Pa
         (b"\n<!DOCTYPE html><html><title>Google Drive - Virus scan warning</title>", "is a web page .* Google Drive"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a pointer of Git LFS .* git lfs pull"),
         (b"path label\n", "is cut off, damaged or no checkpoint"),
+        (b"junk\n", "is cut off, damaged or no checkpoint: it holds no pickle of weights. Download it again"),
     ],
 )
 def test_a_file_that_is_something_else_is_refused(content: bytes, words: str, tmp_path: Path) -> None:
@@ -217,9 +218,14 @@ def test_the_request_itself_is_checked_first(official: Path, tmp_path: Path) -> 
         (ImportConfig(head="linear", file=official), CheckpointError, "'linear' has no official checkpoints"),
         (ImportConfig(head="evil", file=official), UnknownHead, "Did you mean 'evl'"),
         (ImportConfig(head="evl", file=official, settings={"num_head": "2"}), SettingError, "Did you mean 'num_heads'"),
-        (ImportConfig(head="evl", file=official, settings={"num_heads": "5"}), SettingError, "a multiple of num_heads"),
+        (
+            ImportConfig(head="evl", file=official, settings={"num_heads": "5"}),
+            SettingError,
+            "a positive multiple of num_heads",
+        ),
         (ImportConfig(head="evl", file=official, settings=HEADS, out=taken), RunError, "is not empty"),
-        (ImportConfig(head="evl", file=tmp_path / "none.pth"), FileNotFoundError, "none.pth"),
+        (ImportConfig(head="evl", file=tmp_path / "none.pth"), CheckpointError, "none.pth is not there. Give the "),
+        (ImportConfig(head="evl", file=tmp_path), CheckpointError, "is a folder. Give the checkpoint's file"),
     ):
         with pytest.raises(error, match=words):
             import_head(config)
