@@ -68,8 +68,9 @@ def _resolve_word(word: str, selection: str, num_layers: int) -> Iterable[int]:
 
 
 def _not_there(asked: str, num_layers: int) -> LayerError:
+    quoted = repr(asked) if ":" in asked else asked  # else "layers -4::"
     return LayerError(
-        f"layers {asked}: asked of a backbone with {num_layers} block{'s' * (num_layers != 1)} {_bounds(num_layers)}"
+        f"layers {quoted}: asked of a backbone with {num_layers} block{'s' * (num_layers != 1)} {_bounds(num_layers)}"
     )
 
 

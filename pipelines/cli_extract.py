@@ -85,7 +85,7 @@ def plan(
 
 def datasets(
     dataset: Annotated[
-        str | None, typer.Argument(help="A name, a folder, a CSV or a list in a .txt.", metavar="[DATASET]")
+        str | None, typer.Argument(help="A name, a folder, a CSV or a list in a .txt.", metavar="DATASET")
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Where the videos of DATASET lie.")] = None,
     as_json: Json = False,

@@ -13,7 +13,7 @@ from vcache.store.object_path import store_path
 
 
 def heads(
-    head: Annotated[str | None, typer.Argument(help="One head: its settings and presets.", metavar="[HEAD]")] = None,
+    head: Annotated[str | None, typer.Argument(help="One head: its settings and presets.", metavar="HEAD")] = None,
     count: Annotated[
         bool, typer.Option("--count", help="Parameters and multiply-adds, beside the paper's; nothing is run.")
     ] = False,

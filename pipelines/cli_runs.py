@@ -65,10 +65,10 @@ def evaluate(
 
 
 def explain(
-    run: Annotated[Path, typer.Argument(help="A folder written by `vcache train-head`.")],
+    run: Annotated[Path, typer.Argument(help="A folder written by `vcache train-head` or `vcache import-head`.")],
     video: Annotated[
         str | None,
-        typer.Argument(help="A video id or path of the run's store, or any video file.", metavar="[VIDEO]"),
+        typer.Argument(help="A video id or path of the run's store, or any video file.", metavar="VIDEO"),
     ] = None,
     row: Annotated[int | None, typer.Option(min=0, help="A row of the split, in place of VIDEO.")] = None,
     split: Annotated[

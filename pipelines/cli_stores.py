@@ -12,7 +12,7 @@ from vcache.store.object_path import store_path
 
 def list_stores(
     folder: Annotated[
-        str | None, typer.Argument(help="A folder, or s3://bucket/path. Default: $VCACHE_HOME.", metavar="[FOLDER]")
+        str | None, typer.Argument(help="A folder, or s3://bucket/path. Default: $VCACHE_HOME.", metavar="FOLDER")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -442,3 +442,12 @@ def test_a_failed_segment_is_named_beside_its_file(capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     assert "P01_01_3 of P01/P01_01.MP4" in out
     assert " a/clip [x].mp4 " in out
+
+
+@pytest.mark.parametrize("command", ["heads", "explain", "datasets", "ls"])
+def test_the_usage_line_brackets_an_optional_argument_once(
+    vcache: Callable[[str], tuple[int, str, str]], command: str
+) -> None:
+    status, printed, _ = vcache(f"{command} --help")
+    usage = next(line for line in printed.splitlines() if "Usage:" in line)
+    assert status == 0 and usage.rstrip().endswith("]") and "[[" not in usage
