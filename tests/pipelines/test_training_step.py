@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,15 @@ def test_the_loss_and_the_hits_are_those_before_the_update() -> None:
     assert result.loss == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-6)
     assert result.hits == (logits.argmax(dim=1) == labels).sum().item()
     assert not torch.equal(head(features), logits)
+
+
+def test_label_smoothing_gives_every_class_its_share_of_the_loss() -> None:
+    head, (features, labels) = make_head("linear"), make_batch()
+    log_p = head(features).detach().double().log_softmax(dim=1)
+    expected = -(0.8 * log_p[range(B), labels] + 0.2 * log_p.mean(dim=1)).mean().item()
+    recipe = replace(RECIPE, label_smoothing=0.2)
+    result = TrainingStep(head, recipe, MixedPrecision(name="float32", device=CPU))(features, labels, 0.1)
+    assert result.loss == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", list(HEADS))
