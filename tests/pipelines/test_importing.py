@@ -255,6 +255,11 @@ B16 = {"num_classes": 400, "width": 768, "num_heads": 12, "layers": (-4, -3, -2,
             "k400 --split val --model ViT-B-16-quickgelu --layers -4: --frames 32 --stride 8 --eval-views 1x3",
         ),
         (
+            EVL.Config(**B16, num_frames=16),
+            "k400_vitb16_16f_dec4x768.pth",
+            "k400 --split val --model ViT-B-16-quickgelu --layers -4: --frames 16 --stride 16 --eval-views 1x3",
+        ),
+        (
             EVL.Config(**{**B16, "width": 1024, "num_heads": 16}, grid=(16, 16), num_frames=8),
             "k400_vitl14_8f_dec4x1024.pth",
             "k400 --split val --model ViT-L-14-quickgelu --layers -4: --frames 8 --stride 16 --eval-views 3x1",
