@@ -160,6 +160,45 @@ def test_features_that_want_a_gradient_get_that_of_the_plain_formulation():
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
 
 
+TRAINED_ALONE = [
+    "cls_token",
+    "decoder_layers.0.attn.q_proj.weight",
+    "decoder_layers.1.norm3.weight",
+    "temporal_conv.0.weight",
+    "temporal_conv.1.bias",
+    "temporal_pos_embed.0",
+    "cross_attention.0.w1",
+    "cross_attention.1.w2",
+]
+
+
+@pytest.mark.parametrize("name", TRAINED_ALONE)
+def test_a_parameter_that_is_trained_alone_gets_the_gradient_it_gets_among_all(name):
+    head, features = make_case(ALL_ON, clips=2, seed=0)
+    expected = results(head, features)[f"decoder.{name}"].clone()
+    head.requires_grad_(False).zero_grad()
+    parameter = head.decoder.get_parameter(name).requires_grad_()
+    got = {key: value for key, value in results(head, features).items() if value is not None}
+    assert got.keys() == {"logits", f"decoder.{name}"}
+    torch.testing.assert_close(parameter.grad, expected)
+
+
+@pytest.mark.parametrize("formulation", ["absorbed", "plain"])
+@pytest.mark.parametrize("terms", [True, False])
+def test_features_of_half_precision_are_read_as_their_float32_values(formulation, terms):
+    modules = dict.fromkeys(("temporal_conv", "temporal_pos_embed", "temporal_cross_attention"), terms)
+    head, features = make_case(dataclasses.replace(ALL_ON, formulation=formulation, **modules), clips=2, seed=0)
+    half = ClipFeatures(
+        tokens={layer: x.half() for layer, x in features.tokens.items()},
+        maps={layer: x.half() for layer, x in features.maps.items()},
+    )
+    exact = ClipFeatures(
+        tokens={layer: x.float() for layer, x in half.tokens.items()},
+        maps={layer: x.float() for layer, x in half.maps.items()},
+    )
+    assert worst_error(results(head, half), results(head, exact)) < 1e-5
+
+
 @pytest.mark.parametrize("formulation", ["absorbed", "plain"])
 def test_maps_that_want_a_gradient_are_refused(formulation):
     head, features = make_case(dataclasses.replace(ALL_ON, layers=(-1,), formulation=formulation), clips=2, seed=0)
