@@ -25,6 +25,8 @@ def read_class_names(path: Path, num_classes: int) -> tuple[str, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         names = {".json": _from_json, ".csv": _from_csv}.get(path.suffix.lower(), _from_lines)(text)
+    except OSError as error:
+        raise ClassFileError(f"--classes {path} cannot be read: {(error.strerror or str(error)).lower()}.") from error
     except (ValueError, csv.Error) as error:  # JSON and UTF-8 errors are ValueErrors
         raise ClassFileError(f"{path} gives no class names: {error}.") from error
     if len(names) != num_classes:

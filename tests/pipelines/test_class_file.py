@@ -67,3 +67,8 @@ def test_a_file_that_does_not_name_each_class_once_is_refused(
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ClassFileError, match=words):
         read_class_names(path, 3)
+
+
+def test_a_file_that_is_not_there_is_named_with_its_option(tmp_path: Path) -> None:
+    with pytest.raises(ClassFileError, match=r"--classes .*nosuch\.json cannot be read: no such file or directory\."):
+        read_class_names(tmp_path / "nosuch.json", 3)
