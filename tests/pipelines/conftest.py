@@ -116,14 +116,15 @@ def float32_store(video_folder: Path, tiny_clip: Path, tmp_path_factory: pytest.
 
 
 @pytest.fixture
-def vcache(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[[str], tuple[int, str, str]]:
-    """vcache("ls --json") -> (exit status, standard output, standard error), through the real entry point."""
+def vcache(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """vcache("ls --json") -> (exit status, standard output, standard error), through the real entry point.
 
-    def run(line: str) -> tuple[int, str, str]:
+    `columns=80` narrows the terminal.
+    """
+
+    def run(line: str, columns: int = 200) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["vcache", *shlex.split(line)])
-        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("COLUMNS", str(columns))
         status: object = 0
         try:
             main()

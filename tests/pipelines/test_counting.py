@@ -146,9 +146,8 @@ def test_rows_of_the_paper_are_counted_with_and_without_cross_attention() -> Non
     )
 
 
-def test_the_table_holds_every_number_whole_at_80_columns(vcache, monkeypatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    status, printed, _ = vcache("heads evl --count")
+def test_the_table_holds_every_number_whole_at_80_columns(vcache) -> None:
+    status, printed, _ = vcache("heads evl --count", columns=80)
     assert status == 0 and "…" not in printed
     for row in describe_count("evl", {}, None):
         (line,) = [line for line in printed.splitlines() if line.startswith(f"{row['name']} ")]

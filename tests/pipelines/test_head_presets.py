@@ -242,10 +242,9 @@ def test_heads_evl_shows_settings_presets_and_extract_lines(vcache: Callable[[st
 
 
 def test_heads_evl_lists_each_preset_on_one_line_of_a_narrow_terminal(
-    vcache: Callable[[str], tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+    vcache: Callable[..., tuple[int, str, str]],
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    status, printed, _ = vcache("heads evl")
+    status, printed, _ = vcache("heads evl", columns=80)
     listed = printed[printed.index("--preset NAME") :].splitlines()[1:-2]
     assert status == 0 and max(map(len, listed)) <= 80
     assert [line.split()[:2] for line in listed] == [[one.name, f"{one.top1}"] for one in EVL_PRESETS.values()]
