@@ -27,7 +27,7 @@ from vcache.heads.official import (
 from vcache.heads.registry import get_head
 from vcache.pipelines.checkpoint_file import CheckpointError, read_checkpoint_file
 from vcache.pipelines.class_file import read_class_names
-from vcache.pipelines.console import out
+from vcache.pipelines.console import count, out
 from vcache.pipelines.runs import Run, check_free, next_run_folder
 from vcache.pipelines.settings import build, split_settings
 
@@ -143,8 +143,8 @@ def print_import(summary: ImportSummary) -> None:
     lines = [
         f"{summary.head} of {summary.file}: {summary.num_parameters:,} parameters, {config['num_classes']} classes"
         + ("" if summary.class_names else ", whose names are those of the store that it is evaluated on"),
-        f"reads the {len(config['layers'])} layers {', '.join(map(str, config['layers']))} of {config['num_frames']} frames, "
-        f"{rows}x{columns} patches of width {config['width']}; {config['num_heads']} heads",
+        f"reads {count(len(config['layers']), 'layer')} ({', '.join(map(str, config['layers']))}) of {config['num_frames']} "
+        f"frames, {rows}x{columns} patches of width {config['width']}; {config['num_heads']} heads",
         *summary.notes,
         f"extract with:   {summary.extract}",
         f"evaluate with:  {shlex.join(['vcache', 'eval', summary.run])} --store STORE",

@@ -291,7 +291,7 @@ def test_the_command_line_says_what_it_read_and_what_to_do_next(
     num_parameters = sum(x.numel() for x in state_of().values())
     for words in (
         f"{num_parameters:,} parameters, 3 classes\n",
-        "the 2 layers -2, -1 of 4 frames, 3x3 patches of width 12; 2 heads",
+        "reads 2 layers (-2, -1) of 4 frames, 3x3 patches of width 12; 2 heads",
         "the name of the file says 8 frames, 4 layers and width 768, its weights say 4, 2 and 12",
         "extract with:   vcache extract DATASET --split val --model MODEL --layers -2: --frames 4 --stride STRIDE",
         f"evaluate with:  vcache eval {out} --store STORE",
