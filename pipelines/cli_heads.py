@@ -1,11 +1,9 @@
 """`vcache heads`, `train-head` and `import-head`: what can be trained, and runs of it."""
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from vcache.pipelines import console
 from vcache.pipelines.options import LOCATION, Device, Json
@@ -146,16 +144,7 @@ def train_head(
     )
     with console.training_bar(head) as screen:
         summary = train(config, on_plan=screen.plan, on_step=screen.step, on_epoch=screen.epoch)
-    if as_json:
-        console.print_json(asdict(summary))
-        return
-    console.out.print(f"[bold]{escape(summary.run)}[/bold]", soft_wrap=True)
-    if summary.last.val_top1 is not None:
-        console.out.print(
-            f"  top-1 {summary.last.val_top1:.1%} of {summary.num_val} validation videos", highlight=False
-        )
-    command = shlex.join(["vcache", "eval", summary.run])
-    console.out.print(f"  evaluate with:  {escape(command)}", soft_wrap=True, highlight=False)
+    console.print_json(asdict(summary)) if as_json else console.print_training_summary(summary)
 
 
 def import_head(

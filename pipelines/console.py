@@ -20,7 +20,7 @@ from rich.text import Text
 if TYPE_CHECKING:  # imported late: these load torch and zarr
     from vcache.pipelines.extraction import ExtractionSummary
     from vcache.pipelines.progress import ExtractionProgress
-    from vcache.pipelines.training_reports import EpochReport, TrainingPlan
+    from vcache.pipelines.training_reports import EpochReport, TrainingPlan, TrainingSummary
     from vcache.store.retry import RetrySummary
 
 out = Console()
@@ -206,6 +206,14 @@ def print_failures(summary: ExtractionSummary, most: int = 10) -> None:
     if len(summary.failures) > most:
         command = shlex.join(["vcache", "info", summary.store, "--json"])
         out.print(f"  ... and {len(summary.failures) - most} more:  {escape(command)}", soft_wrap=True)
+
+
+def print_training_summary(summary: TrainingSummary) -> None:
+    out.print(f"[bold]{escape(summary.run)}[/bold]", soft_wrap=True)
+    if summary.last.val_top1 is not None:
+        out.print(f"  top-1 {summary.last.val_top1:.1%} of {summary.num_val} validation videos", highlight=False)
+    command = shlex.join(["vcache", "eval", summary.run])
+    out.print(f"  evaluate with:  {escape(command)}", soft_wrap=True, highlight=False)
 
 
 @contextmanager
