@@ -20,7 +20,7 @@ import torch
 from reader import LAYERS, SPECS, machine, make_store  # the script beside this one
 
 from vcache.heads.requirements import ClipFeatures
-from vcache.pipelines.loading import ClipLoader
+from vcache.pipelines.loading.loader import ClipLoader
 from vcache.pipelines.matching import ReadPlan
 from vcache.store.reader import FeatureStore
 

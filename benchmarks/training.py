@@ -46,14 +46,14 @@ from vcache.pipelines.batches import ClipExtractor
 from vcache.pipelines.decoding import new_decoder
 from vcache.pipelines.demo.render import render_world
 from vcache.pipelines.extraction import run_extraction
-from vcache.pipelines.loading import Batch, ClipLoader
+from vcache.pipelines.loading.loader import Batch, ClipLoader
 from vcache.pipelines.matching import build_head_config, match
-from vcache.pipelines.mixed_precision import MixedPrecision
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.setup import prepare_extraction
-from vcache.pipelines.training import TrainingConfig, train_head
-from vcache.pipelines.training_reports import EpochReport
-from vcache.pipelines.training_step import TrainingStep
+from vcache.pipelines.training.mixed_precision import MixedPrecision
+from vcache.pipelines.training.reports import EpochReport
+from vcache.pipelines.training.step import TrainingStep
+from vcache.pipelines.training.train_head import TrainingConfig, train_head
 from vcache.store.reader import FeatureStore
 
 CPU = torch.device("cpu")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from vcache.extract.views import PreparedClip
-from vcache.pipelines.loading import Batch, ClipLoader
-from vcache.pipelines.training_step import TrainingStep
+from vcache.pipelines.loading.loader import Batch, ClipLoader
+from vcache.pipelines.training.step import TrainingStep
 
 
 @dataclass

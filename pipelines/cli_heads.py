@@ -124,8 +124,8 @@ def train_head(
     from dataclasses import asdict
 
     from vcache.pipelines.settings import parse_pairs
-    from vcache.pipelines.training import TrainingConfig
-    from vcache.pipelines.training import train_head as train
+    from vcache.pipelines.training.train_head import TrainingConfig
+    from vcache.pipelines.training.train_head import train_head as train
 
     flags = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr}
     given = parse_pairs(settings or []) | {name: value for name, value in flags.items() if value is not None}

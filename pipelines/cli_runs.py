@@ -40,7 +40,7 @@ def evaluate(
     """
     from dataclasses import asdict
 
-    from vcache.pipelines.evaluation import evaluate_run
+    from vcache.pipelines.evaluation.evaluate import evaluate_run
     from vcache.pipelines.stored_views import describe_grid, parse_grid
 
     where, grid = store_path(store) if store else None, parse_grid(views) if views else None

@@ -20,7 +20,7 @@ from rich.text import Text
 if TYPE_CHECKING:  # imported late: these load torch and zarr
     from vcache.pipelines.extraction import ExtractionSummary
     from vcache.pipelines.progress import ExtractionProgress
-    from vcache.pipelines.training_reports import EpochReport, TrainingPlan, TrainingSummary
+    from vcache.pipelines.training.reports import EpochReport, TrainingPlan, TrainingSummary
     from vcache.store.retry import RetrySummary
 
 out = Console()

@@ -24,7 +24,7 @@ from vcache.heads.requirements import ClipFeatures, HeadRequirements
 from vcache.pipelines.batches import ClipExtractor
 from vcache.pipelines.deep import MAY_DIFFER
 from vcache.pipelines.device import select_device
-from vcache.pipelines.evaluation import open_run_store
+from vcache.pipelines.evaluation.evaluate import open_run_store
 from vcache.pipelines.explanation import CrossFrame, ExplainError, Explanation, LayerAttention, Question
 from vcache.pipelines.finding import Target, find_video
 from vcache.pipelines.imported_runs import notes_on_store

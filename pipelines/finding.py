@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vcache.extract.datasets.base import Video
-from vcache.pipelines.evaluation import validation_split
+from vcache.pipelines.evaluation.evaluate import validation_split
 from vcache.pipelines.growth import videos_of
 from vcache.store.reader import FeatureStore
 

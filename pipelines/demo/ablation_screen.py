@@ -15,7 +15,7 @@ from vcache.pipelines import console
 from vcache.pipelines.demo.table8 import MODULES, PAPER_DEEPER
 
 if TYPE_CHECKING:  # imported late: it loads torch
-    from vcache.pipelines.training_reports import TrainingPlan
+    from vcache.pipelines.training.reports import TrainingPlan
 
 
 def announce(total: int, left: int, seconds: float, *, timed: bool) -> None:

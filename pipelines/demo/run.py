@@ -16,11 +16,11 @@ from rich.table import Table
 from vcache.pipelines import console
 from vcache.pipelines.demo.motions import MOTIONS
 from vcache.pipelines.demo.render import TINY_CLIP, render_world
-from vcache.pipelines.evaluation import evaluate_run
+from vcache.pipelines.evaluation.evaluate import evaluate_run
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.runs import next_run_folder
-from vcache.pipelines.training import TrainingConfig, train_head
+from vcache.pipelines.training.train_head import TrainingConfig, train_head
 
 # Chosen for 400 clips of a 128-wide backbone; the paper's 50,000 steps of 256 clips and dropout 0.5 are for Kinetics.
 EVL_SETTINGS = {"epochs": 20, "batch_size": 16, "lr": 2e-3, "mlp_dropout": 0.1, "cls_dropout": 0.1}

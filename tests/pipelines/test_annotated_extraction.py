@@ -8,13 +8,13 @@ import pytest
 import zarr
 
 from vcache.extract.datasets.registry import load_dataset
-from vcache.pipelines.evaluation import evaluate_run
+from vcache.pipelines.evaluation.evaluate import evaluate_run
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.growth import DatasetChanged, videos_of
 from vcache.pipelines.matching import HeadStoreMismatch, NoFittingStore
 from vcache.pipelines.repairing import repair
 from vcache.pipelines.request import ExtractionConfig
-from vcache.pipelines.training import TrainingConfig, train_head
+from vcache.pipelines.training.train_head import TrainingConfig, train_head
 from vcache.pipelines.verification import verify
 from vcache.store.reader import FeatureStore
 from vcache.store.writer import record_facts

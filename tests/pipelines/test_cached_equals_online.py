@@ -16,7 +16,7 @@ from vcache.heads.cross_frame import cross_frame_maps
 from vcache.heads.registry import get_head
 from vcache.heads.requirements import ClipFeatures
 from vcache.pipelines.extraction import run_extraction
-from vcache.pipelines.loading import ClipLoader
+from vcache.pipelines.loading.loader import ClipLoader
 from vcache.pipelines.matching import build_head_config, match
 from vcache.pipelines.request import ExtractionConfig
 from vcache.store.reader import FeatureStore

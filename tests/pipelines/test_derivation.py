@@ -9,7 +9,7 @@ import torch
 from vcache.heads.registry import get_head
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.listing import describe_folder
-from vcache.pipelines.loading import ClipLoader
+from vcache.pipelines.loading.loader import ClipLoader
 from vcache.pipelines.matching import HeadStoreMismatch, ReadPlan, build_head_config, match
 from vcache.pipelines.request import ExtractionConfig
 from vcache.store.reader import FeatureStore

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from vcache.extract.backbone import FrozenBackbone, load_backbone
 from vcache.heads.evl import EVL
 from vcache.heads.official import load_evl_state_dict
-from vcache.pipelines.evaluation import evaluate_run
+from vcache.pipelines.evaluation.evaluate import evaluate_run
 from vcache.pipelines.importing import ImportConfig, import_head
-from vcache.pipelines.loading import ClipLoader
+from vcache.pipelines.loading.loader import ClipLoader
 from vcache.pipelines.matching import match
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.runs import RunError

@@ -14,14 +14,14 @@ from viewed import fill_view
 from vcache.extract.backbone import BackboneFacts
 from vcache.heads.evl import EVL
 from vcache.heads.requirements import ClipFeatures
-from vcache.pipelines import loading
 from vcache.pipelines.clip_towers import CLIP_TOWERS
+from vcache.pipelines.loading import loader as loading
 from vcache.pipelines.matching import HeadStoreMismatch, build_head_config
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.runs import Run
 from vcache.pipelines.setup import array_specs
-from vcache.pipelines.training import TrainingConfig, train_head
-from vcache.pipelines.training_reports import TrainingSummary
+from vcache.pipelines.training.reports import TrainingSummary
+from vcache.pipelines.training.train_head import TrainingConfig, train_head
 from vcache.store.key import cache_key
 from vcache.store.manifest import Manifest, VideoTable
 from vcache.store.reader import FeatureStore

@@ -14,17 +14,17 @@ from torch import nn
 
 from vcache.extract.backbone import load_backbone
 from vcache.extract.preprocess import from_open_clip_config
-from vcache.pipelines.evaluation import predict_logits
+from vcache.pipelines.evaluation.evaluate import predict_logits
 from vcache.pipelines.explaining import cls_attention, explain
 from vcache.pipelines.explanation import ExplainError, Explanation, Question
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.finding import UnknownVideo
-from vcache.pipelines.loading import Batch, ClipLoader
+from vcache.pipelines.loading.loader import Batch, ClipLoader
 from vcache.pipelines.matching import match
 from vcache.pipelines.reextraction import Reextraction
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.runs import Run
-from vcache.pipelines.training import TrainingConfig, train_head
+from vcache.pipelines.training.train_head import TrainingConfig, train_head
 from vcache.store.reader import FeatureStore
 
 T, GRID, P = 5, (4, 4), 16

@@ -13,13 +13,13 @@ import torch
 from vcache.extract.datasets.base import VideoDataset
 from vcache.extract.datasets.registry import load_dataset
 from vcache.heads.registry import get_head
-from vcache.pipelines.evaluation import evaluate_run
+from vcache.pipelines.evaluation.evaluate import evaluate_run
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.growth import DatasetChanged
-from vcache.pipelines.loading import ClipLoader, IncompleteSplit
+from vcache.pipelines.loading.loader import ClipLoader, IncompleteSplit
 from vcache.pipelines.matching import HeadStoreMismatch, match
 from vcache.pipelines.request import ExtractionConfig
-from vcache.pipelines.training import TrainingConfig, train_head
+from vcache.pipelines.training.train_head import TrainingConfig, train_head
 from vcache.pipelines.writing import ShardWriting
 from vcache.store.reader import FeatureStore
 from vcache.store.verify import verify_store

@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from vcache.heads.requirements import Recipe
-from vcache.pipelines.evaluation import compute_metrics, evaluate_run
+from vcache.pipelines.evaluation.evaluate import compute_metrics, evaluate_run
 from vcache.pipelines.extraction import run_extraction
-from vcache.pipelines.loading import ClipLoader, IncompleteSplit
+from vcache.pipelines.loading.loader import ClipLoader, IncompleteSplit
 from vcache.pipelines.matching import HeadStoreMismatch, NoFittingStore, ReadPlan
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.runs import Run, RunError, next_run_folder
 from vcache.pipelines.settings import SettingError
-from vcache.pipelines.training import TrainingConfig, TrainingError, learning_rate, train_head
+from vcache.pipelines.training.train_head import TrainingConfig, TrainingError, learning_rate, train_head
 from vcache.store.errors import StoreKeyMismatch
 from vcache.store.reader import FeatureStore
 

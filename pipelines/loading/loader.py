@@ -12,11 +12,11 @@ from torch import Tensor
 
 from vcache.heads.cross_frame import cross_frame_maps
 from vcache.heads.requirements import ClipFeatures
-from vcache.pipelines.buffers import BatchBuffers
 from vcache.pipelines.derivation import input_array, load_projection
+from vcache.pipelines.loading.buffers import BatchBuffers
+from vcache.pipelines.loading.view_draw import ViewDraw
 from vcache.pipelines.matching import ReadPlan, completing_command
 from vcache.pipelines.precision import channel_constants, dequantised
-from vcache.pipelines.view_draw import ViewDraw
 from vcache.store.errors import ArrayNotFound
 from vcache.store.reader import FeatureStore
 

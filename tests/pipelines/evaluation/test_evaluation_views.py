@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from viewed import ARRAYS, CLS, DEFINITIONS, HELD, TOKENS, evaluation, training, viewed_store
 
 from vcache.heads.requirements import ClipFeatures
-from vcache.pipelines.evaluation import Metrics, compute_metrics, evaluate_run, predict_logits, predict_scores
-from vcache.pipelines.loading import ClipLoader, IncompleteSplit
+from vcache.pipelines.evaluation.evaluate import Metrics, compute_metrics, evaluate_run, predict_logits, predict_scores
+from vcache.pipelines.loading.loader import ClipLoader, IncompleteSplit
 from vcache.pipelines.matching import HeadStoreMismatch, ReadPlan
 from vcache.pipelines.runs import Run, RunError
-from vcache.pipelines.training import TrainingConfig, train_head
+from vcache.pipelines.training.train_head import TrainingConfig, train_head
 from vcache.store.reader import FeatureStore
 
 GRID_3X1 = (3, 4, 5)

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 from viewed import CLS, DEFINITIONS, HELD, TOKENS, D, T, fill_view, training, value, video_ids, viewed_store
 
-from vcache.pipelines.loading import ClipLoader, IncompleteSplit
+from vcache.pipelines.loading.loader import ClipLoader, IncompleteSplit
 from vcache.pipelines.matching import HeadStoreMismatch, NoFittingStore, ReadPlan
 from vcache.pipelines.runs import Run
 from vcache.pipelines.stored_views import ViewsError
-from vcache.pipelines.training import TrainingConfig, train_head
-from vcache.pipelines.training_reports import TrainingPlan
+from vcache.pipelines.training.reports import TrainingPlan
+from vcache.pipelines.training.train_head import TrainingConfig, train_head
 from vcache.store.manifest import VideoTable
 from vcache.store.reader import FeatureStore
 from vcache.store.writer import add_videos

@@ -13,18 +13,18 @@ from torch import nn
 
 from vcache.heads.registry import get_head
 from vcache.heads.requirements import Recipe
-from vcache.pipelines.buffers import BatchBuffers
 from vcache.pipelines.device import select_device
-from vcache.pipelines.evaluation import Metrics, compute_metrics, predict_logits, validation_split
+from vcache.pipelines.evaluation.evaluate import Metrics, compute_metrics, predict_logits, validation_split
 from vcache.pipelines.head_presets import HeadPreset, check_store, find_preset
-from vcache.pipelines.loading import ClipLoader
+from vcache.pipelines.loading.buffers import BatchBuffers
+from vcache.pipelines.loading.loader import ClipLoader
 from vcache.pipelines.matching import build_head_config, find_store, match
-from vcache.pipelines.mixed_precision import MixedPrecision, training_precision
 from vcache.pipelines.runs import Run, next_run_folder
 from vcache.pipelines.settings import SettingError, build, split_settings
 from vcache.pipelines.stored_views import training_views, view_definitions
-from vcache.pipelines.training_reports import EpochReport, TrainingPlan, TrainingSummary
-from vcache.pipelines.training_step import TrainingStep
+from vcache.pipelines.training.mixed_precision import MixedPrecision, training_precision
+from vcache.pipelines.training.reports import EpochReport, TrainingPlan, TrainingSummary
+from vcache.pipelines.training.step import TrainingStep
 from vcache.store.object_path import StorePath
 from vcache.store.reader import FeatureStore
 

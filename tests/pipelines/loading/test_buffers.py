@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from vcache.pipelines.buffers import BatchBuffers
-from vcache.pipelines.loading import ClipLoader
+from vcache.pipelines.loading.buffers import BatchBuffers
+from vcache.pipelines.loading.loader import ClipLoader
 from vcache.pipelines.matching import ReadPlan
 from vcache.store.layout import ArraySpec
 from vcache.store.reader import FeatureStore

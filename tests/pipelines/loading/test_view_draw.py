@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vcache.pipelines.view_draw import ViewDraw
+from vcache.pipelines.loading.view_draw import ViewDraw
 
 CHI2_2, CHI2_8 = 13.8, 26.1  # exceeded once in a thousand times with 2 and with 8 degrees of freedom
 

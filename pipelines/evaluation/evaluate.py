@@ -16,7 +16,7 @@ from vcache.heads.registry import get_head
 from vcache.heads.requirements import HeadRequirements
 from vcache.pipelines.device import select_device
 from vcache.pipelines.imported_runs import class_order, notes_on_store, open_named_store
-from vcache.pipelines.loading import Batch, ClipLoader, failed_rows, readable_rows
+from vcache.pipelines.loading.loader import Batch, ClipLoader, failed_rows, readable_rows
 from vcache.pipelines.matching import HeadStoreMismatch, ReadPlan, completing_command, match
 from vcache.pipelines.runs import Run, RunError
 from vcache.pipelines.stored_views import (

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vcache.heads.requirements import ClipFeatures, Recipe
-from vcache.pipelines.mixed_precision import MixedPrecision
+from vcache.pipelines.training.mixed_precision import MixedPrecision
 
 
 @dataclass(frozen=True)
