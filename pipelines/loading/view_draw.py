@@ -1,9 +1,10 @@
 """One view of each video in each epoch, drawn by seed, epoch and video alone: whatever else is in the split or in the batch."""
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+
+from vcache.pipelines.loading.hashing import mixed, text_hash, text_hashes
 
 
 class ViewDraw:
@@ -14,22 +15,11 @@ class ViewDraw:
         self._views, self._seed = np.asarray(views, dtype=np.int64), seed
         self._ranks = np.cumsum(readable, axis=0, dtype=np.int16)  # from 1, among the readable views of the row
         self._counts = self._ranks[-1].astype(np.uint64)
-        self._hashes = np.array([_hash(video_id) for video_id in ids], dtype=np.uint64)
+        self._hashes = text_hashes(ids)
 
     def epoch(self, number: int) -> np.ndarray:
         """The view of each row, int64 (rows,); of a row without a readable view it says nothing."""
-        bits = _mixed(self._hashes ^ np.uint64(_hash(f"{self._seed}/{number}")))
+        bits = mixed(self._hashes ^ np.uint64(text_hash(f"{self._seed}/{number}")))
         chosen = (bits >> np.uint64(32)) * self._counts >> np.uint64(32)  # 0 to count - 1
         # The first view at which the rank is reached is the one that has it.
         return self._views[(self._ranks == chosen.astype(np.int16) + 1).argmax(axis=0)]
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def _mixed(x: np.ndarray) -> np.ndarray:
-    """Each bit of the result depends on all bits of uint64 `x`: Stafford's variant 13, the last step of SplitMix64."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
