@@ -50,7 +50,7 @@ def compute(features: ClipFeatures, weight: torch.Tensor, products: int) -> floa
 
 def train_epoch(loader: ClipLoader, weight: torch.Tensor, products: int) -> None:
     for batch in loader.epoch(0):
-        compute(batch.features, weight, products)
+        compute(batch.features(), weight, products)
 
 
 def products_for(target: float, features: ClipFeatures, weight: torch.Tensor) -> int:
@@ -62,7 +62,7 @@ def products_for(target: float, features: ClipFeatures, weight: torch.Tensor) ->
 
 def run(loader: ClipLoader, multiple: float, rounds: int) -> None:
     weight = torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(0)) / SIDE**0.5
-    first = next(iter(loader.in_order())).features
+    first = next(iter(loader.in_order())).features()
     read_epoch(loader)
     reading = statistics.median(seconds(lambda: read_epoch(loader)) for _ in range(3)) / len(loader)
     products = products_for(multiple * reading, first, weight)

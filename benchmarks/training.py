@@ -209,10 +209,10 @@ class Bench:
             plan = match("evl", learner.head.requires(learner.head.config), store, ["train"])
             loader = ClipLoader(store, "train", plan, batch_size=self.batch_size, device=CPU)
             batches: list[Batch] = list(loader.epoch(0))
-        learner(batches[0].features, batches[0].labels)  # allocates the optimiser's state
+        learner(batches[0].features(), batches[0].targets)  # allocates the optimiser's state
         learner.spent = Spent()
         for batch in batches:
-            learner(batch.features, batch.labels)
+            learner(batch.features(), batch.targets)
         self.spent.setdefault(f"head alone, in memory, {head}", []).append(learner.spent)
 
     def online(self) -> None:

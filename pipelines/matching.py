@@ -51,6 +51,8 @@ class ReadPlan:
     """Whether cross-frame maps are made of stored queries and keys, read as they are, or derived from what enters the block."""
     int8: bool = False
     """Whether tokens, queries and keys are stored as int8, with scales."""
+    frame_step: int = 1
+    """Every so many of the stored frames are read, from the first on."""
 
     @property
     def arrays(self) -> tuple[str, ...]:
@@ -126,10 +128,8 @@ def match(
     """The plan for reading what the head asks for from these splits; from view 0 of each, or from the `views` named for it.
 
     Raises:
-        HeadStoreMismatch: layers, frames or Q/K are missing; names both sides and the `vcache extract` command to run. Or the
-            videos have several labels each.
+        HeadStoreMismatch: layers, frames or Q/K are missing; names both sides and the `vcache extract` command to run.
     """
-    _check_labels(head, store)
     facts = store.manifest.facts["backbone"]
     try:
         plan = ReadPlan(
@@ -149,15 +149,6 @@ def match(
         if any(missing.values()) or set(plan.constants) - store.manifest.constants.keys():
             raise HeadStoreMismatch(_missing_message(head, plan, store, split, missing))
     return plan
-
-
-def _check_labels(head: str, store: FeatureStore) -> None:
-    """Of several labels the table's `label` is the first, and -1 where there is none: nothing to train on or to count."""
-    if store.manifest.facts.get("multi_label"):
-        raise HeadStoreMismatch(
-            f"head {head!r} is trained and evaluated on one label per video; the videos of {store.path.name} have several, "
-            "stored as multi_hot, on which heads cannot be trained so far. Choose a store with one label per video."
-        )
 
 
 def _held(store: FeatureStore, split: str, view: int) -> set[str]:

@@ -69,7 +69,7 @@ def predict_logits(head: nn.Module, batches: Iterable[Batch]) -> tuple[Float[Ten
     was_training = head.training
     head.eval()
     with torch.inference_mode():
-        pairs = [(head(batch.features).float().cpu(), batch.labels.cpu()) for batch in batches]
+        pairs = [(head(batch.features()).float().cpu(), batch.targets.cpu()) for batch in batches]
     head.train(was_training)
     logits, labels = zip(*pairs, strict=True)
     return torch.cat(logits), torch.cat(labels)

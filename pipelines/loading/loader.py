@@ -1,80 +1,84 @@
-"""ReadPlan -> batches of ClipFeatures on the device, in an order and in views that are functions of (seed, epoch) alone."""
+"""ReadPlans -> batches of ClipFeatures on the device, in an order and in views that are functions of (seed, epoch) alone."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
-from vcache.heads.cross_frame import cross_frame_maps
-from vcache.heads.requirements import ClipFeatures
-from vcache.pipelines.derivation import input_array, load_projection
+from vcache.pipelines.loading.batch import Batch, BatchFeatures, StoreWeights
 from vcache.pipelines.loading.buffers import BatchBuffers
+from vcache.pipelines.loading.epoch_order import EpochOrder, OrderError, share
+from vcache.pipelines.loading.read_stats import ReadStats
+from vcache.pipelines.loading.readable import (
+    IncompleteSplit,
+    UnlikePlans,
+    failed_rows,
+    readable_by_all,
+    readable_rows,
+)
+from vcache.pipelines.loading.sources import BatchSource, DiskSource, Part, StoreReader, select_arrays
 from vcache.pipelines.loading.view_draw import ViewDraw
-from vcache.pipelines.matching import ReadPlan, completing_command
-from vcache.pipelines.precision import channel_constants, dequantised
-from vcache.store.errors import ArrayNotFound
+from vcache.pipelines.matching import ReadPlan
+from vcache.pipelines.targets import is_multi_label, targets_of
 from vcache.store.reader import FeatureStore
 
-
-class IncompleteSplit(RuntimeError):
-    """Some videos of the split are neither stored nor recorded as failed: their extraction has not finished."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Features and labels of B clips, and the rows of the split and the views they came from, sorted by view."""
-
-    features: ClipFeatures
-    labels: Int[Tensor, " B"]
-    rows: np.ndarray
-    views: np.ndarray
+__all__ = ["Batch", "ClipLoader", "IncompleteSplit", "UnlikePlans", "failed_rows", "readable_rows"]
 
 
 class ClipLoader:
-    """Reads batches of one split through a plan, each video in one view; the next batch is read while the current one is used.
+    """Reads batches of one split, each video in one view; the next batch is read while the current one is used.
 
-    On the CPU the features are the memory read into. It is used for a later batch once no tensor looks into it.
+    What several plans ask for is read once. With several ranks each reads its own clips of every batch. On the CPU the features
+    are the memory read into. It is used for a later batch once no tensor looks into it.
     """
 
     def __init__(
         self,
         store: FeatureStore,
         split: str,
-        plan: ReadPlan,
+        plans: ReadPlan | Sequence[ReadPlan],
         *,
         batch_size: int,
         device: torch.device,
-        seed: int = 0,
+        order: EpochOrder | None = None,
         views: Sequence[int] = (0,),
         all_views: bool = False,
         allow_incomplete: bool = False,
         buffers: BatchBuffers | None = None,
+        rank: int = 0,
+        num_ranks: int = 1,
     ) -> None:
         """
         Args:
+            plans: each matched alone, as if its head were the only one.
+            batch_size: clips of a batch over all ranks.
+            order: of the epochs, and the seed of the draw of views; default: shuffled with seed 0.
             views: what an epoch draws from, or what is to be averaged.
             all_views: take the videos that have all the views, to average them; else those that have any, to draw one.
             buffers: another loader's, to use its memory between its epochs.
+            rank: which of the `num_ranks` processes this is.
+
+        Raises:
+            IncompleteSplit, UnlikePlans: see readable.py.
+            OrderError: classes are to be balanced, and videos have several.
         """
-        self.store, self.split, self.plan, self.views = store, split, plan, tuple(views)
-        self.batch_size, self.device, self.seed = batch_size, device, seed
+        self.plans = (plans,) if isinstance(plans, ReadPlan) else tuple(plans)
+        self.store, self.split, self.views = store, split, tuple(views)
+        self.batch_size, self.device, self.order = batch_size, device, order or EpochOrder()
+        self.rank, self.num_ranks = rank, num_ranks
+        self.stats = ReadStats()
         self._on_gpu = device.type == "cuda"
-        self.buffers = buffers or BatchBuffers(batch_size, pinned=self._on_gpu)
+        self.buffers = buffers or BatchBuffers(-(-batch_size // num_ranks), pinned=self._on_gpu)
         # (views, rows of the split)
-        self._readable = np.stack([readable_rows(store, split, plan, view) for view in views])
-        self._failed = np.stack([failed_rows(store, split, view) for view in views])
-        if not allow_incomplete:
-            self._refuse_unfinished()
+        self._readable = readable_by_all(store, split, self.plans, self.views, allow_incomplete=allow_incomplete)
         self.rows = np.flatnonzero(self._readable.all(axis=0) if all_views else self._readable.any(axis=0))
-        self.labels = torch.from_numpy(store.videos(split).labels)
-        derived = plan.maps.values() if plan.maps_from == "derive" else ()
-        self._constants = channel_constants(store, plan.quantised_arrays, device)
-        self._projections = {layer: load_projection(store, layer, device) for layer in derived}
+        self.num_failed = self._count_failed()
+        """Videos that were left out because their extraction failed."""
+        self.targets = targets_of(store, split)
+        self._check_order()
+        self._weights = StoreWeights.load(store, self.plans, device)
+        self._source: BatchSource = DiskSource(StoreReader(store, split, self.stats), self.buffers)
 
     def __len__(self) -> int:
         """Batches in an epoch; the last may be smaller, and no row is dropped."""
@@ -83,114 +87,71 @@ class ClipLoader:
     @property
     def views_with_videos(self) -> tuple[int, ...]:
         """Those of the views that a video can be read in: all, but where an incomplete split is allowed."""
-        return tuple(self.views[i] for i in np.flatnonzero(self._readable.any(axis=1)))
+        return tuple(self.views[i] for i in np.flatnonzero(self._readable[:, self.rows].any(axis=1)))
 
-    @property
-    def num_failed(self) -> int:
-        """Videos that were left out because their extraction failed."""
-        return int(np.delete(self._failed.any(axis=0), self.rows).sum())
-
-    def epoch(self, number: int) -> Iterator[Batch]:
+    def epoch(self, number: int, *, first_batch: int = 0, plans: Sequence[ReadPlan] | None = None) -> Iterator[Batch]:
         """The batches of one shuffled epoch, each video in one of its views; the same for the same (seed, number).
 
         A batch holds the same rows whatever their views are, in the order of their views.
+
+        Args:
+            first_batch: the batches before it are left out, and not read.
+            plans: those that are still needed; what only the others asked for is not read.
         """
-        order = np.random.default_rng([self.seed, number]).permutation(self.rows)
-        return self._batches(order, self._draw.epoch(number)[order])
+        rows = self.order.order(number, self.rows, labels=self.targets[self.rows].numpy())
+        return self._batches(rows, self._draw.epoch(number)[rows], first_batch, self.plans if plans is None else plans)
 
     def in_order(self, view: int | None = None) -> Iterator[Batch]:
-        """Every row once, in the order of the split, in that view (default: the first)."""
-        return self._batches(self.rows, np.full(len(self.rows), self.views[0] if view is None else view))
+        """Every row once, in the order of the split, in that view (default: the first).
+
+        Over all ranks: each has its share of every batch, and no row is read twice or made up to fill one.
+        """
+        views = np.full(len(self.rows), self.views[0] if view is None else view)
+        return self._batches(self.rows, views, 0, self.plans)
 
     @cached_property
     def _draw(self) -> ViewDraw:
-        return ViewDraw(self.store.videos(self.split).ids, self.views, self._readable, seed=self.seed)
+        return ViewDraw(self.store.videos(self.split).ids, self.views, self._readable, seed=self.order.seed)
 
-    def _batches(self, order: np.ndarray, views: np.ndarray) -> Iterator[Batch]:
-        """`views` are those of the rows in `order`."""
-        slices = [slice(i, i + self.batch_size) for i in range(0, len(order), self.batch_size)]
-        parts = [_by_view(order[part], views[part]) for part in slices]
-        with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
-            ahead = reader.submit(self._read, *parts[0]) if parts else None
-            for i, (rows, views) in enumerate(parts):
-                assert ahead is not None
-                arrays = ahead.result()
-                ahead = reader.submit(self._read, *parts[i + 1]) if i + 1 < len(parts) else None
-                batch = Batch(self._features(arrays), self.labels[rows].to(self.device), rows, views)
-                copied = torch.cuda.current_stream(self.device).record_event() if self._on_gpu else None
-                try:
-                    yield batch
-                finally:
-                    if copied is not None:
-                        copied.synchronize()  # until then the device may be reading from the memory of `arrays`
-                del arrays, batch
+    def _batches(
+        self, rows: np.ndarray, views: np.ndarray, first_batch: int, plans: Sequence[ReadPlan]
+    ) -> Iterator[Batch]:
+        """`views` are those of `rows`, which are in the order of the epoch."""
+        plans = tuple(plans)
+        starts = range(first_batch * self.batch_size, len(rows), self.batch_size)
+        sizes = [min(self.batch_size, len(rows) - start) for start in starts]
+        parts = [self._part(rows, views, start) for start in starts]
+        wanted = select_arrays(self.store.arrays(self.split, self.views[0]), plans)
+        steps = self._source.selection(wanted).steps
+        places = zip(parts, sizes, strict=True)
+        for arrays in self._source.batches(parts, wanted):  # not in zip, which would hold on to the arrays
+            part, num_global = next(places)
+            on_device = {name: array.to(self.device, non_blocking=True) for name, array in arrays.items()}
+            copied = torch.cuda.current_stream(self.device).record_event() if self._on_gpu else None
+            clips = BatchFeatures(on_device, steps, self._weights, plans)
+            batch = Batch(part.rows, part.views, self.targets[part.rows].to(self.device), num_global, clips, plans)
+            del on_device, clips
+            try:
+                yield batch
+            finally:
+                if copied is not None:
+                    copied.synchronize()  # until then the device may be reading from the memory of `arrays`
+            del arrays, batch
 
-    def _read(self, rows: np.ndarray, views: np.ndarray) -> dict[str, Tensor]:
-        """Rows sorted by their views: those of one view are one read, into neighbouring rows of the memory."""
-        specs = self.store.arrays(self.split, self.views[0])
-        arrays = self.buffers.take({name: specs[name] for name in self.plan.arrays}, len(rows))
-        starts = np.flatnonzero(np.diff(views, prepend=-1))
-        for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
-            out = {name: array.numpy()[start:stop] for name, array in arrays.items()}
-            self.store.read_many(self.split, arrays, rows[start:stop], view=int(views[start]), out=out)
-        return arrays
+    def _part(self, rows: np.ndarray, views: np.ndarray, start: int) -> Part:
+        """This rank's rows of the batch that begins at `start`, in the order of their views; of one view in their order."""
+        of_batch = slice(start, start + self.batch_size)
+        own_rows, own_views = (share(x[of_batch], self.rank, self.num_ranks) for x in (rows, views))
+        order = np.argsort(own_views, kind="stable")
+        return Part(own_rows[order], own_views[order])
 
-    def _features(self, arrays: dict[str, Tensor]) -> ClipFeatures:
-        on_device = {name: array.to(self.device, non_blocking=True) for name, array in arrays.items()}
-        tokens = {layer: self.dequantised(on_device, f"tokens/{layer}") for layer in {*self.plan.tokens.values()}}
-        maps = {layer: self._maps(on_device, tokens, layer) for layer in {*self.plan.maps.values()}}
-        return ClipFeatures(
-            tokens={asked: tokens[layer] for asked, layer in self.plan.tokens.items()},
-            cls={asked: self.dequantised(on_device, f"cls/{layer}") for asked, layer in self.plan.cls.items()},
-            maps={asked: maps[layer] for asked, layer in self.plan.maps.items()},
-            embed=self.dequantised(on_device, "embed") if self.plan.embed else None,
-        )
+    def _count_failed(self) -> int:
+        failed = np.stack([failed_rows(self.store, self.split, view) for view in self.views]).any(axis=0)
+        return int(np.delete(failed, self.rows).sum())
 
-    def dequantised(self, arrays: Mapping[str, Tensor], name: str) -> Tensor:
-        """The features of that name from what was read, whatever the store keeps of them; see precision.py."""
-        return dequantised(arrays, name, self._constants)
-
-    def _maps(self, arrays: Mapping[str, Tensor], tokens: Mapping[int, Tensor], layer: int) -> Tensor:
-        """Layer by layer, so that of int8 the queries and keys of one layer at a time are in memory as float32."""
-        if self.plan.maps_from == "maps":
-            return self.dequantised(arrays, f"maps/{layer}")
-        if self.plan.maps_from == "derive":
-            entering = tokens.get(layer - 1)
-            return self._projections[layer].maps(
-                self.dequantised(arrays, input_array(layer)) if entering is None else entering
+    def _check_order(self) -> None:
+        if self.order.balanced and is_multi_label(self.store.manifest):
+            raise OrderError(
+                f"the videos of {self.store.path.name} have several classes each, so that no draw gives every class equally "
+                "often. Leave out balanced sampling."
             )
-        return cross_frame_maps(*(self.dequantised(arrays, f"{kind}/{layer}") for kind in ("q", "k")))
-
-    def _refuse_unfinished(self) -> None:
-        """Failed videos are left out; unfinished ones are an error."""
-        unfinished = ~self._readable & ~self._failed
-        num_videos = int(unfinished.any(axis=0).sum())
-        if num_videos:
-            behind = [self.views[i] for i in np.flatnonzero(unfinished.any(axis=1))]
-            names = f" in view{'s' * (len(behind) > 1)} {', '.join(map(str, behind))}" if len(self.views) > 1 else ""
-            raise IncompleteSplit(
-                f"{num_videos} of {unfinished.shape[1]} videos of split {self.split!r} in {self.store.path.name} are not "
-                f"extracted yet{names}. Finish with:  {completing_command(self.store, self.plan, behind)}\n"
-                "or use what is there with --allow-incomplete."
-            )
-
-
-def readable_rows(store: FeatureStore, split: str, plan: ReadPlan, view: int) -> np.ndarray:
-    """bool (rows of the split,): which have every array of the plan in that view."""
-    try:
-        return store.committed_rows(split, plan.arrays, view)
-    except ArrayNotFound:  # the view has not been begun
-        return np.zeros(store.splits[split], dtype=np.bool_)
-
-
-def failed_rows(store: FeatureStore, split: str, view: int) -> np.ndarray:
-    """bool (rows of the split,): which have a recorded failure in that view."""
-    failed = np.zeros(store.splits[split], dtype=np.bool_)
-    failed[[failure.row for failure in store.failures(split, view)]] = True
-    return failed
-
-
-def _by_view(rows: np.ndarray, views: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both in the order of the views; rows of one view stay in their order."""
-    order = np.argsort(views, kind="stable")
-    return rows[order], views[order]

@@ -17,6 +17,7 @@ from vcache.pipelines.device import select_device
 from vcache.pipelines.evaluation.evaluate import Metrics, compute_metrics, predict_logits, validation_split
 from vcache.pipelines.head_presets import HeadPreset, check_store, find_preset
 from vcache.pipelines.loading.buffers import BatchBuffers
+from vcache.pipelines.loading.epoch_order import EpochOrder
 from vcache.pipelines.loading.loader import ClipLoader
 from vcache.pipelines.matching import build_head_config, find_store, match
 from vcache.pipelines.runs import Run, next_run_folder
@@ -139,7 +140,7 @@ def _train(
             if step == num_steps:
                 break
             rate = learning_rate(recipe, step, num_steps)
-            result = train_step(batch.features, batch.labels, rate)
+            result = train_step(batch.features(), batch.targets, rate)
             step += 1
             if not math.isfinite(result.loss):
                 raise TrainingError(
@@ -229,7 +230,7 @@ def _loaders(
             plan,
             batch_size=recipe.batch_size,
             device=device,
-            seed=config.seed,
+            order=EpochOrder(config.seed),
             views=views if split == config.train_split else (0,),
             allow_incomplete=config.allow_incomplete,
             buffers=buffers,

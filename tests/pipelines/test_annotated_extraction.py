@@ -1,23 +1,18 @@
 """Real videos with several labels each: their annotation is extracted with them, grows with the list, and is repaired."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import zarr
 
 from vcache.extract.datasets.registry import load_dataset
-from vcache.pipelines.evaluation.evaluate import evaluate_run
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.growth import DatasetChanged, videos_of
-from vcache.pipelines.matching import HeadStoreMismatch, NoFittingStore
 from vcache.pipelines.repairing import repair
 from vcache.pipelines.request import ExtractionConfig
-from vcache.pipelines.training.train_head import TrainingConfig, train_head
 from vcache.pipelines.verification import verify
 from vcache.store.reader import FeatureStore
-from vcache.store.writer import record_facts
 
 MakeConfig = Callable[..., ExtractionConfig]
 
@@ -96,25 +91,3 @@ def test_a_damaged_column_is_mended_from_the_annotation(made: ExtractionConfig, 
     assert tree(made.store) == before
     deep = verify(made.store, deep=100)
     assert (deep["ok"], deep["deep"]["rows"], deep["deep"]["equal_rows"]) == (True, 4, 4)
-
-
-def test_heads_are_neither_trained_nor_evaluated_on_several_labels(
-    made: ExtractionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("VCACHE_HOME", str(tmp_path))
-    run_extraction(made)
-    several = "one label per video; the videos of store.zarr have several, stored as multi_hot"
-    config = TrainingConfig(head="linear", store=made.store, out=tmp_path / "run", device="cpu", settings={"epochs": 1})
-    with pytest.raises(HeadStoreMismatch, match=several):
-        train_head(config)
-    with pytest.raises(NoFittingStore, match=several):
-        train_head(replace(config, store=None))
-    assert not (tmp_path / "run").exists()
-    write_list(made.root, {name: "c001 0.00 0.50" for name in ROWS})  # a run on one label each, of the same classes
-    single = made.store.with_name("single.zarr")
-    run_extraction(replace(made, store=single))
-    with FeatureStore.open(single) as store:
-        record_facts(store, {"multi_label": False})
-    train_head(replace(config, store=single))
-    with pytest.raises(HeadStoreMismatch, match=several):
-        evaluate_run(tmp_path / "run", store=made.store, split="train", device="cpu")

@@ -90,8 +90,8 @@ def test_logits_and_every_gradient_from_the_cache_equal_those_online(
         loader = ClipLoader(store, "train", plan, batch_size=12, device=torch.device("cpu"))
         (batch,) = loader.in_order()
         np.testing.assert_array_equal(batch.rows, np.arange(12))
-        cached = logits_and_gradients(head, batch.features, batch.labels)
-        expected = logits_and_gradients(head, online, batch.labels)
+        cached = logits_and_gradients(head, batch.features(), batch.targets)
+        expected = logits_and_gradients(head, online, batch.targets)
     assert cached.keys() == expected.keys()
     assert len(cached) == 1 + len(list(head.parameters()))
     for key, value in expected.items():

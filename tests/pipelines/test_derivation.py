@@ -27,7 +27,7 @@ def evl_logits(store: FeatureStore, layers: str) -> tuple[torch.Tensor, ReadPlan
     plan = match("evl", head.requires(config), store, store.manifest.splits)
     with torch.no_grad():
         batches = ClipLoader(store, "val", plan, batch_size=4, device=torch.device("cpu")).in_order()
-        return torch.cat([head(batch.features) for batch in batches]), plan
+        return torch.cat([head(batch.features()) for batch in batches]), plan
 
 
 @pytest.mark.parametrize(

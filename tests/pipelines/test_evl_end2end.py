@@ -93,7 +93,7 @@ def test_official_logits_and_gradients_come_out_of_the_store(
     with write_store(tmp_path / "golden.zarr", backbone, video) as store:
         plan = match("evl", EVL.requires(config), store, ["val"])
         (batch,) = ClipLoader(store, "val", plan, batch_size=2, device=torch.device("cpu")).in_order()
-        logits = head(batch.features)
+        logits = head(batch.features())
     torch.testing.assert_close(logits, golden["out/logits"], rtol=1e-5, atol=2e-5)
     logits.square().sum().backward()
     gradients = dict(head.named_parameters())

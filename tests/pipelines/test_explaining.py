@@ -117,7 +117,7 @@ def test_the_querys_weights_are_the_heads_and_sum_to_1_over_all_frames(
     head = Run.open(run).load_head()
     with FeatureStore.open(float32_store) as store:
         (batch,) = batches(store, head, batch_size=6)
-        attention, row = head.attention(batch.features), row_of(store, VIDEO)
+        attention, row = head.attention(batch.features()), row_of(store, VIDEO)
     for one, (_, weights) in zip(explanation.layers, attention, strict=True):
         np.testing.assert_allclose(one.query, weights[row].mean(dim=0).numpy(), atol=1e-6)
         assert one.query.shape == (T, 1 + P) and one.query.sum() == pytest.approx(1, abs=1e-5)

@@ -75,9 +75,9 @@ def test_views_made_without_gradients_hold_their_memory_too() -> None:
 def test_all_epochs_of_two_loaders_take_the_memory_of_three_batches(float32_store: Path) -> None:
     with FeatureStore.open(float32_store) as store:
         loader = ClipLoader(store, "train", PLAN, batch_size=1, device=torch.device("cpu"))
-        places = [batch.features.cls[-1].data_ptr() for epoch in (0, 1) for batch in loader.epoch(epoch)]
+        places = [batch.features().cls[-1].data_ptr() for epoch in (0, 1) for batch in loader.epoch(epoch)]
         other = ClipLoader(store, "val", PLAN, batch_size=1, device=torch.device("cpu"), buffers=loader.buffers)
-        places += [batch.features.cls[-1].data_ptr() for batch in other.in_order()]
+        places += [batch.features().cls[-1].data_ptr() for batch in other.in_order()]
     assert len(places) == 12 + 12 + 6
     assert len(set(places)) <= 3
 
@@ -91,18 +91,18 @@ def test_batches_that_are_kept_keep_their_values(float32_store: Path) -> None:
     with FeatureStore.open(float32_store) as store:
         loader = ClipLoader(store, "train", PLAN, batch_size=5, device=torch.device("cpu"))
         everything = [*loader.epoch(0), *loader.in_order()]
-        assert [len(batch.features) for batch in everything] == [5, 5, 2] * 2
+        assert [len(batch.features()) for batch in everything] == [5, 5, 2] * 2
         for batch in everything:
             for asked, layer in PLAN.tokens.items():
                 expected = store.read("train", f"tokens/{layer}", batch.rows)
-                np.testing.assert_array_equal(batch.features.tokens[asked].numpy(), expected)
-            np.testing.assert_array_equal(batch.features.cls[-1].numpy(), store.read("train", "cls/2", batch.rows))
+                np.testing.assert_array_equal(batch.features().tokens[asked].numpy(), expected)
+            np.testing.assert_array_equal(batch.features().cls[-1].numpy(), store.read("train", "cls/2", batch.rows))
 
 
 def test_one_tensor_kept_of_each_batch_keeps_its_values(float32_store: Path) -> None:
     """What a user does who collects CLS tokens: the rest of each batch is read over, these are not."""
     with FeatureStore.open(float32_store) as store:
         loader = ClipLoader(store, "train", PLAN, batch_size=1, device=torch.device("cpu"))
-        kept = [(int(batch.rows[0]), batch.features.tokens[-1][0, :, 0]) for batch in loader.epoch(3)]
+        kept = [(int(batch.rows[0]), batch.features().tokens[-1][0, :, 0]) for batch in loader.epoch(3)]
         for row, cls in kept:
             np.testing.assert_array_equal(cls.numpy(), store.read("train", "tokens/2", [row])[0, :, 0])

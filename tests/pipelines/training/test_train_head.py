@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from vcache.heads.requirements import Recipe
 from vcache.pipelines.evaluation.evaluate import compute_metrics, evaluate_run
 from vcache.pipelines.extraction import run_extraction
+from vcache.pipelines.loading.epoch_order import EpochOrder
 from vcache.pipelines.loading.loader import ClipLoader, IncompleteSplit
 from vcache.pipelines.matching import HeadStoreMismatch, NoFittingStore, ReadPlan
 from vcache.pipelines.request import ExtractionConfig
@@ -166,7 +167,8 @@ def test_an_epoch_is_a_permutation_fixed_by_seed_and_number(float32_store: Path)
 
     def order(seed: int, epoch: int, batch_size: int) -> list[int]:
         with FeatureStore.open(float32_store) as store:
-            loader = ClipLoader(store, "train", plan, batch_size=batch_size, device=torch.device("cpu"), seed=seed)
+            made = {"batch_size": batch_size, "device": torch.device("cpu"), "order": EpochOrder(seed)}
+            loader = ClipLoader(store, "train", plan, **made)
             return [int(row) for batch in loader.epoch(epoch) for row in batch.rows]
 
     assert sorted(order(0, 0, 5)) == list(range(12))

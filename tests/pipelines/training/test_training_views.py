@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from viewed import CLS, DEFINITIONS, HELD, TOKENS, D, T, fill_view, training, value, video_ids, viewed_store
 
+from vcache.pipelines.loading.epoch_order import EpochOrder
 from vcache.pipelines.loading.loader import ClipLoader, IncompleteSplit
 from vcache.pipelines.matching import HeadStoreMismatch, NoFittingStore, ReadPlan
 from vcache.pipelines.runs import Run
@@ -35,9 +36,16 @@ def views_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loader(
-    store: FeatureStore, *, batch_size: int = 5, views: tuple[int, ...] = (0, 1, 2), **options: Any
+    store: FeatureStore, *, batch_size: int = 5, views: tuple[int, ...] = (0, 1, 2), seed: int = 0, **options: Any
 ) -> ClipLoader:
-    return ClipLoader(store, "train", PLAN, batch_size=batch_size, device=torch.device("cpu"), views=views, **options)
+    made = {
+        "order": EpochOrder(seed),
+        "batch_size": batch_size,
+        "device": torch.device("cpu"),
+        "views": views,
+        **options,
+    }
+    return ClipLoader(store, "train", PLAN, **made)
 
 
 def draws(loader: ClipLoader, epoch: int) -> dict[str, int]:
@@ -65,9 +73,9 @@ def test_an_epoch_has_each_video_once_with_the_features_of_its_view(views_store:
         assert sorted(row for batch in batches for row in batch.rows) == list(range(12))
         assert {int(view) for batch in batches for view in batch.views} == {0, 1, 2}
         for batch in batches:
-            np.testing.assert_array_equal(batch.labels.numpy(), store.videos("train").labels[batch.rows])
+            np.testing.assert_array_equal(batch.targets.numpy(), store.videos("train").labels[batch.rows])
             for position, (row, view) in enumerate(zip(batch.rows, batch.views, strict=True)):
-                for spec, features in ((CLS, batch.features.cls), (TOKENS, batch.features.tokens)):
+                for spec, features in ((CLS, batch.features().cls), (TOKENS, batch.features().tokens)):
                     read = store.read("train", spec.name, [row], view=int(view))[0]
                     np.testing.assert_array_equal(features[-1][position].numpy(), read)
                     np.testing.assert_array_equal(read, value(spec, "train", int(view), f"v{row}"))
@@ -129,7 +137,7 @@ def test_a_batch_is_one_read_for_each_view_into_memory_that_is_used_again(
         places, expected = set(), []
         for epoch in range(4):
             for batch in made.epoch(epoch):
-                places.add(batch.features.tokens[-1].data_ptr())
+                places.add(batch.features().tokens[-1].data_ptr())
                 expected += sorted({*batch.views.tolist()})
     assert reads == expected
     assert len(places) <= 3
@@ -273,7 +281,7 @@ def test_the_command_line_takes_views_and_says_how_many(
 
 def test_the_shapes_of_a_batch_are_those_of_its_rows(views_store: Path) -> None:
     with FeatureStore.open(views_store) as store:
-        shapes = [tuple(batch.features.cls[-1].shape) for batch in loader(store).epoch(0)]
+        shapes = [tuple(batch.features().cls[-1].shape) for batch in loader(store).epoch(0)]
     assert shapes == [(5, T, D), (5, T, D), (2, T, D)]
 
 
