@@ -17,8 +17,19 @@ from vcache.pipelines.loading.readable import (
     readable_by_all,
     readable_rows,
 )
-from vcache.pipelines.loading.sources import BatchSource, DiskSource, Part, StoreReader, select_arrays
+from vcache.pipelines.loading.residency import ResidencyKind
+from vcache.pipelines.loading.resident import OnBytes, ResidentSource
+from vcache.pipelines.loading.sources import (
+    ArraySelection,
+    BatchSource,
+    DiskSource,
+    Part,
+    StoreReader,
+    select_arrays,
+)
+from vcache.pipelines.loading.subsets import Subset
 from vcache.pipelines.loading.view_draw import ViewDraw
+from vcache.pipelines.loading.windows import WindowSource, shard_numbers
 from vcache.pipelines.matching import ReadPlan
 from vcache.pipelines.targets import is_multi_label, targets_of
 from vcache.store.reader import FeatureStore
@@ -46,6 +57,8 @@ class ClipLoader:
         all_views: bool = False,
         allow_incomplete: bool = False,
         buffers: BatchBuffers | None = None,
+        resident: ResidencyKind = "disk",
+        subset: Subset | None = None,
         rank: int = 0,
         num_ranks: int = 1,
     ) -> None:
@@ -57,6 +70,8 @@ class ClipLoader:
             views: what an epoch draws from, or what is to be averaged.
             all_views: take the videos that have all the views, to average them; else those that have any, to draw one.
             buffers: another loader's, to use its memory between its epochs.
+            resident: where the features are kept; see `keep`.
+            subset: take some of the videos only, chosen among those that can be read.
             rank: which of the `num_ranks` processes this is.
 
         Raises:
@@ -76,9 +91,15 @@ class ClipLoader:
         self.num_failed = self._count_failed()
         """Videos that were left out because their extraction failed."""
         self.targets = targets_of(store, split)
+        self.subset_note: str | None = None
+        """What was taken of the videos, in a sentence."""
+        if subset is not None:
+            self._take(subset)
         self._check_order()
         self._weights = StoreWeights.load(store, self.plans, device)
-        self._source: BatchSource = DiskSource(StoreReader(store, split, self.stats), self.buffers)
+        self._reader = StoreReader(store, split, self.stats)
+        self._resident: ResidentSource | None = None
+        self.keep(resident)
 
     def __len__(self) -> int:
         """Batches in an epoch; the last may be smaller, and no row is dropped."""
@@ -98,8 +119,16 @@ class ClipLoader:
             first_batch: the batches before it are left out, and not read.
             plans: those that are still needed; what only the others asked for is not read.
         """
-        rows = self.order.order(number, self.rows, labels=self.targets[self.rows].numpy())
-        return self._batches(rows, self._draw.epoch(number)[rows], first_batch, self.plans if plans is None else plans)
+        order, chosen = self.order, tuple(self.plans if plans is None else plans)
+        source: BatchSource = self._resident or DiskSource(self._reader, self.buffers)
+        if order.shuffle == "shards":
+            windows = order.windows(number, self.rows, self._shards[self.rows])
+            rows = np.concatenate([self.rows[:0], *windows])
+            if self._resident is None:
+                source = WindowSource(self._reader, self.buffers, windows, self._shards)
+        else:
+            rows = order.order(number, self.rows, labels=self.targets[self.rows].numpy())
+        return self._batches(source, rows, self._draw.epoch(number)[rows], chosen, first_batch)
 
     def in_order(self, view: int | None = None) -> Iterator[Batch]:
         """Every row once, in the order of the split, in that view (default: the first).
@@ -107,25 +136,63 @@ class ClipLoader:
         Over all ranks: each has its share of every batch, and no row is read twice or made up to fill one.
         """
         views = np.full(len(self.rows), self.views[0] if view is None else view)
-        return self._batches(self.rows, views, 0, self.plans)
+        source = self._resident or DiskSource(self._reader, self.buffers)
+        return self._batches(source, self.rows, views, self.plans)
+
+    @property
+    def needed_bytes(self) -> int:
+        """Of all features that the plans read, of all videos in all the views: what keeping them takes."""
+        return int(self._readable[:, self.rows].sum()) * self._arrays(self.plans).row_bytes
+
+    def keep(self, where: ResidencyKind, on_bytes: OnBytes = lambda done, total: None) -> None:
+        """Read all features now, once and in the order of the files, and keep them as they are stored, int8 as int8.
+
+        Every rank keeps all rows: in a shuffled epoch any of them may come up on any rank. Batches then have the bits that they
+        would have from disk.
+
+        Args:
+            where: "ram", on the device ("gpu"), or not at all ("disk").
+            on_bytes: called with the bytes read so far and those of all.
+        """
+        if where == "disk":
+            self._resident = None
+            return
+        clips = [
+            Part(rows, np.full(len(rows), view))
+            for view, rows in ((view, self.rows[self._readable[i, self.rows]]) for i, view in enumerate(self.views))
+        ]
+        device = self.device if where == "gpu" else None
+        kept = self._arrays(self.plans)
+        self._resident = ResidentSource.load(self._reader, clips, kept, device, self.buffers, on_bytes)
+
+    @cached_property
+    def _shards(self) -> np.ndarray:
+        return shard_numbers(self.store, self.split)
+
+    def _arrays(self, plans: Sequence[ReadPlan]) -> ArraySelection:
+        return select_arrays(self.store.arrays(self.split, self.views[0]), plans)
 
     @cached_property
     def _draw(self) -> ViewDraw:
         return ViewDraw(self.store.videos(self.split).ids, self.views, self._readable, seed=self.order.seed)
 
     def _batches(
-        self, rows: np.ndarray, views: np.ndarray, first_batch: int, plans: Sequence[ReadPlan]
+        self,
+        source: BatchSource,
+        rows: np.ndarray,
+        views: np.ndarray,
+        plans: tuple[ReadPlan, ...],
+        first_batch: int = 0,
     ) -> Iterator[Batch]:
         """`views` are those of `rows`, which are in the order of the epoch."""
-        plans = tuple(plans)
         starts = range(first_batch * self.batch_size, len(rows), self.batch_size)
         sizes = [min(self.batch_size, len(rows) - start) for start in starts]
         parts = [self._part(rows, views, start) for start in starts]
-        wanted = select_arrays(self.store.arrays(self.split, self.views[0]), plans)
-        steps = self._source.selection(wanted).steps
-        places = zip(parts, sizes, strict=True)
-        for arrays in self._source.batches(parts, wanted):  # not in zip, which would hold on to the arrays
-            part, num_global = next(places)
+        wanted = self._arrays(plans)
+        steps, batches = source.selection(wanted).steps, source.batches(parts, wanted)
+        for part, num_global in zip(parts, sizes, strict=True):
+            with self.stats.waiting():
+                arrays = next(batches)
             on_device = {name: array.to(self.device, non_blocking=True) for name, array in arrays.items()}
             copied = torch.cuda.current_stream(self.device).record_event() if self._on_gpu else None
             clips = BatchFeatures(on_device, steps, self._weights, plans)
@@ -148,6 +215,11 @@ class ClipLoader:
     def _count_failed(self) -> int:
         failed = np.stack([failed_rows(self.store, self.split, view) for view in self.views]).any(axis=0)
         return int(np.delete(failed, self.rows).sum())
+
+    def _take(self, subset: Subset) -> None:
+        targets, readable = self.targets.numpy(), self.rows
+        self.rows = subset.rows(self.store.videos(self.split).ids, targets, readable)
+        self.subset_note = subset.note(targets, readable, self.rows)
 
     def _check_order(self) -> None:
         if self.order.balanced and is_multi_label(self.store.manifest):

@@ -13,7 +13,7 @@ class ReadStats:
     bytes_read: int = 0
     """From the store; what is gathered from resident memory is not read again."""
     read_seconds: float = 0.0
-    """In which batches were being made ready, beside the consumer."""
+    """In which the store was being read, beside the consumer."""
     wait_seconds: float = 0.0
     """In which the consumer waited for a batch: nearly all that passed where reading limits, nearly none where computing does."""
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -56,6 +56,7 @@ def _strided(spec: ArraySpec, step: int) -> ArraySpec:
     return replace(spec, shape=(spec.shape[0] // step, *spec.shape[1:])) if step > 1 else spec
 
 
+@runtime_checkable
 class BatchSource(Protocol):
     """Gives the arrays of parts, one part after the other."""
 
@@ -73,18 +74,19 @@ class StoreReader:
         self.store, self.split, self.stats = store, split, stats
 
     def read(self, part: Part, wanted: ArraySelection, out: Mapping[str, np.ndarray]) -> None:
-        """Rows sorted by their views: those of one view are one read, into neighbouring rows of the memory."""
+        """Rows in runs of one view: each run is one read, into neighbouring rows of the memory."""
         edges = np.flatnonzero(np.diff(part.views, prepend=-1, append=-1))
         for start, stop in pairwise(edges):
             for step, names in _by_step(wanted).items():
-                self.store.read_many(
-                    self.split,
-                    names,
-                    part.rows[start:stop],
-                    view=int(part.views[start]),
-                    frames=range(0, step * wanted.specs[names[0]].shape[0], step) if step > 1 else None,
-                    out={name: out[name][start:stop] for name in names},
-                )
+                with self.stats.reading():
+                    self.store.read_many(
+                        self.split,
+                        names,
+                        part.rows[start:stop],
+                        view=int(part.views[start]),
+                        frames=range(0, step * wanted.specs[names[0]].shape[0], step) if step > 1 else None,
+                        out={name: out[name][start:stop] for name in names},
+                    )
         self.stats.bytes_read += len(part.rows) * wanted.row_bytes
 
 
@@ -106,7 +108,7 @@ class DiskSource:
         return wanted
 
     def batches(self, parts: Sequence[Part], wanted: ArraySelection) -> Iterator[dict[str, Tensor]]:
-        return read_ahead(lambda part: self._read(part, wanted), parts, self.reader.stats)
+        return read_ahead(lambda part: self._read(part, wanted), parts)
 
     def _read(self, part: Part, wanted: ArraySelection) -> dict[str, Tensor]:
         arrays = self.buffers.take(wanted.specs, len(part.rows))
@@ -114,21 +116,13 @@ class DiskSource:
         return arrays
 
 
-def read_ahead(
-    read: Callable[[Part], dict[str, Tensor]], parts: Sequence[Part], stats: ReadStats
-) -> Iterator[dict[str, Tensor]]:
+def read_ahead(read: Callable[[Part], dict[str, Tensor]], parts: Sequence[Part]) -> Iterator[dict[str, Tensor]]:
     """What `read` gives for each part; while one is used, a thread reads the next."""
-
-    def timed(part: Part) -> dict[str, Tensor]:
-        with stats.reading():
-            return read(part)
-
     with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
-        ahead = reader.submit(timed, parts[0]) if parts else None
+        ahead = reader.submit(read, parts[0]) if parts else None
         for number in range(1, len(parts) + 1):
             assert ahead is not None
-            with stats.waiting():
-                arrays = ahead.result()
-            ahead = reader.submit(timed, parts[number]) if number < len(parts) else None
+            arrays = ahead.result()
+            ahead = reader.submit(read, parts[number]) if number < len(parts) else None
             yield arrays
             del arrays
