@@ -12,6 +12,7 @@ from vcache.heads.requirements import HeadRequirements
 from vcache.pipelines.derivation import constant_names as weight_names
 from vcache.pipelines.derivation import input_array
 from vcache.pipelines.extract_commands import bytes_per_clip, describe_arrays, extract_command, layers_word
+from vcache.pipelines.frame_step import frame_step_problem, strided_hint
 from vcache.pipelines.settings import SettingError, build
 from vcache.pipelines.stored_views import extraction_words, training_views, view_definitions
 from vcache.pipelines.stores import open_stores, vcache_home
@@ -91,21 +92,25 @@ def _map_arrays(source: MapsSource, layer: int) -> tuple[str, ...]:
     return {"qk": (f"q/{layer}", f"k/{layer}"), "maps": (f"maps/{layer}",), "derive": (input_array(layer),)}[source]
 
 
-def build_head_config(head: str, settings: Mapping[str, Any], manifest: Manifest) -> Any:
+def build_head_config(head: str, settings: Mapping[str, Any], manifest: Manifest, *, frame_step: int = 1) -> Any:
     """The head's Config: shapes from the store, the rest from the settings, else the paper's defaults.
 
-    A setting of `layers` may be a selection ("-2:", "all") as for `vcache extract --layers`.
+    With `frame_step` n a clip has every n-th of the stored frames; see `match`. A setting of `layers` may be a selection
+    ("-2:", "all") as for `vcache extract --layers`.
 
     Raises:
         SettingError: a setting cannot be read or the Config refuses it, or it is a size that the store gives.
         LayerError: the backbone does not have these layers.
+        HeadStoreMismatch: the stored clips cannot be read at this frame step.
     """
+    if problem := frame_step_problem(frame_step, manifest.facts["request"]):
+        raise HeadStoreMismatch(f"the store {problem}")
     config = get_head(head).Config
     backbone = manifest.facts["backbone"]
     facts = {
         **backbone,
         "num_classes": len(manifest.class_names),
-        "num_frames": manifest.facts["request"]["frames"],
+        "num_frames": manifest.facts["request"]["frames"] // frame_step,
         "grid": tuple(backbone["grid"]),
     }
     names = {field.name for field in dataclasses.fields(config)}
@@ -124,12 +129,18 @@ def match(
     splits: Iterable[str],
     *,
     views: Mapping[str, Sequence[int]] | None = None,
+    frame_step: int = 1,
 ) -> ReadPlan:
     """The plan for reading what the head asks for from these splits; from view 0 of each, or from the `views` named for it.
 
+    With `frame_step` n every n-th stored frame is read, which makes clips of another stride, so never unasked; see frame_step.py.
+
     Raises:
-        HeadStoreMismatch: layers, frames or Q/K are missing; names both sides and the `vcache extract` command to run.
+        HeadStoreMismatch: layers, frames or Q/K are missing; names both sides and the `vcache extract` command to run. Or the
+            stored clips cannot be read at this frame step.
     """
+    if problem := frame_step_problem(frame_step, store.manifest.facts["request"]):
+        raise HeadStoreMismatch(f"{store.path.name} {problem}")
     facts = store.manifest.facts["backbone"]
     try:
         plan = ReadPlan(
@@ -142,7 +153,8 @@ def match(
         raise HeadStoreMismatch(f"head {head!r} reads a layer that {facts['model']} does not have: {error}") from error
     reads = [(split, tuple((views or {}).get(split, (0,)))) for split in splits]
     int8 = store.manifest.spec.get("dtype") == "int8"
-    plan = dataclasses.replace(plan, maps_from=_maps_source(plan, store, reads), int8=int8)
+    plan = dataclasses.replace(plan, int8=int8, frame_step=frame_step)
+    plan = dataclasses.replace(plan, maps_from=_maps_source(plan, store, reads))
     _check_frames(head, requirements.num_frames, plan, store)
     for split, numbers in reads:
         missing = {view: set(plan.arrays) - _held(store, split, view) for view in numbers}
@@ -161,7 +173,8 @@ def _maps_source(plan: ReadPlan, store: FeatureStore, reads: list[tuple[str, tup
 
     What all views have comes before what view 0 has: the others are then to be completed in its way.
     """
-    sources: tuple[MapsSource, ...] = ("maps", "qk", "derive")
+    # Stored maps are of neighbouring frames: of others they are made of what is read.
+    sources: tuple[MapsSource, ...] = ("maps", "qk", "derive") if plan.frame_step == 1 else ("qk", "derive")
     for places in ([(split, view) for split, views in reads for view in views], [(split, 0) for split, _ in reads]):
         stored = set.intersection(*(_held(store, *place) for place in places)) | store.manifest.constants.keys()
         for source in sources:
@@ -170,16 +183,20 @@ def _maps_source(plan: ReadPlan, store: FeatureStore, reads: list[tuple[str, tup
             if {*tried.constants, *needed} <= stored:
                 return source
     kinds = {name.split("/")[0] for name in stored}
-    return "qk" if "q" in kinds else "maps" if "maps" in kinds else "derive" if "blocks" in kinds else "qk"
+    stored_maps = "maps" in kinds and "maps" in sources
+    return "qk" if "q" in kinds else "maps" if stored_maps else "derive" if "blocks" in kinds else "qk"
 
 
 def _check_frames(head: str, wanted: int | None, plan: ReadPlan, store: FeatureStore) -> None:
-    stored = store.manifest.facts["request"]["frames"]
-    if wanted in (None, stored):
+    request = store.manifest.facts["request"]
+    stored, read = request["frames"], request["frames"] // plan.frame_step
+    if wanted is None or wanted == read:
         return
+    of_these = f", of which every {plan.frame_step}. frame is read" if plan.frame_step > 1 else ""
     raise HeadStoreMismatch(
-        f"head {head!r} reads clips of {wanted} frames; {store.path.name} holds clips of {stored}.\n"
+        f"head {head!r} reads clips of {wanted} frames; {store.path.name} holds clips of {stored}{of_these}.\n"
         f"Extract a store of its own with:  {_command_for(plan, store.manifest, frames=wanted)}"
+        + strided_hint(wanted, request)
     )
 
 
@@ -233,6 +250,7 @@ def find_store(
     train_split: str,
     *,
     num_views: int | None = None,
+    frame_step: int = 1,
     check: Callable[[FeatureStore], None] = lambda store: None,
     extract_line: str = "vcache extract DATASET --layers -4:",
 ) -> FeatureStore:
@@ -253,9 +271,10 @@ def find_store(
             if train_split not in store.splits:
                 raise HeadStoreMismatch(f"{path.name} has no split {train_split!r}.")
             check(store)
-            requirements = get_head(head).requires(build_head_config(head, settings, store.manifest))
+            config = build_head_config(head, settings, store.manifest, frame_step=frame_step)
             views = {train_split: training_views(store.manifest, train_split, num_views)}
-            match(head, requirements, store, store.splits, views=views)
+            requirements = get_head(head).requires(config)
+            match(head, requirements, store, store.splits, views=views, frame_step=frame_step)
             fitting.append(store)
         except HeadStoreMismatch as error:
             reasons.append(str(error))
