@@ -44,7 +44,8 @@ def split_settings(settings: Mapping[str, Any], *configs: type) -> tuple[dict[st
 
 
 def build(config: type[_Config], settings: Mapping[str, Any]) -> _Config:
-    """The dataclass with these fields; text values are read as the field's type, other values are taken as they are.
+    """The dataclass with these fields; text values are read as the field's type, and so are the lists and whole numbers of JSON
+    and TOML where the field is a tuple or a float.
 
     Raises:
         SettingError: a text cannot be read as its field's type, or the dataclass refuses a value.
@@ -64,8 +65,20 @@ def read_values(config: type, settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     hints = typing.get_type_hints(config)
     return {
-        name: _read(name, value, hints[name]) if isinstance(value, str) else value for name, value in settings.items()
+        name: _read(name, value, hints[name]) if isinstance(value, str) else _typed(value, hints[name])
+        for name, value in settings.items()
     }
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """[["a", 1]] of JSON or TOML as (("a", 1.0),) where that is the type; what fits nowhere stays as it is."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if isinstance(value, (list, tuple)):
+        items = next((typing.get_args(option) for option in options if typing.get_origin(option) is tuple), ())
+        each = items[:1] * len(value) if items[1:] == (...,) else items
+        return tuple(_typed(item, each[i] if i < len(each) else Any) for i, item in enumerate(value))
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if is_whole and float in options and int not in options else value
 
 
 def _read(name: str, text: str, hint: Any) -> Any:
@@ -77,7 +90,10 @@ def _read(name: str, text: str, hint: Any) -> Any:
         return _read(name, text, next(option for option in options if option is not type(None)))
     if typing.get_origin(hint) is tuple:
         item = typing.get_args(hint)[0]
-        return tuple(_read(name, part.strip(), item) for part in text.strip("()[] ").split(",") if part.strip())
+        parts = [part.strip() for part in _without_brackets(text).split(",") if part.strip()]
+        if typing.get_origin(item) is tuple:
+            return tuple(_read_pair(name, part, typing.get_args(item)) for part in parts)
+        return tuple(_read(name, part, item) for part in parts)
     if typing.get_origin(hint) is typing.Literal:
         return text  # the dataclass checks its own choices
     if hint is bool:
@@ -88,6 +104,20 @@ def _read(name: str, text: str, hint: Any) -> Any:
         raise SettingError(
             f"--set {name}={text}: {getattr(hint, '__name__', hint)} expected, {text!r} cannot be read as one."
         ) from error
+
+
+def _read_pair(name: str, text: str, hints: tuple[Any, Any]) -> tuple[Any, Any]:
+    """ "visual.*:0.1" -> ("visual.*", 0.1)"""
+    first, colon, second = text.rpartition(":")
+    if not colon:
+        raise SettingError(f"--set {name}={text}: pairs expected, as in --set {name}=NAME:VALUE,NAME:VALUE.")
+    return _read(name, first, hints[0]), _read(name, second, hints[1])
+
+
+def _without_brackets(text: str) -> str:
+    """A list may be written as Python does; brackets inside it belong to patterns."""
+    text = text.strip()
+    return text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text
 
 
 def _read_bool(name: str, text: str) -> bool:

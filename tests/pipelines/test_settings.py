@@ -1,5 +1,7 @@
 """--set pairs: typed by the field, unknown names refused with the nearest."""
 
+import dataclasses
+import json
 from dataclasses import dataclass
 
 import pytest
@@ -15,6 +17,9 @@ class Config:
     norm: bool = True
     dim: int | None = None
     name: str = "x"
+    patterns: tuple[str, ...] = ()
+    factors: tuple[tuple[str, float], ...] = ()
+    pair: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +37,36 @@ def test_values_that_are_not_text_are_taken_as_they_are() -> None:
     assert build(Config, {"gain": 2.0, "norm": False}) == Config(gain=2.0, norm=False)
 
 
+def test_patterns_and_pairs_are_read_from_text() -> None:
+    pairs = parse_pairs(["patterns=*.cls_token, [ab]*x[12]", "factors=visual.*:0.1,a:b:2", "pair=(0.9,0.98)"])
+    patterns, factors = ("*.cls_token", "[ab]*x[12]"), (("visual.*", 0.1), ("a:b", 2.0))
+    assert build(Config, pairs) == Config(patterns=patterns, factors=factors, pair=(0.9, 0.98))
+    for text in ("visual.*", "visual.*:much"):
+        with pytest.raises(SettingError, match=r"--set factors=(visual\.\*: pairs|much: float) expected"):
+            build(Config, {"factors": text})
+
+
+def test_lists_and_whole_numbers_of_json_and_toml_take_the_type_of_the_field() -> None:
+    config = Config(layers=(1, 2), gain=2.0, factors=(("a", 1.0), ("b", 0.5)), pair=(1.0, 0.5), norm=True, dim=3)
+    values = dataclasses.asdict(config) | {
+        "gain": 2,
+        "factors": [["a", 1], ["b", 0.5]],
+        "pair": [1, 0.5],
+        "layers": [1, 2],
+    }
+    built = build(Config, json.loads(json.dumps(values)))
+    assert built == config
+    assert repr(built) == repr(config)
+
+
 def test_settings_go_to_the_class_that_has_the_field() -> None:
     assert split_settings({"lr": "1", "width": "2"}, Config, Recipe) == ({"width": "2"}, {"lr": "1"})
 
 
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
-    with pytest.raises(SettingError, match=r"unknown setting 'widht'\. Did you mean 'width'\? There are: dim, gain"):
+    with pytest.raises(
+        SettingError, match=r"unknown setting 'widht'\. Did you mean 'width'\? There are: dim, factors, gain"
+    ):
         split_settings({"widht": "2"}, Config, Recipe)
 
 
