@@ -72,32 +72,103 @@ class ClipFeatures:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a head is trained by default: AdamW on all its parameters, as its paper or its official code says."""
+    """How a head is trained by default: AdamW on its trainable parameters, as its paper or its official code says.
+
+    What is 0, None, false or empty is off. `mixup` and `cutmix` approximate what the papers do to pixels.
+    """
 
     lr: float
+    """Learning rate where the schedule begins to fall."""
     weight_decay: float
+    """AdamW's: a step takes this times its rate off a parameter."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Text4Vis and ActionCLIP: 0.9, 0.98; the others the default."""
     steps: int | None = None
     """Length in optimiser steps, or None where `epochs` says it."""
     epochs: int | None = None
+    """Length in passes over the videos, or None where `steps` says it."""
     batch_size: int
-    """Clips per optimiser step."""
+    """Clips per optimiser step, over all GPUs."""
+    schedule: Literal["cosine", "whole_cosine", "constant"] = "cosine"
+    """After the warm-up: half a cosine from `lr` to `min_lr`, or `lr` throughout. "whole_cosine" (DiST, as coded) is the part
+    that the warm-up leaves of half a cosine over the whole length; the warm-up rises to where it begins, below `lr`."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes; with several classes a video, towards 1/2. DiST, AIM on SSv2: 0.1."""
     warmup_steps: int = 0
     """Steps of linear warm-up; part of the length, not added to it."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up: half a cosine from `lr` to 0, set at every step, or `lr` throughout."""
-    label_smoothing: float = 0.0
+    warmup_epochs: float = 0.0
+    """The same in epochs. DiST: 6 of 36. Text4Vis: 5 of 30. ActionCLIP: 5 of 50. AIM: 2.5 of 30."""
+    warmup_start: float | None = None
+    """Rate of the first step as a fraction of `lr`. DiST: 0.0025, 8e-8 of 3.2e-5. Text4Vis, ActionCLIP: 0. AIM: 0.1.
+    None: what is one step above 0, so that no step is lost."""
+    min_lr: float = 0.0
+    """Where the cosine ends."""
+    schedule_every: int = 1
+    """Steps for which a rate is kept. Text4Vis and ActionCLIP: 10, set in the first, 10th, 20th, ... step of each epoch."""
+    no_decay: tuple[str, ...] = ()
+    """Parameters without weight decay: patterns of their names, * for anything. DiST: *cls_token, *positional_embedding. AIM:
+    names with class_embedding, positional_embedding, ln_1, ln_2, ln_pre, ln_post. EVL, Text4Vis, ActionCLIP: none."""
+    no_decay_1d: bool = False
+    """No weight decay of biases, nor of other parameters with fewer than two axes: gains of norms, scales. DiST: on."""
+    lr_multipliers: tuple[tuple[str, float], ...] = ()
+    """pattern:factor pairs: factors of the rate of parameters by their names; the first pattern that fits counts. Text4Vis:
+    0.1 for CLIP and its logit_scale. ActionCLIP: 10 for what comes after CLIP. AIM with ViT-L: 0.1 for the backbone."""
+    clip_grad: float | None = None
+    """Largest norm of the gradient of all parameters together; a longer one is scaled to it. None of the papers."""
+    ema_decay: float | None = None
+    """Validate and keep an exponential moving average of the weights with this decay. None of the papers."""
+    mixup: float = 0.0
+    """MixUp of features: parameter of the Beta distribution that clips are mixed by, 0: not at all. DiST: 0.8, on pixels."""
+    cutmix: float = 0.0
+    """CutMix of patches, likewise. DiST: 1.0, on pixels."""
+    mix_switch: float = 0.5
+    """Probability of CutMix where both are on. DiST: 0.5."""
 
     def __post_init__(self) -> None:
+        self._check_lengths()
+        self._check_rates()
+        self._check_fractions()
+
+    def _check_lengths(self) -> None:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(f"one of steps ({self.steps}) and epochs ({self.epochs}) must be set, and only one")
-        for name, bound in (("steps", 1), ("epochs", 1), ("batch_size", 1), ("warmup_steps", 0), ("weight_decay", 0)):
+        at_least = {
+            "steps": 1,
+            "epochs": 1,
+            "batch_size": 1,
+            "schedule_every": 1,
+            "warmup_steps": 0,
+            "warmup_epochs": 0,
+        }
+        for name, bound in {**at_least, "weight_decay": 0, "mixup": 0, "cutmix": 0}.items():
             value = getattr(self, name)
-            if value is not None and value < bound:
+            if value is not None and not bound <= value < math.inf:
                 raise ValueError(f"{name} ({value}) must be at least {bound}")
-        if not 0 < self.lr < math.inf:  # a NaN, too, would train to NaN
-            raise ValueError(f"lr ({self.lr}) must be above 0")
-        if self.schedule not in ("cosine", "constant"):
-            raise ValueError(f"schedule ({self.schedule!r}) must be 'cosine' or 'constant'")
+        if self.warmup_steps and self.warmup_epochs:
+            raise ValueError(
+                f"warmup_steps ({self.warmup_steps}) and warmup_epochs ({self.warmup_epochs:g}) both say how long the warm-up "
+                "is; one of them must be 0"
+            )
+        if self.schedule not in (choices := ("cosine", "whole_cosine", "constant")):
+            raise ValueError(f"schedule ({self.schedule!r}) must be one of {', '.join(map(repr, choices))}")
+
+    def _check_rates(self) -> None:
+        factors = {f"the factor of {pattern!r} in lr_multipliers": factor for pattern, factor in self.lr_multipliers}
+        positive = {"lr": self.lr, "clip_grad": self.clip_grad, **factors}
+        for name, value in positive.items():
+            if value is not None and not 0 < value < math.inf:  # a NaN, too, would train to NaN
+                raise ValueError(f"{name} ({value}) must be above 0")
+        if not 0 <= self.min_lr <= self.lr:
+            raise ValueError(f"min_lr ({self.min_lr}) must be in [0, lr], and lr is {self.lr}")
+
+    def _check_fractions(self) -> None:
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas ({self.betas}) must be two numbers in [0, 1)")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing ({self.label_smoothing}) must be in [0, 1)")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay ({self.ema_decay}) must be between 0 and 1, as 0.999")
+        for name in ("warmup_start", "mix_switch"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} ({value}) must be in [0, 1]")

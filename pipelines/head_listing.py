@@ -6,12 +6,14 @@ import inspect
 import itertools
 import textwrap
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from rich.markup import escape
 from rich.padding import Padding
 
 from vcache.heads.registry import get_head, list_heads
+from vcache.heads.requirements import Recipe
 from vcache.pipelines.console import out
 from vcache.pipelines.counting import REMARKS
 from vcache.pipelines.head_presets import HeadPreset, find_preset, presets_of
@@ -43,6 +45,7 @@ def describe_head(name: str) -> dict[str, Any]:
     return {
         **_describe(name),
         "fields": fields,
+        "recipe_fields": _recipe_fields(head.recipe),
         "presets": [_preset_row(preset) for preset in presets_of(name).values()],
     }
 
@@ -57,6 +60,15 @@ def _describe(name: str) -> dict[str, Any]:
         "settings": {key: value for key, value in dataclasses.asdict(config).items() if key != "num_classes"},
         "recipe": {key: value for key, value in dataclasses.asdict(head.recipe).items() if value is not None},
         "num_presets": len(presets_of(name)),
+    }
+
+
+def _recipe_fields(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Every field, also those that are off."""
+    hints, meanings = typing.get_type_hints(Recipe), _meanings(Recipe)
+    return {
+        name: {"type": _type(hints[name]), "default": value, "meaning": meanings.get(name, "")}
+        for name, value in dataclasses.asdict(recipe).items()
     }
 
 
@@ -81,7 +93,8 @@ def _type(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return " | ".join(typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
-        return f"list of {_type(typing.get_args(hint)[0])}"
+        item = typing.get_args(hint)[0]
+        return "list of NAME:NUMBER" if typing.get_origin(item) is tuple else f"list of {_type(item)}"
     if hint is bool:
         return "true | false"
     return hint.__name__ if isinstance(hint, type) else str(hint)
@@ -98,10 +111,9 @@ def _reads(requirements: Any) -> str:
 def print_heads(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         _print_summary(row)
-        for title in ("settings", "recipe"):
-            _line(
-                title, ", ".join(f"{key}={_word(value)}" for key, value in row[title].items() if key not in STORE_FACTS)
-            )
+        settings = {key: value for key, value in row["settings"].items() if key not in STORE_FACTS}
+        _line("settings", _pairs(settings))
+        _line("recipe", _pairs(_switched_on(row["recipe"])))
         if row["num_presets"]:
             _line("presets", f"{row['num_presets']}, see:  vcache heads {row['head']}")
     out.print(
@@ -111,7 +123,10 @@ def print_heads(rows: list[dict[str, Any]]) -> None:
 
 def print_head(row: dict[str, Any]) -> None:
     _print_summary(row)
-    _line("recipe", ", ".join(f"{key}={_word(value)}" for key, value in row["recipe"].items()))
+    shown = _switched_on(row["recipe"])
+    _line("recipe", _pairs(shown))
+    _line("off", ", ".join(name for name in row["recipe_fields"] if name not in {*shown, "steps", "epochs"}))
+    _line("", f"what these are for:  vcache heads {row['head']} --json")
     out.print("[bold]--set name=value[/bold]", highlight=False)
     for name, field in row["fields"].items():
         if name not in STORE_FACTS or name in SETTABLE_FACTS:
@@ -166,8 +181,8 @@ def print_preset(row: dict[str, Any]) -> None:
     if row["note"]:
         _line("note", row["note"])
     settings = {"num_frames": row["frames"], **row["settings"]}
-    for title, pairs in (("settings", settings), ("recipe", row["recipe"])):
-        _line(title, ", ".join(f"{key}={_word(value)}" for key, value in pairs.items()))
+    _line("settings", _pairs(settings))
+    _line("recipe", _pairs(_switched_on(row["recipe"])))
     _line("extract", row["extract"])
     _line("train", f"vcache train-head {row['head']} --preset {row['name']}")
     _line("count", f"vcache heads {row['head']} --count --preset {row['name']}")
@@ -186,7 +201,7 @@ def print_counts(rows: list[dict[str, Any]]) -> None:
         return
     for row in rows:
         out.print(f"[bold]{escape(row['name'])}[/bold]", highlight=False)
-        _line("config", ", ".join(f"{key}={_word(value)}" for key, value in row["config"].items()))
+        _line("config", _pairs(row["config"]))
         _line("parameters", f"{row['parameters']:,}")
         _line(
             "head",
@@ -243,8 +258,20 @@ def _line(title: str, text: str) -> None:
     out.print(f"  {title:<11}{text}", highlight=False, markup=False, soft_wrap=True)
 
 
+def _switched_on(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what is off; the betas and the schedule are never off."""
+    off = {field.name: field.default for field in dataclasses.fields(Recipe) if field.name not in ("betas", "schedule")}
+    return {name: value for name, value in recipe.items() if name not in off or value != off[name]}
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={_word(value)}" for name, value in values.items())
+
+
 def _word(value: Any) -> str:
     """As --set takes it; the last layers in short, as "-12:"."""
     if isinstance(value, tuple) and len(value) > 4 and value == tuple(range(-len(value), 0)):
         return f"-{len(value)}:"
-    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+    if isinstance(value, (tuple, list)):
+        return ",".join(":".join(map(str, item)) if isinstance(item, (tuple, list)) else str(item) for item in value)
+    return str(value)

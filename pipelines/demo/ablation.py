@@ -183,17 +183,17 @@ def _finished_runs(runs: Path, configs: Mapping[tuple[Variant, int], TrainingCon
 
 
 def _fingerprint(run_config: Mapping[str, Any], num_videos: Mapping[str, int]) -> str:
-    """Fields that the head has had only since the run take their defaults, as when its weights are loaded; runs that do not
-    tell their precision had no other than float32, and those that do not tell the size of their store are taken to be of
+    """Fields that the head or recipes have had only since the run take their defaults, as when its weights are loaded; runs that
+    do not tell their precision had no other than float32, and those that do not tell the size of their store are taken to be of
     this one. Its key does not: it says how features were made, and not of which videos."""
     defaults = {
-        field.name: field.default
-        for field in fields(get_head(run_config["head"]).Config)
-        if field.default is not MISSING
+        name: {field.name: field.default for field in fields(config) if field.default is not MISSING}
+        for name, config in (("head_config", get_head(run_config["head"]).Config), ("recipe", Recipe))
     }
     same = {"precision": "float32", "num_videos": num_videos}
     same |= {name: run_config[name] for name in _SAME if name in run_config}
-    return json.dumps({**same, "head_config": {**defaults, **run_config["head_config"]}}, sort_keys=True)
+    whole = {name: {**default, **run_config[name]} for name, default in defaults.items()}
+    return json.dumps({**same, **whole}, sort_keys=True)
 
 
 def _run_config(config: TrainingConfig, store: FeatureStore) -> dict[str, Any]:

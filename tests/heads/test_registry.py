@@ -63,6 +63,21 @@ def test_requirements_name_each_layer_once():
         ({"epochs": 1, "lr": 0.0}, r"lr \(0.0\) must be above 0"),
         ({"epochs": 1, "lr": float("nan")}, r"lr \(nan\) must be above 0"),
         ({"epochs": 1, "label_smoothing": 1.0}, r"label_smoothing \(1.0\) must be in \[0, 1\)"),
+        ({"epochs": 1, "warmup_steps": 3, "warmup_epochs": 1.5}, r"warmup_steps \(3\) and warmup_epochs \(1.5\) both"),
+        ({"epochs": 1, "warmup_epochs": float("inf")}, r"warmup_epochs \(inf\) must be at least 0"),
+        ({"epochs": 1, "warmup_start": 1.5}, r"warmup_start \(1.5\) must be in \[0, 1\]"),
+        ({"epochs": 1, "mix_switch": -0.5}, r"mix_switch \(-0.5\) must be in \[0, 1\]"),
+        ({"epochs": 1, "min_lr": 2.0}, r"min_lr \(2.0\) must be in \[0, lr\], and lr is 1.0"),
+        ({"epochs": 1, "schedule_every": 0}, r"schedule_every \(0\) must be at least 1"),
+        ({"epochs": 1, "clip_grad": 0.0}, r"clip_grad \(0.0\) must be above 0"),
+        ({"epochs": 1, "ema_decay": 1.0}, r"ema_decay \(1.0\) must be between 0 and 1"),
+        ({"epochs": 1, "mixup": -0.1}, r"mixup \(-0.1\) must be at least 0"),
+        ({"epochs": 1, "cutmix": float("nan")}, r"cutmix \(nan\) must be at least 0"),
+        ({"epochs": 1, "betas": (0.9, 1.0)}, r"betas \(\(0.9, 1.0\)\) must be two numbers in \[0, 1\)"),
+        (
+            {"epochs": 1, "lr_multipliers": (("a.*", 0.0),)},
+            r"factor of 'a.\*' in lr_multipliers \(0.0\) must be above 0",
+        ),
     ],
 )
 def test_recipes_that_cannot_work_are_refused(settings, words):

@@ -178,7 +178,7 @@ def test_a_run_from_before_there_was_a_field_counts(session: Session, monkeypatc
     path = Path(session.again["tables"]["8a"][2]["runs"][0]["run"]) / "config.json"
     written = path.read_text()
     config = json.loads(written)
-    del config["head_config"]["tca_gain"], config["precision"], config["num_videos"]
+    del config["head_config"]["tca_gain"], config["recipe"]["mixup"], config["precision"], config["num_videos"]
     path.write_text(json.dumps(config))
     assert ablate(session.out, 2)["num_trained"] == 0
     path.write_text(written)
