@@ -11,6 +11,10 @@ A head is an `nn.Module` with
 and may have
     attention    ClipFeatures -> [(layer as asked, (B, H, T, N)), ...]: what a query for the whole clip gives each token of the
                  layers that it reads one after the other, per attention head, summing to 1 over T*N; `vcache explain` draws it
+    training_loss  (ClipFeatures, targets, gather) -> (loss, logits (B, K)): its own loss in place of cross-entropy, per clip (B,)
+                 or summed over the clips. targets are Int (B,), or Float (B, K) where a clip may have several classes.
+                 gather: Tensor (B, ...) -> the rows of all processes, differentiable, the tensor itself in one process; a
+                 contrastive loss compares with those. With several processes B may be 0, and gather is to be called all the same
 It is registered with `@register_head("name")`. linear.py is the shortest example.
 """
 

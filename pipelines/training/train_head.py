@@ -1,5 +1,6 @@
 """Training a head from a store: no video is opened, no backbone is run."""
 
+import copy
 import dataclasses
 import math
 import time
@@ -25,7 +26,8 @@ from vcache.pipelines.settings import SettingError, build, split_settings
 from vcache.pipelines.stored_views import training_views, view_definitions
 from vcache.pipelines.training.mixed_precision import MixedPrecision, training_precision
 from vcache.pipelines.training.reports import EpochReport, TrainingPlan, TrainingSummary
-from vcache.pipelines.training.step import TrainingStep
+from vcache.pipelines.training.schedule import learning_rate
+from vcache.pipelines.training.step import TrainingStep, check_recipe
 from vcache.store.object_path import StorePath
 from vcache.store.reader import FeatureStore
 
@@ -84,6 +86,7 @@ def train_head(
         torch.manual_seed(config.seed)
         head_config = build_head_config(config.head, head_settings, store.manifest)
         head = head_class(head_config).to(device)
+        check_recipe(head, recipe)
         train, val = _loaders(config, head, store, recipe, device)
         epochs, steps = _length(recipe, len(train))
         parameters = sum(p.numel() for p in head.parameters() if p.requires_grad)
@@ -95,8 +98,7 @@ def train_head(
         num_val = len(val.rows) if val else 0
         sizes = (len(train.rows), num_val, len(train.views_with_videos), parameters, epochs, steps, precision.name)
         on_plan(TrainingPlan(run.path, store.path, *sizes, recipe))
-        last = _train(head, recipe, precision, train, val, run, steps, on_step, on_epoch)
-        run.save_head(head.state_dict())
+        last = _train(head, recipe, precision, train, val, run, steps, config.seed, on_step, on_epoch)
         return TrainingSummary(
             run=str(run.path),
             store=str(store.path),
@@ -110,16 +112,6 @@ def train_head(
         )
 
 
-def learning_rate(recipe: Recipe, step: int, num_steps: int) -> float:
-    """The rate of optimiser step `step` (0-based): linear warm-up, then half a cosine to 0, or constant."""
-    if step < recipe.warmup_steps:
-        return recipe.lr * (step + 1) / recipe.warmup_steps
-    if recipe.schedule == "constant":
-        return recipe.lr
-    progress = (step - recipe.warmup_steps) / max(1, num_steps - recipe.warmup_steps)
-    return recipe.lr * 0.5 * (1 + math.cos(math.pi * progress))
-
-
 def _train(
     head: nn.Module,
     recipe: Recipe,
@@ -128,10 +120,18 @@ def _train(
     val: ClipLoader | None,
     run: Run,
     num_steps: int,
+    seed: int,
     on_step: Callable[[int, float], None],
     on_epoch: Callable[[EpochReport], None],
 ) -> EpochReport:
-    train_step = TrainingStep(head, recipe, precision)
+    train_step = TrainingStep(
+        head,
+        recipe,
+        precision,
+        num_steps=num_steps,
+        steps_per_epoch=len(train),
+        generator=torch.Generator().manual_seed(seed),
+    )
     step, epoch, report = 0, 0, None
     while step < num_steps:
         began, loss_sum, hits, seen = time.perf_counter(), 0.0, 0, 0
@@ -139,19 +139,21 @@ def _train(
         for batch in train.epoch(epoch):
             if step == num_steps:
                 break
-            rate = learning_rate(recipe, step, num_steps)
-            result = train_step(batch.features(), batch.targets, rate)
+            rate = learning_rate(recipe, step, num_steps, len(train))
+            result = train_step(batch.features(), batch.targets, step)
+            summed, num_hits = torch.stack([result.loss, result.hits]).tolist()  # one wait for the device, not one each
+            loss = summed / len(batch.rows)
             step += 1
-            if not math.isfinite(result.loss):
+            if not math.isfinite(loss):
                 raise TrainingError(
-                    f"the loss is {result.loss} at step {step}, with learning rate {rate:g}: the head is lost. "
+                    f"the loss is {loss} at step {step}, with learning rate {rate:g}: the head is lost. "
                     f"Train with a smaller --lr, or with --set warmup_steps=N{_or_float32(precision)}."
                 )
-            loss_sum += result.loss * len(batch.rows)
-            hits += result.hits
+            loss_sum += summed
+            hits += int(num_hits)
             seen += len(batch.rows)
-            on_step(step, result.loss)
-        metrics = compute_metrics(*predict_logits(head, val.in_order())) if val else None
+            on_step(step, loss)
+        metrics = compute_metrics(*predict_logits(_averaged(head, train_step), val.in_order())) if val else None
         report = EpochReport(
             epoch=epoch,
             step=step,
@@ -165,7 +167,18 @@ def _train(
         on_epoch(report)
         epoch += 1
     assert report is not None
+    run.save_head(_averaged(head, train_step).state_dict())
     return report
+
+
+def _averaged(head: nn.Module, train_step: TrainingStep) -> nn.Module:
+    """The head with the averaged weights, where the recipe averages them."""
+    weights = train_step.averaged()
+    if weights is None:
+        return head
+    head = copy.deepcopy(head)
+    head.load_state_dict(weights)
+    return head
 
 
 def _or_float32(precision: MixedPrecision) -> str:

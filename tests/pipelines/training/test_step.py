@@ -1,9 +1,11 @@
 """One optimiser step: AdamW as it is defined, in float32 or with half-precision products, and `train-head --precision`."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from vcache.pipelines.training.train_head import TrainingConfig, TrainingError, 
 
 CPU = torch.device("cpu")
 B, T, N, D, K = 6, 3, 7, 16, 5  # small, and all different
-RECIPE = Recipe(lr=0.02, weight_decay=0.05, steps=9, batch_size=B)
+RECIPE = Recipe(lr=0.02, weight_decay=0.05, steps=9, batch_size=B, schedule="constant")
 HEADS = {
     "linear": {"width": D},
     "evl": {
@@ -53,9 +55,11 @@ def make_batch() -> tuple[ClipFeatures, torch.Tensor]:
     ), torch.randint(0, K, (B,), generator=generator)
 
 
-def make_step(name: str, precision: str) -> TrainingStep:
+def make_step(name: str, precision: str, recipe: Recipe = RECIPE, **options: Any) -> TrainingStep:
     """In float16 with a scale that nothing overflows at; the default begins high and leaves steps out until it has found one."""
-    step = TrainingStep(make_head(name), RECIPE, MixedPrecision(name=precision, device=CPU))
+    mixed = MixedPrecision(name=precision, device=CPU)
+    generator = torch.Generator().manual_seed(7)
+    step = TrainingStep(make_head(name), recipe, mixed, num_steps=9, steps_per_epoch=4, generator=generator, **options)
     if precision == "float16":
         assert step.scaler.is_enabled()
         step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
@@ -64,19 +68,20 @@ def make_step(name: str, precision: str) -> TrainingStep:
 
 def losses(name: str, precision: str, num_steps: int = 20) -> list[float]:
     step = make_step(name, precision)
-    return [step(*make_batch(), RECIPE.lr).loss for _ in range(num_steps)]
+    return [step(*make_batch(), i).loss.item() / B for i in range(num_steps)]
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_a_step_is_the_adamw_of_the_paper(name: str) -> None:
     """Loshchilov and Hutter 2019, algorithm 2, with a rate that changes from step to step, in float64."""
-    head, (features, labels) = make_head(name), make_batch()
-    step = TrainingStep(head, RECIPE, MixedPrecision(name="float32", device=CPU))
+    (features, labels), step = make_batch(), make_step(name, "float32", replace(RECIPE, schedule="cosine"))
+    head = step.head
     expected = {key: p.detach().double() for key, p in head.named_parameters()}
     first = {key: torch.zeros_like(value) for key, value in expected.items()}
     second = {key: torch.zeros_like(value) for key, value in expected.items()}
-    for t, rate in enumerate((0.02, 0.01, 0.03), start=1):
-        step(features, labels, rate)
+    for t in (1, 2, 3):
+        step(features, labels, t - 1)
+        rate = 0.02 * (1 + math.cos(math.pi * (t - 1) / 9)) / 2
         for key, p in head.named_parameters():
             assert p.grad is not None
             grad = p.grad.double()
@@ -89,21 +94,20 @@ def test_a_step_is_the_adamw_of_the_paper(name: str) -> None:
 
 
 def test_the_loss_and_the_hits_are_those_before_the_update() -> None:
-    head, (features, labels) = make_head("linear"), make_batch()
-    logits = head(features).detach()
-    result = TrainingStep(head, RECIPE, MixedPrecision(name="float32", device=CPU))(features, labels, 0.1)
-    assert result.loss == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-6)
-    assert result.hits == (logits.argmax(dim=1) == labels).sum().item()
-    assert not torch.equal(head(features), logits)
+    step, (features, labels) = make_step("linear", "float32"), make_batch()
+    logits = step.head(features).detach()
+    result = step(features, labels, 0)
+    assert result.loss.item() / B == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-6)
+    assert result.hits == (logits.argmax(dim=1) == labels).sum()
+    assert not torch.equal(step.head(features), logits)
 
 
-def test_label_smoothing_gives_every_class_its_share_of_the_loss() -> None:
-    head, (features, labels) = make_head("linear"), make_batch()
-    log_p = head(features).detach().double().log_softmax(dim=1)
-    expected = -(0.8 * log_p[range(B), labels] + 0.2 * log_p.mean(dim=1)).mean().item()
-    recipe = replace(RECIPE, label_smoothing=0.2)
-    result = TrainingStep(head, recipe, MixedPrecision(name="float32", device=CPU))(features, labels, 0.1)
-    assert result.loss == pytest.approx(expected, rel=1e-5)
+def test_label_smoothing_is_of_the_loss_that_is_trained_and_told() -> None:
+    features, labels = make_batch()
+    smoothed = make_step("linear", "float32", replace(RECIPE, label_smoothing=0.2))
+    log_p = smoothed.head(features).detach().double().log_softmax(dim=1)
+    expected = -(0.8 * log_p[range(B), labels] + 0.2 * log_p.mean(dim=1)).sum().item()
+    assert smoothed(features, labels, 0).loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", list(HEADS))
@@ -120,7 +124,7 @@ def test_half_precision_trains_as_float32_does(name: str, precision: str, bound:
 @pytest.mark.parametrize("name", list(HEADS))
 def test_parameters_gradients_and_the_optimisers_state_are_finite_float32(name: str, precision: str) -> None:
     step = make_step(name, precision)
-    step(*make_batch(), 0.01)
+    step(*make_batch(), 0)
     state = [value for values in step.optimiser.state.values() for value in values.values()]
     for tensor in [*step.head.parameters(), *(p.grad for p in step.head.parameters()), *state]:
         assert tensor is not None
@@ -129,13 +133,13 @@ def test_parameters_gradients_and_the_optimisers_state_are_finite_float32(name: 
 
 
 def test_a_step_whose_scaled_gradients_overflow_is_left_out_and_the_next_is_scaled_less() -> None:
-    head = make_head("linear")
-    step = TrainingStep(head, RECIPE, MixedPrecision(name="float16", device=CPU))
+    step = make_step("linear", "float16")
+    head = step.head
     step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
     before = [p.detach().clone() for p in head.parameters()]
     taken = 0
     while all(torch.equal(p, q) for p, q in zip(head.parameters(), before, strict=True)):
-        step(*make_batch(), 0.01)
+        step(*make_batch(), taken)
         taken += 1
     assert taken > 1
     assert step.scaler.get_scale() == 2.0 ** (31 - taken)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vcache.heads.requirements import Recipe
 from vcache.pipelines.evaluation.evaluate import compute_metrics, evaluate_run
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.loading.epoch_order import EpochOrder
@@ -20,7 +19,7 @@ from vcache.pipelines.matching import HeadStoreMismatch, NoFittingStore, ReadPla
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.runs import Run, RunError, next_run_folder
 from vcache.pipelines.settings import SettingError
-from vcache.pipelines.training.train_head import TrainingConfig, TrainingError, learning_rate, train_head
+from vcache.pipelines.training.train_head import TrainingConfig, TrainingError, train_head
 from vcache.store.errors import StoreKeyMismatch
 from vcache.store.reader import FeatureStore
 
@@ -188,13 +187,6 @@ def test_metrics_equal_their_definitions() -> None:
     assert compute_metrics(logits[:, :3], labels % 3).top5 == 1.0
 
 
-def test_the_schedule_is_half_a_cosine_after_the_warm_up() -> None:
-    recipe = Recipe(lr=2.0, weight_decay=0.0, batch_size=1, steps=10, warmup_steps=4)
-    rates = [learning_rate(recipe, step, 10) for step in range(10)]
-    assert rates[:4] == pytest.approx([0.5, 1.0, 1.5, 2.0])
-    assert rates[4:] == pytest.approx([1 + math.cos(math.pi * i / 6) for i in range(6)])
-
-
 def test_a_loss_that_is_not_finite_ends_the_training(float32_store: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="the loss is nan at step .* smaller --lr"):
         train(float32_store, tmp_path / "run", "linear", lr=1e30, epochs=5)
@@ -255,3 +247,21 @@ def test_a_store_that_cannot_fit_does_not_hide_the_one_that_does(
     assert Path(train(None, tmp_path / "run", "linear").config["store"]) == made.resolve()
     with pytest.raises(NoFittingStore, match="3 blocks"):
         train(None, tmp_path / "deep", layers="-9:")
+
+
+def test_averaged_weights_are_validated_and_kept(float32_store: Path, tmp_path: Path) -> None:
+    own = train(float32_store, tmp_path / "own", "linear")
+    averaged = train(float32_store, tmp_path / "averaged", "linear", ema_decay=0.5)
+    assert averaged.metrics()[-1]["train_loss"] == own.metrics()[-1]["train_loss"]
+    assert averaged.metrics()[-1]["val_loss"] != own.metrics()[-1]["val_loss"]
+    assert evaluate_run(averaged.path, device="cpu").loss == pytest.approx(averaged.metrics()[-1]["val_loss"], rel=1e-5)
+
+
+def test_a_recipe_that_the_head_cannot_be_trained_by_leaves_no_run(float32_store: Path, tmp_path: Path) -> None:
+    for settings, words in (
+        ({"cutmix": 1.0}, "reads none"),
+        ({"no_decay": ("nrom.*",)}, "fits no trainable parameter"),
+    ):
+        with pytest.raises(SettingError, match=words):
+            train(float32_store, tmp_path / "run", "linear", **settings)
+        assert not (tmp_path / "run").exists()
