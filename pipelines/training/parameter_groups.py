@@ -1,5 +1,6 @@
 """Which parameters are decayed, and with which rate each of them moves."""
 
+import difflib
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any
@@ -52,8 +53,9 @@ def _patterns(recipe: Recipe) -> tuple[str, ...]:
 def _refuse_unmatched(field: str, patterns: Iterable[str], own: Iterable[str], names: Iterable[str]) -> None:
     for pattern in patterns:
         if pattern not in own and not any(fnmatchcase(name, pattern) for name in names):
+            nearest = difflib.get_close_matches(pattern, _shortened(names), n=3, cutoff=0.0)
             raise SettingError(
-                f"{pattern!r} in {field} fits no trainable parameter. There are: {', '.join(_shortened(names))}."
+                f"{pattern!r} in {field} fits no trainable parameter. The nearest are {', '.join(nearest)}."
             )
 
 
