@@ -13,6 +13,8 @@ import itertools
 import json
 import math
 import os
+import signal
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -167,7 +169,7 @@ class World:
         try:
             exchange(*arguments)
         except RuntimeError as error:
-            time.sleep(GRACE_SECONDS)  # torchrun ends this process as soon as it sees the other's end
+            _wait_for_the_end()
             reason = str(error).partition("\n")[0]
             raise ProcessLost(
                 f"rank {self.rank} of {self.size} lost the other processes: {reason}. Their messages say why."
@@ -293,6 +295,13 @@ def _leave(world: World, *, failed: bool) -> None:
         group.abort()
     else:
         dist.destroy_process_group()
+
+
+def _wait_for_the_end() -> None:
+    """Torchrun ends this process when it sees the other's end, also where a SIGTERM otherwise asks for a checkpoint."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(GRACE_SECONDS)
 
 
 def _tell_torchrun(error: Exception) -> None:
