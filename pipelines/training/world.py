@@ -12,16 +12,11 @@ import hashlib
 import itertools
 import json
 import math
-import os
-import signal
-import threading
-import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,17 +24,21 @@ import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
+from vcache.pipelines.training.torchrun import (
+    WorldError,
+    own_device,
+    place_from_environment,
+    tell_torchrun,
+    wait_to_be_ended,
+)
+
+__all__ = ["ALONE", "ProcessLost", "World", "WorldError", "joined_world", "state_digest"]
+
 CPU = torch.device("cpu")
 BUCKET_BYTES = 32 * 2**20
 """Gradients that travel together; what the exchange takes in memory."""
 TIMEOUT = timedelta(minutes=30)
 """A process that hears nothing for so long gives up: longer than another may check a store or write a checkpoint."""
-GRACE_SECONDS = 10.0
-"""So long a process that lost another waits to be ended by torchrun, in silence."""
-
-
-class WorldError(RuntimeError):
-    """The processes cannot start together, or do not train the same."""
 
 
 class ProcessLost(WorldError):
@@ -169,7 +168,7 @@ class World:
         try:
             exchange(*arguments)
         except RuntimeError as error:
-            _wait_for_the_end()
+            wait_to_be_ended()
             reason = str(error).partition("\n")[0]
             raise ProcessLost(
                 f"rank {self.rank} of {self.size} lost the other processes: {reason}. Their messages say why."
@@ -219,12 +218,12 @@ def joined_world(device: torch.device, *, timeout: timedelta = TIMEOUT) -> Itera
     Raises:
         WorldError: the environment names a part of a world only, the machine has too few GPUs, or the others cannot be reached.
     """
-    place = _place_from_environment()
+    place = place_from_environment()
     if place is None:
         yield World(device=device)
         return
     rank, size, local_rank = place
-    world = World(rank=rank, size=size, device=_own_device(device, local_rank))
+    world = World(rank=rank, size=size, device=own_device(device, local_rank))
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)  # NCCL speaks from the current device
     if size == 1:
@@ -235,45 +234,10 @@ def joined_world(device: torch.device, *, timeout: timedelta = TIMEOUT) -> Itera
         yield world
     except BaseException as error:
         if isinstance(error, Exception) and not isinstance(error, ProcessLost):
-            _tell_torchrun(error)
+            tell_torchrun(error)
         _leave(world, failed=True)
         raise
     _leave(world, failed=False)
-
-
-def _place_from_environment() -> tuple[int, int, int] | None:
-    """(rank, size, rank on this machine) as torchrun says, or None."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    there = {name: os.environ[name] for name in names if name in os.environ}
-    if not there:
-        return None
-    lacking = [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if lacking:
-        raise WorldError(
-            f"the environment has {', '.join(there)} but not {', '.join(lacking)}: a part of what torchrun sets. Start with "
-            f"`torchrun --nproc-per-node N --no-python vcache ...`, or, for one process, `unset {' '.join(there)}` before."
-        )
-    try:
-        rank, size, local_rank = (int(there[name]) for name in names)
-    except ValueError as error:
-        raise WorldError(f"{', '.join(f'{n}={v}' for n, v in there.items())}: not all of them are numbers.") from error
-    if not (0 <= rank < size and local_rank >= 0):
-        raise WorldError(f"RANK={rank} of WORLD_SIZE={size}, LOCAL_RANK={local_rank}: there is no such process.")
-    return rank, size, local_rank
-
-
-def _own_device(device: torch.device, local_rank: int) -> torch.device:
-    if device.type != "cuda":
-        return device
-    if device.index is not None:
-        raise WorldError(f"--device {device} is one GPU for all processes. Use --device cuda: each takes its own.")
-    num_gpus = torch.cuda.device_count()
-    if local_rank >= num_gpus:
-        raise WorldError(
-            f"--device cuda gives each process a GPU of its own, and process {local_rank} of this machine has none: there are "
-            f"{num_gpus}. Start as many with torchrun --nproc-per-node {num_gpus}, or use --device cpu."
-        )
-    return torch.device("cuda", local_rank)
 
 
 def _join(world: World, timeout: timedelta) -> None:
@@ -295,21 +259,6 @@ def _leave(world: World, *, failed: bool) -> None:
         group.abort()
     else:
         dist.destroy_process_group()
-
-
-def _wait_for_the_end() -> None:
-    """Torchrun ends this process when it sees the other's end, also where a SIGTERM otherwise asks for a checkpoint."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(GRACE_SECONDS)
-
-
-def _tell_torchrun(error: Exception) -> None:
-    """Into the file whose words torchrun shows as the root cause, after everything else."""
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path is not None:
-        extra = {"py_callstack": f"{type(error).__name__}: {error}", "timestamp": str(int(time.time()))}
-        Path(path).write_text(json.dumps({"message": {"message": str(error), "extraInfo": extra}}))
 
 
 def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
