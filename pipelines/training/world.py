@@ -8,6 +8,7 @@ gradients are exchanged after the backward pass, not during it.
 Large tensors of a GPU go through NCCL. All else goes through gloo from the CPU, so that asking the others waits for no device.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -23,6 +24,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from vcache.pipelines.training.torchrun import (
     WorldError,
@@ -39,6 +41,9 @@ BUCKET_BYTES = 32 * 2**20
 """Gradients that travel together; what the exchange takes in memory."""
 TIMEOUT = timedelta(minutes=30)
 """A process that hears nothing for so long gives up: longer than another may check a store or write a checkpoint."""
+
+
+_WORLDS = itertools.count()
 
 
 class ProcessLost(WorldError):
@@ -243,13 +248,22 @@ def joined_world(device: torch.device, *, timeout: timedelta = TIMEOUT) -> Itera
 def _join(world: World, timeout: timedelta) -> None:
     backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=timeout)
+        # Under a name of its own: what an earlier world of these processes left in the store would be taken for this one's.
+        place = _meeting_place(world.rank, world.size)
+        store = dist.PrefixStore(f"vcache-{next(_WORLDS)}", place)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise WorldError(
             f"rank {world.rank} of {world.size} cannot reach the other processes: {reason}. Where there are several networks, "
             "name the interface that they share: GLOO_SOCKET_IFNAME=eth0, and NCCL_SOCKET_IFNAME=eth0 on GPUs."
         ) from error
+
+
+@functools.cache
+def _meeting_place(rank: int, size: int) -> Any:
+    """Where processes find each other, at MASTER_ADDR; open as long as the process runs."""
+    return next(rendezvous("env://", rank, size))[0]
 
 
 def _leave(world: World, *, failed: bool) -> None:

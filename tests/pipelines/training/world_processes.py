@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -146,12 +147,10 @@ def fail(world: World, failing: int) -> None:
 def main() -> None:
     task, folder = sys.argv[1], Path(sys.argv[2])
     world_module.BUCKET_BYTES = 64  # so that there are several
-    with joined_world(torch.device("cpu")) as world:
-        if task == "together":
-            train_together(world, folder)
-            say(world, folder)
-        else:
-            fail(world, int(task))
+    tasks = [partial(train_together, folder=folder), partial(say, folder=folder)]
+    for run in tasks if task == "together" else [partial(fail, failing=int(task))]:
+        with joined_world(torch.device("cpu")) as world:  # once again after the first, as the groups of a sweep do
+            run(world)
 
 
 if __name__ == "__main__":
