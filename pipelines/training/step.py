@@ -1,8 +1,8 @@
 """One optimiser step of a head: mixing, forward, loss, backward, AdamW, average of the weights."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -17,28 +17,7 @@ from vcache.pipelines.training.optimiser_state import load_optimiser, load_scale
 from vcache.pipelines.training.parameter_groups import parameter_groups
 from vcache.pipelines.training.schedule import learning_rate
 from vcache.pipelines.training.weight_average import WeightAverage
-
-
-@runtime_checkable
-class World(Protocol):
-    """The processes that train together."""
-
-    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """`.grad` becomes the sum over the processes."""
-
-    def gather_batch(self, x: Tensor) -> Tensor:
-        """The rows of all processes, differentiable."""
-
-
-class _Alone:
-    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        pass
-
-    def gather_batch(self, x: Tensor) -> Tensor:
-        return x
-
-
-ALONE: World = _Alone()
+from vcache.pipelines.training.world import ALONE, World
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from vcache.heads.requirements import ClipFeatures, Recipe
 from vcache.pipelines.settings import SettingError
 from vcache.pipelines.training.mixed_precision import MixedPrecision
 from vcache.pipelines.training.step import TrainingStep, check_recipe
+from vcache.pipelines.training.world import World
 
 CPU = torch.device("cpu")
 B, T, D, K = 7, 3, 16, 5  # small, and all different
@@ -49,11 +50,11 @@ def gradients(step: TrainingStep) -> list[Tensor]:
     return [p.grad for p in step.head.parameters() if p.grad is not None]
 
 
-class Others:
+class Others(World):
     """A process among several: the others' gradients are given, None where one had none."""
 
     def __init__(self, *others: list[Tensor | None]) -> None:
-        self.others = others
+        object.__setattr__(self, "others", others)
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         for other in self.others:
