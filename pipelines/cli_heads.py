@@ -124,6 +124,7 @@ def train_head(
     from dataclasses import asdict
 
     from vcache.pipelines.settings import parse_pairs
+    from vcache.pipelines.training.screen import print_training_summary, training_bar
     from vcache.pipelines.training.train_head import TrainingConfig
     from vcache.pipelines.training.train_head import train_head as train
 
@@ -142,9 +143,9 @@ def train_head(
         precision=precision,
         allow_incomplete=allow_incomplete,
     )
-    with console.training_bar(head) as screen:
+    with training_bar(head) as screen:
         summary = train(config, on_plan=screen.plan, on_step=screen.step, on_epoch=screen.epoch)
-    console.print_json(asdict(summary)) if as_json else console.print_training_summary(summary)
+    console.print_json(asdict(summary)) if as_json else print_training_summary(summary)
 
 
 def import_head(

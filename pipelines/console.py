@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.status import Status
 from rich.table import Column, Table
 from rich.text import Text
@@ -20,7 +20,6 @@ from rich.text import Text
 if TYPE_CHECKING:  # imported late: these load torch and zarr
     from vcache.pipelines.extraction import ExtractionSummary
     from vcache.pipelines.progress import ExtractionProgress
-    from vcache.pipelines.training.reports import EpochReport, TrainingPlan, TrainingSummary
     from vcache.store.retry import RetrySummary
 
 out = Console()
@@ -208,31 +207,6 @@ def print_failures(summary: ExtractionSummary, most: int = 10) -> None:
         out.print(f"  ... and {len(summary.failures) - most} more:  {escape(command)}", soft_wrap=True)
 
 
-def print_training_summary(summary: TrainingSummary) -> None:
-    out.print(f"[bold]{escape(summary.run)}[/bold]", soft_wrap=True)
-    if summary.last.val_top1 is not None:
-        out.print(f"  top-1 {summary.last.val_top1:.1%} of {summary.num_val} validation videos", highlight=False)
-    command = shlex.join(["vcache", "eval", summary.run])
-    out.print(f"  evaluate with:  {escape(command)}", soft_wrap=True, highlight=False)
-
-
-@contextmanager
-def training_bar(head: str) -> Iterator[TrainingScreen]:
-    """A bar with steps, loss and ETA; yields the callbacks that move it."""
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("steps  loss {task.fields[loss]}"),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(compact=True),
-        console=err,
-    )
-    with _stopped_at_the_end(progress):
-        yield TrainingScreen(progress, head)
-
-
 @contextmanager
 def _stopped_at_the_end(progress: Progress) -> Iterator[None]:
     """A bar is started by its first report, so that an early error has no empty bar above it."""
@@ -241,33 +215,3 @@ def _stopped_at_the_end(progress: Progress) -> Iterator[None]:
     finally:
         if progress.live.is_started:
             progress.stop()
-
-
-class TrainingScreen:
-    """The callbacks of `train_head`, drawn: a line for the plan, a moving bar, a line per epoch."""
-
-    def __init__(self, progress: Progress, head: str) -> None:
-        self.progress = progress
-        self.task = progress.add_task(head, total=None, loss="-")
-
-    def plan(self, plan: TrainingPlan) -> None:
-        epochs = "1 epoch" if plan.epochs == 1 else f"{plan.epochs} epochs"
-        self.progress.update(self.task, total=plan.steps)
-        self.progress.start()
-        views = f" in {plan.num_views} views" if plan.num_views > 1 else ""
-        precision = "" if plan.precision == "float32" else f", {plan.precision}"
-        self.progress.console.print(
-            f"{escape(plan.store.name)}: {plan.num_train} videos{views} to train on, {plan.num_val} to validate on; "
-            f"{plan.num_parameters:,} parameters, {plan.steps} steps of {plan.recipe.batch_size} ({epochs}), "
-            f"AdamW lr {plan.recipe.lr:g}, weight decay {plan.recipe.weight_decay:g}, {plan.recipe.schedule}{precision}",
-            soft_wrap=True,
-        )
-
-    def step(self, step: int, loss: float) -> None:
-        self.progress.update(self.task, completed=step, loss=f"{loss:.3f}")
-
-    def epoch(self, report: EpochReport) -> None:
-        line = f"epoch {report.epoch + 1:>3}  train loss {report.train_loss:.3f} top-1 {report.train_top1:6.1%}"
-        if report.val_top1 is not None:
-            line += f"   val loss {report.val_loss:.3f} top-1 {report.val_top1:6.1%} top-5 {report.val_top5:6.1%}"
-        self.progress.console.print(f"{line}   {report.seconds:.1f} s", highlight=False, soft_wrap=True)

@@ -15,7 +15,7 @@ from vcache.pipelines import console
 from vcache.pipelines.demo.table8 import MODULES, PAPER_DEEPER
 
 if TYPE_CHECKING:  # imported late: it loads torch
-    from vcache.pipelines.training.reports import TrainingPlan
+    from vcache.pipelines.training.reports import StepReport, TrainingPlan
 
 
 def announce(total: int, left: int, seconds: float, *, timed: bool) -> None:
@@ -63,9 +63,11 @@ class AblationScreen:
         self.progress.update(self.run, total=plan.steps)
         self.steps = plan.steps
 
-    def step(self, step: int, loss: float) -> None:
-        self.progress.update(self.run, completed=step, count=f"{step}/{self.steps} steps", state=f"loss {loss:.3f}")
-        self._show_left(step / self.steps)
+    def step(self, report: StepReport) -> None:
+        head = report.heads[0]
+        loss = "" if head.loss is None else f"loss {head.loss:.3f}"
+        self.progress.update(self.run, completed=head.step, count=f"{head.step}/{self.steps} steps", state=loss)
+        self._show_left(head.step / self.steps)
 
     def finish(self, top1: float | None, seconds: float, error: str | None, seconds_after: float) -> None:
         """A line that stays, also in a log file. `seconds_after`: what is left, now that this run has been timed."""

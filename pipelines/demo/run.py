@@ -20,6 +20,7 @@ from vcache.pipelines.evaluation.evaluate import evaluate_run
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.runs import next_run_folder
+from vcache.pipelines.training.screen import training_bar
 from vcache.pipelines.training.train_head import TrainingConfig, train_head
 
 # Chosen for 400 clips of a 128-wide backbone; the paper's 50,000 steps of 256 clips and dropout 0.5 are for Kinetics.
@@ -144,8 +145,8 @@ def _train(row: DemoHead, out: Path, store: Path, seed: int, show: bool) -> dict
     pairs = [word for name, value in row.settings.items() for word in ("--set", f"{name}={value}")]
     _say(show, "train-head", row.head, "--store", store, *pairs, "--out", run)
     began = time.perf_counter()
-    with console.training_bar(row.head) as screen:
-        train_head(config, on_plan=screen.plan, on_step=screen.step)
+    with training_bar(row.head, epoch_lines=False) as screen:
+        train_head(config, on_plan=screen.plan, on_step=screen.step, on_epoch=screen.epoch)
     metrics = evaluate_run(run)
     return {"head": row.label, "run": str(run), "seconds": time.perf_counter() - began, **asdict(metrics)}
 

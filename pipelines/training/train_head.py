@@ -25,9 +25,8 @@ from vcache.pipelines.runs import Run, next_run_folder
 from vcache.pipelines.settings import SettingError, build, split_settings
 from vcache.pipelines.stored_views import training_views, view_definitions
 from vcache.pipelines.training.mixed_precision import MixedPrecision, training_precision
-from vcache.pipelines.training.reports import EpochReport, TrainingPlan, TrainingSummary
-from vcache.pipelines.training.schedule import learning_rate
-from vcache.pipelines.training.step import TrainingStep, check_recipe
+from vcache.pipelines.training.reports import EpochReport, HeadProgress, StepReport, TrainingPlan, TrainingSummary
+from vcache.pipelines.training.step import TrainingStep
 from vcache.store.object_path import StorePath
 from vcache.store.reader import FeatureStore
 
@@ -62,7 +61,7 @@ def train_head(
     config: TrainingConfig,
     *,
     on_plan: Callable[[TrainingPlan], None] = lambda plan: None,
-    on_step: Callable[[int, float], None] = lambda step, loss: None,
+    on_step: Callable[[StepReport], None] = lambda report: None,
     on_epoch: Callable[[EpochReport], None] = lambda report: None,
 ) -> TrainingSummary:
     """Train one head on a store's train split, validating after every epoch, and write a run folder.
@@ -96,9 +95,23 @@ def train_head(
             store.manifest.class_names,
         )
         num_val = len(val.rows) if val else 0
-        sizes = (len(train.rows), num_val, len(train.views_with_videos), parameters, epochs, steps, precision.name)
-        on_plan(TrainingPlan(run.path, store.path, *sizes, recipe))
-        last = _train(head, recipe, precision, train, val, run, steps, config.seed, on_step, on_epoch)
+        plan = TrainingPlan(
+            run=run.path,
+            store=store.path,
+            num_train=len(train.rows),
+            num_val=num_val,
+            num_views=len(train.views_with_videos),
+            num_parameters=parameters,
+            epochs=epochs,
+            steps=steps,
+            precision=precision.name,
+            recipe=recipe,
+            residency="",
+            shuffle="full",
+        )
+        on_plan(plan)
+        last, best = _train(head, recipe, precision, train, val, run, steps, on_step, on_epoch)
+        run.save_head(head.state_dict())
         return TrainingSummary(
             run=str(run.path),
             store=str(store.path),
@@ -109,6 +122,10 @@ def train_head(
             epochs=epochs,
             steps=steps,
             last=last,
+            best_epoch=best.epoch if best else None,
+            best_value=best.monitored if best else None,
+            stopped_early=False,
+            stopped=False,
         )
 
 
@@ -120,19 +137,13 @@ def _train(
     val: ClipLoader | None,
     run: Run,
     num_steps: int,
-    seed: int,
-    on_step: Callable[[int, float], None],
+    on_step: Callable[[StepReport], None],
     on_epoch: Callable[[EpochReport], None],
-) -> EpochReport:
-    train_step = TrainingStep(
-        head,
-        recipe,
-        precision,
-        num_steps=num_steps,
-        steps_per_epoch=len(train),
-        generator=torch.Generator().manual_seed(seed),
-    )
-    step, epoch, report = 0, 0, None
+) -> tuple[EpochReport, EpochReport | None]:
+    """The last epoch, and the best."""
+    train_step = TrainingStep(head, recipe, precision)
+    step, epoch, report, best = 0, 0, None, None
+    training_began = time.perf_counter()
     while step < num_steps:
         began, loss_sum, hits, seen = time.perf_counter(), 0.0, 0, 0
         head.train()
@@ -152,23 +163,51 @@ def _train(
             loss_sum += summed
             hits += int(num_hits)
             seen += len(batch.rows)
-            on_step(step, loss)
-        metrics = compute_metrics(*predict_logits(_averaged(head, train_step), val.in_order())) if val else None
+            rate_now = step / (time.perf_counter() - training_began)
+            progress = HeadProgress(
+                name=run.path.name,
+                step=step,
+                num_steps=num_steps,
+                epoch=epoch,
+                lr=rate,
+                loss=loss_sum / seen,
+                train_top1=hits / seen,
+                val=report.monitored if report else None,
+                best=best.monitored if best else None,
+                state="training",
+            )
+            step_report = StepReport(
+                heads=(progress,),
+                steps_per_second=rate_now,
+                read_bytes_per_second=0.0,
+                waiting=0.0,
+                limited_by=None,
+                source="disk",
+                seconds_left=(num_steps - step) / rate_now,
+            )
+            on_step(step_report)
+        metrics = compute_metrics(*predict_logits(head, val.in_order())) if val else None
+        value = metrics.top1 if metrics else None
         report = EpochReport(
+            head=run.path.name,
             epoch=epoch,
             step=step,
             lr=rate,
             train_loss=loss_sum / seen,
             train_top1=hits / seen,
             seconds=time.perf_counter() - began,
+            val_mean_average_precision=None,
+            best=value is not None and (best is None or value > (best.monitored or 0.0)),
+            read_bytes=0,
+            waiting_seconds=0.0,
             **_validation_fields(metrics),
         )
+        best = report if report.best else best
         run.append_metrics(asdict(report))
         on_epoch(report)
         epoch += 1
     assert report is not None
-    run.save_head(_averaged(head, train_step).state_dict())
-    return report
+    return report, best
 
 
 def _averaged(head: nn.Module, train_step: TrainingStep) -> nn.Module:

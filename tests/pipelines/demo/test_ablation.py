@@ -18,7 +18,7 @@ from vcache.pipelines.demo.ablation_screen import print_ablation
 from vcache.pipelines.demo.run import prepare_world
 from vcache.pipelines.demo.table8 import TABLES, VARIANTS, Variant
 from vcache.pipelines.evaluation.evaluate import evaluate_run
-from vcache.pipelines.training.reports import TrainingSummary
+from vcache.pipelines.training.reports import StepReport, TrainingSummary
 from vcache.pipelines.training.train_head import TrainingConfig, TrainingError, train_head
 
 SETTINGS = {"epochs": 1, "batch_size": 5}
@@ -40,7 +40,7 @@ def train_or_fail(config: TrainingConfig, **callbacks: Any) -> TrainingSummary:
     return train_head(config, **callbacks)
 
 
-def stop(step: int, loss: float) -> None:
+def stop(report: StepReport) -> None:
     raise KeyboardInterrupt
 
 
