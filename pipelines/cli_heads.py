@@ -113,7 +113,8 @@ def train_head(
     """Train a head from the stored features; no video is opened.
 
     Optimiser, schedule and length are the paper's unless set. Of a store with several training views (extract --views), every
-    epoch draws one for each video.
+    epoch draws one for each video. The run folder gets a line per epoch in metrics.jsonl, up to a thousand over the run in
+    steps.jsonl, and where TensorBoard is installed its files in tensorboard/.
 
     \b
     [bold]Examples:[/bold]

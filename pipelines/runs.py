@@ -3,6 +3,7 @@
 RUN/config.json         head, its resolved config, recipe, store with its key and views, versions: enough to build it again
 RUN/classes.txt         class names, one a line, in the order of the logits; an imported head may be without
 RUN/metrics.jsonl       one line per epoch, written as the epoch ends
+RUN/steps.jsonl         about a thousand lines over the run, and RUN/tensorboard/ where that is installed; training/logs.py
 RUN/head.safetensors    the weights; written last, so a run that has it is complete
 
 A head that was imported (importing.py) was trained on no store of ours: `store`, `store_key`, `store_spec` and `recipe` are
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from vcache.heads.registry import get_head
 from vcache.pipelines.settings import build
+from vcache.pipelines.training.logs import METRICS, read_log
 
 
 class RunError(ValueError):
@@ -81,14 +83,9 @@ class Run:
         text = (self.path / "classes.txt").read_text(encoding="utf-8")
         return tuple(text.removesuffix("\n").split("\n"))
 
-    def append_metrics(self, metrics: Mapping[str, Any]) -> None:
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
-
     def metrics(self) -> list[dict[str, Any]]:
         """One dict per finished epoch."""
-        path = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        return read_log(self.path / METRICS)
 
     def save_head(self, state: Mapping[str, Tensor]) -> None:
         """Write the weights under a temporary name, then rename: a head that is there is whole."""

@@ -24,6 +24,7 @@ from vcache.pipelines.matching import build_head_config, find_store, match
 from vcache.pipelines.runs import Run, next_run_folder
 from vcache.pipelines.settings import SettingError, build, split_settings
 from vcache.pipelines.stored_views import training_views, view_definitions
+from vcache.pipelines.training.logs import RunLog
 from vcache.pipelines.training.mixed_precision import MixedPrecision, training_precision
 from vcache.pipelines.training.reports import EpochReport, HeadProgress, StepReport, TrainingPlan, TrainingSummary
 from vcache.pipelines.training.step import TrainingStep
@@ -141,7 +142,7 @@ def _train(
     on_epoch: Callable[[EpochReport], None],
 ) -> tuple[EpochReport, EpochReport | None]:
     """The last epoch, and the best."""
-    train_step = TrainingStep(head, recipe, precision)
+    train_step, log = TrainingStep(head, recipe, precision), RunLog(run.path)
     step, epoch, report, best = 0, 0, None, None
     training_began = time.perf_counter()
     while step < num_steps:
@@ -185,6 +186,7 @@ def _train(
                 source="disk",
                 seconds_left=(num_steps - step) / rate_now,
             )
+            log.append_step(progress, step_report)
             on_step(step_report)
         metrics = compute_metrics(*predict_logits(head, val.in_order())) if val else None
         value = metrics.top1 if metrics else None
@@ -203,7 +205,7 @@ def _train(
             **_validation_fields(metrics),
         )
         best = report if report.best else best
-        run.append_metrics(asdict(report))
+        log.append_epoch(report)
         on_epoch(report)
         epoch += 1
     assert report is not None

@@ -4,6 +4,7 @@ import io
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from vcache.pipelines import console
 from vcache.pipelines.training import screen_lines
+from vcache.pipelines.training.logs import read_log
 from vcache.pipelines.training.reports import EpochReport, HeadProgress, StepReport, TrainingPlan, TrainingSummary
 from vcache.pipelines.training.screen import LINES_BELOW_TABLE, print_training_summary, training_bar
 
@@ -336,3 +338,19 @@ def test_the_end_says_where_the_run_is_how_good_and_how_to_go_on(
         "runs/evl 1",
         "  stopped; go on with:  vcache resume 'runs/evl 1'",
     ]
+
+
+def test_a_training_writes_its_logs_into_the_run_folder(
+    vcache: Callable[..., tuple[int, str, str]], float32_store: Path, tmp_path: Path
+) -> None:
+    line = f"train-head linear --store {float32_store} --epochs 2 --batch-size 5 --out {tmp_path / 'run'}"
+    status, out, err = vcache(line)
+    assert status == 0
+    assert "evaluate with:  vcache eval" in out
+    assert [text.split("  ")[0] for text in err.splitlines()[1:3]] == ["epoch", "epoch"]
+    assert err.splitlines()[-1].startswith("run: 6/6 steps, epoch 2/2, loss ")
+    assert [line["step"] for line in read_log(tmp_path / "run" / "steps.jsonl")] == [1, 2, 3, 4, 5, 6]
+    metrics = read_log(tmp_path / "run" / "metrics.jsonl")
+    assert [(line["head"], line["epoch"]) for line in metrics] == [("run", 0), ("run", 1)]
+    assert metrics[0]["best"] is True
+    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
