@@ -41,5 +41,11 @@ class LinearHead(nn.Module):
         return HeadRequirements(cls=(config.layer,))
 
     def forward(self, features: ClipFeatures) -> Float[Tensor, "B K"]:
-        cls = features.cls[self.config.layer].to(self.classify.weight.dtype)  # (B, T, D)
-        return self.classify(self.norm(cls.mean(dim=1)))
+        return self.classify_embedding(self.embed(features))
+
+    def embed(self, features: ClipFeatures) -> Float[Tensor, "B D"]:
+        """The mean CLS token, before the norm."""
+        return features.cls[self.config.layer].to(self.classify.weight.dtype).mean(dim=1)
+
+    def classify_embedding(self, embedding: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
+        return self.classify(self.norm(embedding))

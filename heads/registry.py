@@ -15,6 +15,10 @@ and may have
                  or summed over the clips. targets are Int (B,), or Float (B, K) where a clip may have several classes.
                  gather: Tensor (B, ...) -> the rows of all processes, differentiable, the tensor itself in one process; a
                  contrastive loss compares with those. With several processes B may be 0, and gather is to be called all the same
+    embed, classify_embedding
+                 ClipFeatures -> (B, E) and (B, E) -> logits, which one after the other are `forward` in evaluation mode: what
+                 `vcache eval --average embeddings` averages over the views of a video before it is classified
+    view_average "softmax", "logits" or "embeddings": how its paper averages the views of a video; "softmax" if not set
 It is registered with `@register_head("name")`. linear.py is the shortest example.
 """
 

@@ -26,42 +26,71 @@ def evaluate(
             help="Average the scores of T views along the video times S crops, as 3x1. Default: the most the store has.",
         ),
     ] = None,
+    average: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WAY",
+            help="Average the views' softmax, logits or embeddings. Default: as the head's paper does, else softmax.",
+        ),
+    ] = None,
+    which: Annotated[
+        str, typer.Option(metavar="last|best", help="The last weights, or those that were best in validation.")
+    ] = "last",
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Show each class, the worst first, and what it is taken for.")
+    ] = False,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.npz|FOLDER", help="Where to write the predictions. Default: RUN/predictions/SPLIT-VIEWS.npz."
+        ),
+    ] = None,
+    no_save: Annotated[bool, typer.Option("--no-save", help="Write no predictions.")] = False,
     allow_incomplete: Annotated[
         bool, typer.Option("--allow-incomplete", help="Evaluate although the extraction of the split has not finished.")
     ] = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Top-1, top-5 and mean class accuracy of a trained or imported head on the validation split.
+    """Top-1, top-5 and mean class accuracy of a trained or imported head on the validation split; mAP where videos have several
+    classes; verb, noun and action of EPIC-KITCHENS.
 
-    Where the store has evaluation views (extract --eval-views), their softmax scores are averaged.
+    Where the store has evaluation views (extract --eval-views), their scores are averaged. Brackets are 95% confidence
+    intervals by bootstrap over the videos. The predictions of every video are written beside the run, as npz and as CSV, over
+    earlier ones of the same split and views.
 
-    [bold]Examples:[/bold]  vcache eval runs/evl-1  |  vcache eval runs/evl-1 --views 3x1
+    [bold]Examples:[/bold]  vcache eval runs/evl-1  |  vcache eval runs/evl-1 --views 3x1 --per-class
     """
-    from dataclasses import asdict
+    from vcache.pipelines.evaluation.evaluate import evaluate as run_evaluation
+    from vcache.pipelines.evaluation.saving import save_predictions
+    from vcache.pipelines.evaluation.screen import described, print_classes, print_evaluation
+    from vcache.pipelines.stored_views import parse_grid
 
-    from vcache.pipelines.evaluation.evaluate import evaluate_run
-    from vcache.pipelines.stored_views import describe_grid, parse_grid
-
-    where, grid = store_path(store) if store else None, parse_grid(views) if views else None
-    metrics = evaluate_run(
+    if save is not None and no_save:
+        raise typer.BadParameter("--save and --no-save exclude each other", param_hint="--save")
+    evaluation = run_evaluation(
         run,
-        store=where,
+        store=store_path(store) if store else None,
         split=split,
-        views=grid,
+        views=parse_grid(views) if views else None,
+        average=average,
+        which=which,
         device=device,
         allow_incomplete=allow_incomplete,
-        on_note=lambda note: console.err.print(f"note: {note}", soft_wrap=True, markup=False, highlight=False),
+        on_note=_note,
     )
+    intervals, classes = evaluation.intervals(), evaluation.per_class()
+    saved = () if no_save else save_predictions(evaluation, run, save, _note)
     if as_json:
-        console.print_json(asdict(metrics))
+        console.print_json(described(evaluation, intervals, classes, saved))
         return
-    console.out.print(
-        f"top-1 {metrics.top1:.1%}   top-5 {metrics.top5:.1%}   mean class accuracy {metrics.mean_class_accuracy:.1%}   "
-        f"({metrics.num_videos} videos, {describe_grid(metrics.views)})",
-        highlight=False,
-        soft_wrap=True,
-    )
+    if per_class:
+        print_classes(classes)
+    print_evaluation(evaluation, intervals, saved)
+
+
+def _note(note: str) -> None:
+    console.err.print(f"note: {note}", soft_wrap=True, markup=False, highlight=False)
 
 
 def explain(

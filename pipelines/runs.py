@@ -24,6 +24,9 @@ from vcache.heads.registry import get_head
 from vcache.pipelines.settings import build
 from vcache.pipelines.training.logs import METRICS, read_log
 
+WEIGHTS = {"last": "head.safetensors", "best": "best.safetensors"}
+"""Files of the weights after the last step, and of the epoch that was best in validation."""
+
 
 class RunError(ValueError):
     """A run folder that cannot be written or read as asked."""
@@ -94,12 +97,24 @@ class Run:
         temporary.chmod(0o644)  # safetensors writes 0600, which a colleague cannot read
         temporary.replace(self.path / "head.safetensors")
 
-    def load_head(self) -> torch.nn.Module:
-        """The trained head in eval mode on the CPU."""
+    def load_head(self, which: str = "last") -> torch.nn.Module:
+        """The trained head in eval mode on the CPU, with the weights that one of WEIGHTS names.
+
+        Raises:
+            RunError: they are not there.
+        """
+        if which not in WEIGHTS:
+            raise RunError(f"--which {which!r} is not there; a run has weights {' and '.join(WEIGHTS)}.")
+        file = self.path / WEIGHTS[which]
+        if not file.is_file():
+            raise RunError(
+                f"{self.path} has no {file.name}, as runs have that were validated while they were trained. "
+                "Take the last weights:  --which last"
+            )
         head_class = get_head(self.head)
         config = {name: tuple(v) if isinstance(v, list) else v for name, v in self.config["head_config"].items()}
         head = head_class(build(head_class.Config, config))
-        head.load_state_dict(load_file(self.path / "head.safetensors"))
+        head.load_state_dict(load_file(file))
         return head.eval()
 
 

@@ -1,22 +1,28 @@
-"""Top-1, top-5 and mean class accuracy of a head on a split of a store, its scores averaged over the views of each video."""
+"""What the head of a run says of a split of a store, its scores averaged over the views of each video, and how good that is."""
 
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from vcache.extract.views import EVALUATION_SPLITS
 from vcache.heads.registry import get_head
 from vcache.heads.requirements import HeadRequirements
 from vcache.pipelines.device import select_device
+from vcache.pipelines.evaluation.averaging import Average, choose_average
+from vcache.pipelines.evaluation.bootstrap import Interval, accuracy_intervals, precision_interval
+from vcache.pipelines.evaluation.label_kinds import KindMetrics, kind_metrics, label_kinds
+from vcache.pipelines.evaluation.metrics import Metrics, compute_metrics, target_ranks
+from vcache.pipelines.evaluation.per_class import ClassMetrics, class_metrics
+from vcache.pipelines.evaluation.predicting import predict_scores
+from vcache.pipelines.evaluation.predictions import Predictions
 from vcache.pipelines.imported_runs import class_order, notes_on_store, open_named_store
-from vcache.pipelines.loading.loader import Batch, ClipLoader, failed_rows, readable_rows
+from vcache.pipelines.loading.loader import ClipLoader, failed_rows, readable_rows
 from vcache.pipelines.matching import HeadStoreMismatch, ReadPlan, completing_command, match
 from vcache.pipelines.runs import Run, RunError
 from vcache.pipelines.stored_views import (
@@ -34,63 +40,6 @@ from vcache.store.reader import FeatureStore
 
 # What datasets call their validation split, in the order of preference; evaluation views are made of no other.
 VALIDATION_SPLITS = EVALUATION_SPLITS
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metrics:
-    """Accuracies in 0..1. `mean_class_accuracy` is the mean over the classes that occur of their own top-1."""
-
-    num_videos: int
-    top1: float
-    top5: float
-    mean_class_accuracy: float
-    loss: float
-    views: str = grid_word(ONE_VIEW)
-    """The views whose scores were averaged, TxS: so many along the video, times so many crops of each."""
-
-
-def compute_metrics(logits: Float[Tensor, "M K"], labels: Int[Tensor, " M"]) -> Metrics:
-    """Metrics of M clips; with fewer than five classes, top-5 is top-K."""
-    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
-    hits = ranked == labels[:, None]
-    top1 = hits[:, 0].double()
-    per_class = [top1[labels == label].mean() for label in labels.unique()]
-    return Metrics(
-        num_videos=len(labels),
-        top1=top1.mean().item(),
-        top5=hits.any(dim=1).double().mean().item(),
-        mean_class_accuracy=torch.stack(per_class).mean().item(),
-        loss=nn.functional.cross_entropy(logits, labels).item(),
-    )
-
-
-def predict_logits(head: nn.Module, batches: Iterable[Batch]) -> tuple[Float[Tensor, "M K"], Int[Tensor, " M"]]:
-    """Logits and labels of all batches, on the CPU; the head's training mode is given back as it was."""
-    was_training = head.training
-    head.eval()
-    with torch.inference_mode():
-        pairs = [(head(batch.features()).float().cpu(), batch.targets.cpu()) for batch in batches]
-    head.train(was_training)
-    logits, labels = zip(*pairs, strict=True)
-    return torch.cat(logits), torch.cat(labels)
-
-
-def predict_scores(head: nn.Module, loader: ClipLoader) -> tuple[Float[Tensor, "M K"], Int[Tensor, " M"]]:
-    """Scores and labels of the loader's videos: of one view the logits, of several the log of the mean of their softmax.
-
-    EVL and AIM average the softmax; DiST sums it, which ranks the same. The loss of these scores is -log of the mean
-    probability.
-    """
-    first, *others = loader.views
-    logits, labels = predict_logits(head, loader.in_order(first))
-    if not others:
-        return logits, labels
-    # As logarithms, in which a probability that float32 would round to 0 still has its rank.
-    total = logits.double().log_softmax(dim=1)
-    for view in others:
-        logits, _ = predict_logits(head, loader.in_order(view))
-        total = torch.logaddexp(total, logits.double().log_softmax(dim=1))
-    return total - math.log(len(loader.views)), labels
 
 
 def validation_split(splits: Iterable[str]) -> str | None:
@@ -139,45 +88,71 @@ def _check_views(run: Run, store: FeatureStore) -> None:
         )
 
 
-def evaluate_run(
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """What a head says of a split, and how good that is."""
+
+    metrics: Metrics
+    kinds: tuple[KindMetrics, ...]
+    """Of stores with labels of other kinds than the class, as verb and noun; else empty."""
+    predictions: Predictions
+    which: str
+    """The weights, one of WEIGHTS."""
+    num_failed: int
+    """Videos of the split that were left out because their extraction failed."""
+
+    def per_class(self) -> tuple[ClassMetrics, ...]:
+        """Of every class, in the order of the labels."""
+        scores, targets = torch.from_numpy(self.predictions.scores), self.predictions.target_tensor()
+        return class_metrics(scores, targets, self.predictions.class_names or ())
+
+    def intervals(self) -> dict[str, Interval]:
+        """95% confidence intervals, by the name of the metric."""
+        scores, targets = self.predictions.scores, self.predictions.target_tensor()
+        if targets.ndim == 2:
+            return precision_interval(scores, targets.numpy())
+        return accuracy_intervals(target_ranks(torch.from_numpy(scores), targets).numpy(), targets.numpy())
+
+
+def evaluate_run(path: Path, **options: Any) -> Metrics:
+    """The metrics alone of `evaluate`, which has the options."""
+    return evaluate(path, **options).metrics
+
+
+def evaluate(
     path: Path,
     *,
     store: StorePath | None = None,
     split: str | None = None,
     views: ViewGrid | None = None,
+    average: str | None = None,
+    which: str = "last",
     device: str = "auto",
     batch_size: int = 32,
     allow_incomplete: bool = False,
     on_note: Callable[[str], None] = lambda note: None,
-) -> Metrics:
-    """Metrics of a finished run on a split of the store it was trained on (default: the split it was validated on).
+) -> Evaluation:
+    """Evaluate a finished run on a split of the store it was trained on (default: the split it was validated on).
 
     The scores of the evaluation views are averaged: of `views`, else of the largest grid that is complete in the split. A
-    video that failed in one of them is left out. An imported run takes the store that is named, and `on_note` hears, in a
-    sentence each, what could not be checked.
+    video that failed in one of them is left out. `average` is one of averaging.py, by default the choice of the head's paper.
+    An imported run takes the store that is named, and `on_note` hears, in a sentence each, what could not be checked.
 
     Raises:
         RunError: the run is not complete, its store is not there, has other classes or means other views by the numbers of
             those trained on, or there is no such split or grid of views.
+        AverageError: the head cannot be averaged in that way.
         IncompleteSplit: the split is not extracted to its end, unless `allow_incomplete`.
         StoreKeyMismatch: the store holds features made in another way than those the head was trained on.
+        ScoresError: the head gives no finite scores, or the videos have no labels.
     """
     run, on = Run.open(path), select_device(device)
-    head = run.load_head().to(on)
+    head = run.load_head(which).to(on)
+    way = choose_average(average, head, run.head)
     with open_run_store(run, store) as opened:
         for note in notes_on_store(run, opened):
             on_note(note)
-        trained_on = run.config["train_split"]
-        chosen = split or validation_split(name for name in opened.splits if name != trained_on)
-        if chosen not in opened.splits:
-            there = ", ".join(opened.splits)
-            asked = (
-                f"split {split!r}"
-                if split
-                else f"split to validate on ({', '.join(VALIDATION_SPLITS)})"
-                + (f" besides {trained_on!r}" if trained_on else "")
-            )
-            raise RunError(f"{opened.path.name} has no {asked}; it has: {there}. Choose one with --split.")
+        chosen = _choose_split(run, opened, split)
         plan, grid = _plan_views(run.head, get_head(run.head).requires(head.config), opened, chosen, views)
         loader = ClipLoader(
             opened,
@@ -191,8 +166,60 @@ def evaluate_run(
         )
         if not len(loader):
             raise RunError(f"split {chosen!r} of {opened.path.name} has no readable video.")
-        scores, labels = predict_scores(head, loader)
-        return replace(compute_metrics(scores[:, class_order(run, opened)], labels), views=grid_word(grid))
+        scores, targets = predict_scores(head, loader, way)
+        scores = scores[:, class_order(run, opened)].float()
+        metrics = compute_metrics(scores, targets, views=grid_word(grid))
+        found = label_kinds(opened, chosen, loader.rows, on_note)
+        return Evaluation(
+            metrics=metrics,
+            kinds=tuple(kind_metrics(scores, kind) for kind in found),
+            predictions=_predictions(run, opened, chosen, loader.rows, scores, targets, grid, way),
+            which=which,
+            num_failed=loader.num_failed,
+        )
+
+
+def _predictions(
+    run: Run,
+    store: FeatureStore,
+    split: str,
+    rows: np.ndarray,
+    scores: Tensor,
+    targets: Tensor,
+    grid: ViewGrid,
+    average: Average,
+) -> Predictions:
+    videos = store.videos(split)
+    multi_label = targets.ndim == 2
+    return Predictions(
+        scores=scores.numpy(),
+        kind="sigmoid" if multi_label else "softmax",
+        targets=targets.to(torch.uint8).numpy() if multi_label else targets.numpy(),
+        video_ids=tuple(videos.ids[row] for row in rows),
+        paths=tuple(videos.paths[row] for row in rows),
+        class_names=store.manifest.class_names,
+        split=split,
+        views=grid_word(grid),
+        average=average,
+        store_key=store.manifest.key,
+        run=str(run.path.resolve()),
+    )
+
+
+def _choose_split(run: Run, store: FeatureStore, split: str | None) -> str:
+    """The split that is asked for, or the one to validate on; RunError if it is not there."""
+    trained_on = run.config["train_split"]
+    chosen = split or validation_split(name for name in store.splits if name != trained_on)
+    if chosen in store.splits:
+        return chosen
+    there = ", ".join(store.splits)
+    asked = (
+        f"split {split!r}"
+        if split
+        else f"split to validate on ({', '.join(VALIDATION_SPLITS)})"
+        + (f" besides {trained_on!r}" if trained_on else "")
+    )
+    raise RunError(f"{store.path.name} has no {asked}; it has: {there}. Choose one with --split.")
 
 
 def _plan_views(

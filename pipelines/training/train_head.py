@@ -15,7 +15,9 @@ from torch import nn
 from vcache.heads.registry import get_head
 from vcache.heads.requirements import Recipe
 from vcache.pipelines.device import select_device
-from vcache.pipelines.evaluation.evaluate import Metrics, compute_metrics, predict_logits, validation_split
+from vcache.pipelines.evaluation.evaluate import validation_split
+from vcache.pipelines.evaluation.metrics import Metrics
+from vcache.pipelines.evaluation.predicting import validate
 from vcache.pipelines.head_presets import HeadPreset, check_store, find_preset
 from vcache.pipelines.loading.buffers import BatchBuffers
 from vcache.pipelines.loading.epoch_order import EpochOrder

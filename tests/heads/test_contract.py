@@ -72,6 +72,21 @@ def test_clips_do_not_mix(head, features, sizes):
     torch.testing.assert_close(head(last), head(features)[-1:], rtol=1e-5, atol=1e-5)
 
 
+def test_an_embedding_classified_is_what_forward_gives(head, features, sizes):
+    assert hasattr(head, "embed") == hasattr(head, "classify_embedding")
+    if not hasattr(head, "embed"):
+        pytest.skip("the head names no embedding")
+    head.eval()
+    embedding = head.embed(features)
+    assert embedding.ndim == 2 and len(embedding) == sizes.B
+    torch.testing.assert_close(head.classify_embedding(embedding), head(features), rtol=0, atol=0)
+
+
+def test_a_paper_averages_views_in_a_way_that_there_is(head):
+    ways = ("softmax", "logits", *(("embeddings",) if hasattr(head, "embed") else ()))
+    assert getattr(head, "view_average", "softmax") in ways
+
+
 def test_gradients_reach_every_trainable_parameter(head, features):
     head(features).square().sum().backward()
     assert [name for name, p in head.named_parameters() if p.requires_grad and p.grad is None] == []

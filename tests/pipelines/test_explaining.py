@@ -14,7 +14,7 @@ from torch import nn
 
 from vcache.extract.backbone import load_backbone
 from vcache.extract.preprocess import from_open_clip_config
-from vcache.pipelines.evaluation.evaluate import predict_logits
+from vcache.pipelines.evaluation.predicting import predict_logits
 from vcache.pipelines.explaining import cls_attention, explain
 from vcache.pipelines.explanation import ExplainError, Explanation, Question
 from vcache.pipelines.extraction import run_extraction

@@ -12,7 +12,8 @@ from torch import Tensor
 from viewed import TOKENS, video_ids, viewed_store
 
 from vcache.heads.evl import EVL
-from vcache.pipelines.evaluation.evaluate import Metrics, evaluate_run, open_run_store
+from vcache.pipelines.evaluation.evaluate import evaluate_run, open_run_store
+from vcache.pipelines.evaluation.metrics import Metrics
 from vcache.pipelines.importing import ImportConfig, import_head
 from vcache.pipelines.matching import HeadStoreMismatch
 from vcache.pipelines.runs import Run, RunError

@@ -63,13 +63,17 @@ def manifest(sizes, *, definitions=DEFINITIONS, rows_per_shard=5, request=None):
     )
 
 
-def viewed_store(path, *, ids=None, held=None, failed=(), missing=(), arrays=None, **options):
-    """A store of 12 and 7 videos; `failed` are (split, view, row), `missing` (split, view, shard), `arrays` by view."""
+def viewed_store(path, *, ids=None, held=None, failed=(), missing=(), arrays=None, columns=None, **options):
+    """A store of 12 and 7 videos; `failed` are (split, view, row), `missing` (split, view, shard), `arrays` by view.
+
+    `columns` are functions of the labels, by name.
+    """
     ids = ids or {"train": video_ids(12), "val": video_ids(7, "w")}
-    tables = {
-        split: VideoTable(names, tuple(f"{name}.mp4" for name in names), np.arange(len(names)) % K)
-        for split, names in ids.items()
-    }
+    tables = {}
+    for split, names in ids.items():
+        labels = np.arange(len(names)) % K
+        more = {name: column(labels) for name, column in (columns or {}).items()}
+        tables[split] = VideoTable(names, tuple(f"{name}.mp4" for name in names), labels, more)
     create_store(path, manifest({split: len(names) for split, names in ids.items()}, **options), tables)
     store = FeatureStore.open(path, num_threads=2)
     for split, views in (held or HELD).items():

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vcache.pipelines.evaluation.evaluate import compute_metrics, evaluate_run
+from vcache.pipelines.evaluation.evaluate import evaluate_run
+from vcache.pipelines.evaluation.metrics import compute_metrics
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.loading.epoch_order import EpochOrder
 from vcache.pipelines.loading.loader import ClipLoader, IncompleteSplit

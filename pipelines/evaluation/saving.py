@@ -1,0 +1,45 @@
+"""Where `vcache eval` writes its predictions: an npz for programs (predictions.py), a CSV for people."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vcache.pipelines.evaluation.evaluate import Evaluation
+
+
+def save_predictions(
+    evaluation: Evaluation,
+    run: Path,
+    where: Path | None = None,
+    on_note: Callable[[str], None] = lambda note: None,
+) -> tuple[Path, ...]:
+    """Write both files and return their paths, the npz first.
+
+    Args:
+        where: a file named *.npz, or a folder; None is RUN/predictions. A run that cannot be written into is then no error:
+            `on_note` hears of it, and nothing is returned.
+
+    Raises:
+        OSError: `where` cannot be written.
+    """
+    named = where is not None and where.suffix == ".npz"
+    npz = where if where is not None and named else (where or run / "predictions") / f"{file_stem(evaluation)}.npz"
+    paths = npz, npz.with_suffix(".csv")
+    try:
+        evaluation.predictions.save(paths[0])
+        evaluation.predictions.save_csv(paths[1])
+    except OSError as error:
+        if where is not None:
+            raise
+        on_note(f"the predictions are not saved: {error}. Name a place with --save, or say --no-save.")
+        return ()
+    return paths
+
+
+def file_stem(evaluation: Evaluation) -> str:
+    """ "val-3x1", and what is not the usual: "val-3x1-best", "val-3x1-logits"."""
+    predictions = evaluation.predictions
+    parts = [predictions.split, predictions.views]
+    parts += [evaluation.which] if evaluation.which != "last" else []
+    # One view is not averaged, whatever was asked for.
+    parts += [predictions.average] if predictions.average != "softmax" and predictions.views != "1x1" else []
+    return "-".join(parts)
