@@ -40,15 +40,15 @@ def accuracy_intervals(
     """
     classes, of_video = np.unique(targets, return_inverse=True)
     outcomes = np.where(ranks == 0, 0, np.where(ranks < 5, 1, 2))
-    cells = np.bincount(3 * of_video + outcomes, minlength=3 * len(classes))
-    draws = np.random.default_rng(seed).multinomial(len(ranks), cells / len(ranks), size=resamples)
-    drawn = draws.reshape(resamples, len(classes), 3)
-    top1, sizes = drawn[:, :, 0], drawn.sum(axis=2)
+    cells, sizes = np.unique(3 * of_video + outcomes, return_counts=True)
+    draws = np.random.default_rng(seed).multinomial(len(ranks), sizes / len(ranks), size=resamples)  # (R, cells)
+    hits, starts = draws * (cells % 3 == 0), np.searchsorted(cells // 3, np.arange(len(classes)))
+    top1, drawn = (np.add.reduceat(counts, starts, axis=1) for counts in (hits, draws))  # (R, classes)
     with np.errstate(invalid="ignore"):  # a class may be in no video of a resample
-        mean_class = np.nanmean(top1 / sizes, axis=1)
+        mean_class = np.nanmean(top1 / drawn, axis=1)
     values = {
-        "top1": top1.sum(axis=1) / len(ranks),
-        "top5": drawn[:, :, :2].sum(axis=(1, 2)) / len(ranks),
+        "top1": hits.sum(axis=1) / len(ranks),
+        "top5": draws[:, cells % 3 < 2].sum(axis=1) / len(ranks),
         "mean_class_accuracy": mean_class,
     }
     return {name: _interval(value, confidence) for name, value in values.items()}

@@ -47,7 +47,9 @@ def label_kinds(
         return ()
     found = []
     for name, values in sorted(store.manifest.facts.get("label_names", {}).items()):
-        pairs = _pairs(store, name)
+        pairs, targets = _pairs(store, name), store.videos(split).columns[name][rows]
+        if not len(pairs) or (targets < 0).all():
+            continue
         classes, times = np.unique(pairs[:, 0], return_counts=True)
         if (times > 1).any():
             several = store.manifest.class_names[classes[times > 1][0]]
@@ -55,15 +57,15 @@ def label_kinds(
             continue
         of_class = np.full(len(store.manifest.class_names), -1)
         of_class[pairs[:, 0]] = pairs[:, 1]
-        targets = store.videos(split).columns[name][rows]
         found.append(LabelKind(name=name, value_names=tuple(values), of_class=of_class, targets=targets))
     return tuple(found)
 
 
 def kind_metrics(scores: Float[Tensor, "M K"], kind: LabelKind) -> KindMetrics:
     """Top-1 and top-5 of one kind, from logits or log-probabilities of the classes."""
-    known = torch.from_numpy(kind.targets) >= 0
-    ranks = target_ranks(marginalised(scores, kind)[known], torch.from_numpy(kind.targets)[known])
+    known, targets = np.flatnonzero(kind.targets >= 0), torch.from_numpy(kind.targets)
+    parts = torch.from_numpy(known).split(1024)  # a part at a time, for memory
+    ranks = torch.cat([target_ranks(marginalised(scores[part], kind), targets[part]) for part in parts])
     return KindMetrics(
         kind=kind.name,
         num_videos=len(ranks),
@@ -74,14 +76,17 @@ def kind_metrics(scores: Float[Tensor, "M K"], kind: LabelKind) -> KindMetrics:
 
 def marginalised(scores: Float[Tensor, "M K"], kind: LabelKind) -> Float[Tensor, "M V"]:
     """Log-probabilities of the V values: of each, the sum over the classes that have it. Minus infinity where none has."""
-    logs = scores.double().log_softmax(dim=1).clamp(min=torch.finfo(torch.float64).min)
-    known = torch.from_numpy(kind.of_class) >= 0
-    of_class = torch.from_numpy(kind.of_class)[known].expand(len(logs), -1)
-    shape = (len(logs), len(kind.value_names))
+    logs = scores.double().log_softmax(dim=1).numpy(force=True)
+    order = np.argsort(kind.of_class, kind="stable")
+    order = order[kind.of_class[order] >= 0]
+    values, starts = np.unique(kind.of_class[order], return_index=True)
+    logs = np.maximum(logs[:, order], np.finfo(np.float64).min)  # classes of one value are neighbours
     # Shifted by the largest of each value, so that a sum of tiny probabilities keeps its rank.
-    largest = torch.full(shape, -torch.inf, dtype=logs.dtype).scatter_reduce(1, of_class, logs[:, known], "amax")
-    shifted = (logs[:, known] - largest.gather(1, of_class)).exp()
-    return largest + torch.zeros(shape, dtype=logs.dtype).scatter_add(1, of_class, shifted).log()
+    largest = np.maximum.reduceat(logs, starts, axis=1)
+    shifted = np.exp(logs - np.repeat(largest, np.diff([*starts, len(order)]), axis=1))
+    marginals = np.full((len(logs), len(kind.value_names)), -np.inf)
+    marginals[:, values] = largest + np.log(np.add.reduceat(shifted, starts, axis=1))
+    return torch.from_numpy(marginals)
 
 
 def _pairs(store: FeatureStore, name: str) -> Int[np.ndarray, "pairs 2"]:

@@ -109,18 +109,25 @@ class Predictions:
         five most probable. Where videos have several classes, right means one of them."""
         names = self.class_names or tuple(map(str, range(self.scores.shape[1])))
         probabilities = self.probabilities()
-        # Stable, so that of equal scores the first class is ahead, as in the metrics.
-        order = (-torch.from_numpy(self.scores)).argsort(dim=1, stable=True)[:, :5]
         with _replacing(path, "w") as file:
             lines = csv.writer(file, lineterminator="\n")
             lines.writerow(("video_id", "path", "label", "predicted", "probability", "correct", "top5"))
-            for row, best in enumerate(order.tolist()):
+            for row, best in enumerate(self._best(5).tolist()):
                 labels = self._labels(row)
                 right = "" if labels is None else int(best[0] in labels)
                 ids = [values[row] if values else "" for values in (self.video_ids, self.paths)]
                 probability = f"{probabilities[row, best[0]].item():.6f}"
                 label = _joined(names[k] for k in labels or ())
                 lines.writerow((*ids, label, names[best[0]], probability, right, _joined(names[k] for k in best)))
+
+    def _best(self, number: int) -> Int[np.ndarray, "M best"]:
+        """The classes of the largest scores, in that order; of equal ones the first class is ahead, as in the metrics."""
+        left, rows = np.maximum(self.scores, np.finfo(self.scores.dtype).min), np.arange(len(self))
+        best = []
+        for _ in range(min(number, left.shape[1])):
+            best.append(left.argmax(axis=1))
+            left[rows, best[-1]] = -np.inf
+        return np.stack(best, axis=1)
 
     def _labels(self, row: int) -> list[int] | None:
         """The classes of a video; None if that is not known."""

@@ -1,6 +1,7 @@
 """Verb and noun of an action, read off a store of EPIC's form and marginalised."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,9 @@ MakeStore = Callable[..., FeatureStore]
 
 @pytest.fixture
 def make_store(tmp_path: Path) -> MakeStore:
-    """make_store(train=(0, 1, ...), val=..., **facts): classes of the videos of each split."""
+    """make_store(train=(0, 1, ...), val=...): classes of the videos; `other_verb` is that of the last of each split."""
 
     def make(other_verb: int | None = None, **splits: tuple[int, ...]) -> FeatureStore:
-        from dataclasses import replace
-
         tables = {}
         for split, classes in splits.items():
             ids = tuple(f"{split}{row}" for row in range(len(classes)))
@@ -60,6 +59,11 @@ def test_a_kind_of_which_a_class_has_two_values_is_left_out_and_it_is_said(make_
         kinds = label_kinds(store, "val", np.arange(2), notes.append)
     assert [kind.name for kind in kinds] == ["noun"]
     assert notes == ["verb accuracy is left out: the videos of class 'take cup' have more than one verb."]
+
+
+def test_a_kind_that_no_video_of_the_split_has_is_left_out(make_store: MakeStore) -> None:
+    with make_store(other_verb=-1, train=(0, 1), val=(2,)) as store:
+        assert [kind.name for kind in label_kinds(store, "val", np.arange(1))] == ["noun"]
 
 
 @pytest.mark.parametrize("seed", range(5))
