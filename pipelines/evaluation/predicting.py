@@ -22,7 +22,7 @@ class Predicted:
     predicted = [Predicted() for _ in heads]
     for batch in loader.in_order():
         for head, collected in zip(heads, predicted):
-            collected.add(head(batch.features), batch.labels, batch.rows)
+            collected.add(head(batch.features()), batch.targets, batch.rows)
     """
 
     def __init__(self, num_outputs: int | None = None, *, multi_label: bool = False) -> None:
@@ -113,7 +113,7 @@ def _predict(
     predicted = Predicted()
     with evaluating(head):
         for batch in batches:
-            predicted.add(forward(batch.features), batch.labels, batch.rows)
+            predicted.add(forward(batch.features()), batch.targets, batch.rows)
     return predicted.result()
 
 
