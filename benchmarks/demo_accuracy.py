@@ -26,8 +26,9 @@ from vcache.pipelines.demo.render import TINY_CLIP, render_world
 from vcache.pipelines.demo.run import EVL_SETTINGS
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.request import ExtractionConfig
+from vcache.pipelines.training.config import TrainingConfig
 from vcache.pipelines.training.reports import EpochReport
-from vcache.pipelines.training.train_head import TrainingConfig, train_head
+from vcache.pipelines.training.train_head import train_head
 from vcache.store.reader import FeatureStore
 
 STORES = [(dtype, way) for dtype in ("float16", "int8") for way in ("qk", "maps", "derive")] + [("bfloat16", "qk")]

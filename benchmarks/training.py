@@ -50,10 +50,11 @@ from vcache.pipelines.loading.loader import Batch, ClipLoader
 from vcache.pipelines.matching import build_head_config, match
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.setup import prepare_extraction
+from vcache.pipelines.training.config import TrainingConfig
 from vcache.pipelines.training.mixed_precision import MixedPrecision
 from vcache.pipelines.training.reports import EpochReport
 from vcache.pipelines.training.step import TrainingStep
-from vcache.pipelines.training.train_head import TrainingConfig, train_head
+from vcache.pipelines.training.train_head import train_head
 from vcache.store.reader import FeatureStore
 
 CPU = torch.device("cpu")

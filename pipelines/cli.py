@@ -24,6 +24,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Heads": {
         "heads": cli_heads.heads,
         "train-head": cli_heads.train_head,
+        "resume": cli_heads.resume,
         "import-head": cli_heads.import_head,
         "eval": cli_runs.evaluate,
         "explain": cli_runs.explain,
@@ -89,6 +90,9 @@ def main() -> None:
         console.err.print("stopped")
         sys.exit(130)
     except Exception as error:
+        if status := getattr(error, "exit_status", None):  # stopped as asked, and nothing is lost
+            console.err.print(str(error), soft_wrap=True, markup=False, highlight=False)
+            sys.exit(status)
         if os.environ.get("VCACHE_TRACEBACK"):
             raise
         console.fail(_message(error))

@@ -7,7 +7,11 @@ import typer
 
 from vcache.pipelines import console
 from vcache.pipelines.options import LOCATION, Device, Json
+from vcache.pipelines.training.config import Resident, Shuffle
 from vcache.store.object_path import store_path
+
+DATA, ENGINE = "Data", "Engine"
+"""Panels of the help of `train-head`."""
 
 
 def heads(
@@ -88,7 +92,10 @@ def train_head(
     steps: Annotated[int | None, typer.Option(help="Optimiser steps, in place of --epochs.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Clips in one step. Default: the paper's.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate. Default: the paper's.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights, the order and the dropout.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the head: its weights and its dropout.")] = 0,
+    data_seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the data: the order, the views drawn, the videos of --shots.")
+    ] = 0,
     out: Annotated[Path | None, typer.Option(help="Run folder to write. Default: runs/HEAD-1, -2, ...")] = None,
     train_split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
     views: Annotated[
@@ -98,9 +105,53 @@ def train_head(
             help="Draw from the first views of each video only; 1 is the evaluation view alone. Default: from all.",
         ),
     ] = None,
-    allow_incomplete: Annotated[
-        bool, typer.Option("--allow-incomplete", help="Train although the extraction of the store has not finished.")
+    shots: Annotated[
+        int | None, typer.Option(min=1, help="Train on so many videos of each class.", rich_help_panel=DATA)
+    ] = None,
+    fraction: Annotated[
+        float | None, typer.Option(help="Train on a share of the videos of each class, as 0.01.", rich_help_panel=DATA)
+    ] = None,
+    balanced: Annotated[
+        bool, typer.Option("--balanced", help="Draw every class equally often.", rich_help_panel=DATA)
     ] = False,
+    frame_step: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Read every so many of the stored frames: clips of another stride.", rich_help_panel=DATA
+        ),
+    ] = 1,
+    allow_incomplete: Annotated[
+        bool,
+        typer.Option(
+            "--allow-incomplete",
+            help="Train although the extraction of the store has not finished.",
+            rich_help_panel=DATA,
+        ),
+    ] = False,
+    resident: Annotated[
+        Resident,
+        typer.Option(
+            help="Where the features lie: disk, ram or gpu. auto: gpu or ram if they take less than half of what is free.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = "auto",
+    shuffle: Annotated[
+        Shuffle,
+        typer.Option(
+            help="full: any order. shards: whole shards into a buffer, for spinning disks and buckets. auto: by the store.",
+            rich_help_panel=ENGINE,
+        ),
+    ] = "auto",
+    patience: Annotated[
+        int | None,
+        typer.Option(min=1, help="Stop after so many epochs without a better validation.", rich_help_panel=ENGINE),
+    ] = None,
+    checkpoint_minutes: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Between two checkpoints: a kill loses at most so much. 0: every step.", rich_help_panel=ENGINE
+        ),
+    ] = 5.0,
     device: Device = "auto",
     precision: Annotated[
         str,
@@ -125,8 +176,8 @@ def train_head(
     from dataclasses import asdict
 
     from vcache.pipelines.settings import parse_pairs
+    from vcache.pipelines.training.config import TrainingConfig
     from vcache.pipelines.training.screen import print_training_summary, training_bar
-    from vcache.pipelines.training.train_head import TrainingConfig
     from vcache.pipelines.training.train_head import train_head as train
 
     flags = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr}
@@ -140,12 +191,49 @@ def train_head(
         train_split=train_split,
         views=views,
         seed=seed,
+        data_seed=data_seed,
+        shots=shots,
+        fraction=fraction,
+        balanced=balanced,
+        frame_step=frame_step,
+        resident=resident,
+        shuffle=shuffle,
+        patience=patience,
+        checkpoint_minutes=checkpoint_minutes,
         device=device,
         precision=precision,
         allow_incomplete=allow_incomplete,
     )
     with training_bar(head) as screen:
         summary = train(config, on_plan=screen.plan, on_step=screen.step, on_epoch=screen.epoch)
+    console.print_json(asdict(summary)) if as_json else print_training_summary(summary)
+
+
+def resume(
+    run: Annotated[Path, typer.Argument(help="A run folder whose training was stopped or killed.")],
+    store: Annotated[
+        str | None, typer.Option(help="Where the store lies now, if it was moved.", metavar=LOCATION)
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Default: what the run was begun with.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Go on with a training that was stopped or killed, from its last checkpoint.
+
+    On a CPU it ends with the weights that it would have ended with, bit for bit. A store with another key, or with other
+    videos to train on than when the run began, is refused.
+
+    [bold]Example:[/bold]  vcache resume runs/evl-1
+    """
+    from dataclasses import asdict
+
+    from vcache.pipelines.training.screen import print_training_summary, training_bar
+    from vcache.pipelines.training.train_head import begun_config, resume_run
+
+    where = store_path(store) if store else None
+    with training_bar(begun_config(run).head) as screen:
+        summary = resume_run(
+            run, store=where, device=device, on_plan=screen.plan, on_step=screen.step, on_epoch=screen.epoch
+        )
     console.print_json(asdict(summary)) if as_json else print_training_summary(summary)
 
 

@@ -4,13 +4,17 @@ RUN/config.json         head, its resolved config, recipe, store with its key an
 RUN/classes.txt         class names, one a line, in the order of the logits; an imported head may be without
 RUN/metrics.jsonl       one line per epoch, written as the epoch ends
 RUN/steps.jsonl         about a thousand lines over the run, and RUN/tensorboard/ where that is installed; training/logs.py
-RUN/head.safetensors    the weights; written last, so a run that has it is complete
+RUN/best.safetensors    the weights of the epoch with the best validation
+RUN/checkpoint/         what an unfinished run goes on from (training/checkpoints.py); gone when it is complete
+RUN/head.safetensors    the last weights; written last, so a run that has it is complete
 
 A head that was imported (importing.py) was trained on no store of ours: `store`, `store_key`, `store_spec` and `recipe` are
 null in its config, and "imported" says where it comes from.
 """
 
 import json
+import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +30,9 @@ from vcache.pipelines.training.logs import METRICS, read_log
 
 WEIGHTS = {"last": "head.safetensors", "best": "best.safetensors"}
 """Files of the weights after the last step, and of the epoch that was best in validation."""
+
+_MAY_CHANGE = ("versions", "training", "num_videos", "store")
+"""Of config.json: a store may have been moved, and grown by splits that the run does not read."""
 
 
 class RunError(ValueError):
@@ -58,9 +65,30 @@ class Run:
             )
         if not (path / "head.safetensors").is_file():
             raise RunError(
-                f"{path} has no head.safetensors: its training did not finish. Train again into another --out."
+                f"{path} has no head.safetensors: its training did not finish. Go on with:  "
+                f"{shlex.join(['vcache', 'resume', str(path)])}"
             )
         return cls(path, json.loads((path / "config.json").read_text()))
+
+    @classmethod
+    def unfinished(cls, path: Path) -> "Run":
+        """A run that was begun; `check_same` says whether it can go on."""
+        return cls(path, json.loads((path / "config.json").read_text()))
+
+    def check_same(self, config: Mapping[str, Any]) -> None:
+        """`config` is what the run would be begun with now.
+
+        Raises:
+            RunError: it was begun with another, so that it would become neither.
+        """
+        now = json.loads(json.dumps(config))
+        differing = [name for name in self.config if name not in _MAY_CHANGE and self.config[name] != now.get(name)]
+        if differing:
+            name = differing[0]
+            raise RunError(
+                f"{self.path} cannot go on: {name} was {json.dumps(self.config[name])} when it began and is "
+                f"{json.dumps(now.get(name))} now. Train again into another --out."
+            )
 
     @property
     def head(self) -> str:
@@ -90,12 +118,15 @@ class Run:
         """One dict per finished epoch."""
         return read_log(self.path / METRICS)
 
-    def save_head(self, state: Mapping[str, Tensor]) -> None:
+    def save_head(self, state: Mapping[str, Tensor], which: str = "last") -> None:
         """Write the weights under a temporary name, then rename: a head that is there is whole."""
-        temporary = self.path / "head.safetensors.part"
+        path = self.path / WEIGHTS[which]
+        temporary = path.with_name(path.name + ".part")
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
         temporary.chmod(0o644)  # safetensors writes 0600, which a colleague cannot read
-        temporary.replace(self.path / "head.safetensors")
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
 
     def load_head(self, which: str = "last") -> torch.nn.Module:
         """The trained head in eval mode on the CPU, with the weights that one of WEIGHTS names.
@@ -139,7 +170,10 @@ def next_run_folder(head: str, parent: Path = Path("runs")) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Whoever reads the file sees the old one or the new one."""
+    """Whoever reads the file sees the old one or the new one, also after a power cut."""
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)

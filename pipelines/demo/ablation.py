@@ -29,8 +29,9 @@ from vcache.pipelines.matching import build_head_config
 from vcache.pipelines.runs import Run, next_run_folder, write_text
 from vcache.pipelines.settings import build, split_settings
 from vcache.pipelines.stored_views import training_views, view_definitions
+from vcache.pipelines.training.config import TrainingConfig
 from vcache.pipelines.training.mixed_precision import training_precision
-from vcache.pipelines.training.train_head import TrainingConfig, train_head
+from vcache.pipelines.training.train_head import train_head
 from vcache.store.reader import FeatureStore
 
 ORDER_BLIND_BOUND = 0.5

@@ -20,8 +20,9 @@ from vcache.pipelines.evaluation.evaluate import evaluate_run
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.runs import next_run_folder
+from vcache.pipelines.training.config import TrainingConfig
 from vcache.pipelines.training.screen import training_bar
-from vcache.pipelines.training.train_head import TrainingConfig, train_head
+from vcache.pipelines.training.train_head import train_head
 
 # Chosen for 400 clips of a 128-wide backbone; the paper's 50,000 steps of 256 clips and dropout 0.5 are for Kinetics.
 EVL_SETTINGS = {"epochs": 20, "batch_size": 16, "lr": 2e-3, "mlp_dropout": 0.1, "cls_dropout": 0.1}

@@ -130,14 +130,15 @@ class ClipLoader:
             rows = order.order(number, self.rows, labels=self.targets[self.rows].numpy())
         return self._batches(source, rows, self._draw.epoch(number)[rows], chosen, first_batch)
 
-    def in_order(self, view: int | None = None) -> Iterator[Batch]:
+    def in_order(self, view: int | None = None, *, plans: Sequence[ReadPlan] | None = None) -> Iterator[Batch]:
         """Every row once, in the order of the split, in that view (default: the first).
 
-        Over all ranks: each has its share of every batch, and no row is read twice or made up to fill one.
+        Over all ranks: each has its share of every batch, and no row is read twice or made up to fill one. `plans` are those
+        that are needed, as in `epoch`.
         """
         views = np.full(len(self.rows), self.views[0] if view is None else view)
         source = self._resident or DiskSource(self._reader, self.buffers)
-        return self._batches(source, self.rows, views, self.plans)
+        return self._batches(source, self.rows, views, self.plans if plans is None else tuple(plans))
 
     @property
     def needed_bytes(self) -> int:

@@ -128,3 +128,5 @@ class TrainingSummary:
     """By the recipe's patience: validation had not become better for so many epochs."""
     stopped: bool
     """By Ctrl-C or a signal: the run can be resumed."""
+    error: str | None = None
+    """Why it failed, beside others that did not."""

@@ -22,7 +22,8 @@ from vcache.pipelines.listing import describe_store, print_store
 from vcache.pipelines.plan import plan_extraction
 from vcache.pipelines.precision_error import PrecisionRefused
 from vcache.pipelines.request import ExtractionConfig
-from vcache.pipelines.training.train_head import TrainingConfig, train_head
+from vcache.pipelines.training.config import TrainingConfig
+from vcache.pipelines.training.train_head import train_head
 from vcache.store.errors import NotFinite, StoreExists
 from vcache.store.layout import widened_bfloat16
 from vcache.store.quantise import quantise, quantise_tokens

@@ -20,8 +20,9 @@ from vcache.pipelines.matching import HeadStoreMismatch, build_head_config
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.runs import Run
 from vcache.pipelines.setup import array_specs
+from vcache.pipelines.training.config import TrainingConfig
 from vcache.pipelines.training.reports import TrainingSummary
-from vcache.pipelines.training.train_head import TrainingConfig, train_head
+from vcache.pipelines.training.train_head import train_head
 from vcache.store.key import cache_key
 from vcache.store.manifest import Manifest, VideoTable
 from vcache.store.reader import FeatureStore

@@ -24,7 +24,8 @@ from vcache.pipelines.matching import match
 from vcache.pipelines.reextraction import Reextraction
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.runs import Run
-from vcache.pipelines.training.train_head import TrainingConfig, train_head
+from vcache.pipelines.training.config import TrainingConfig
+from vcache.pipelines.training.train_head import train_head
 from vcache.store.reader import FeatureStore
 
 T, GRID, P = 5, (4, 4), 16

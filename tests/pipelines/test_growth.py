@@ -19,7 +19,8 @@ from vcache.pipelines.growth import DatasetChanged
 from vcache.pipelines.loading.loader import ClipLoader, IncompleteSplit
 from vcache.pipelines.matching import HeadStoreMismatch, match
 from vcache.pipelines.request import ExtractionConfig
-from vcache.pipelines.training.train_head import TrainingConfig, train_head
+from vcache.pipelines.training.config import TrainingConfig
+from vcache.pipelines.training.train_head import train_head
 from vcache.pipelines.writing import ShardWriting
 from vcache.store.reader import FeatureStore
 from vcache.store.verify import verify_store

@@ -23,7 +23,8 @@ from vcache.pipelines.presets import RECIPES
 from vcache.pipelines.runs import Run
 from vcache.pipelines.settings import SettingError
 from vcache.pipelines.stored_views import parse_grid
-from vcache.pipelines.training.train_head import TrainingConfig, train_head
+from vcache.pipelines.training.config import TrainingConfig
+from vcache.pipelines.training.train_head import train_head
 
 EVL_PRESETS = presets_of("evl")
 

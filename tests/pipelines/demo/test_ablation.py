@@ -18,8 +18,9 @@ from vcache.pipelines.demo.ablation_screen import print_ablation
 from vcache.pipelines.demo.run import prepare_world
 from vcache.pipelines.demo.table8 import TABLES, VARIANTS, Variant
 from vcache.pipelines.evaluation.evaluate import evaluate_run
+from vcache.pipelines.training.config import TrainingConfig, TrainingError
 from vcache.pipelines.training.reports import StepReport, TrainingSummary
-from vcache.pipelines.training.train_head import TrainingConfig, TrainingError, train_head
+from vcache.pipelines.training.train_head import train_head
 
 SETTINGS = {"epochs": 1, "batch_size": 5}
 FAILING = Variant(temporal_pos_embed=False, temporal_cross_attention=False)  # the second to be trained

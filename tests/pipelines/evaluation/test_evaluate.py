@@ -13,7 +13,8 @@ from viewed import DEFINITIONS, K, viewed_store
 from vcache.pipelines.evaluation.evaluate import evaluate, evaluate_run
 from vcache.pipelines.evaluation.predictions import Predictions
 from vcache.pipelines.runs import Run, RunError
-from vcache.pipelines.training.train_head import TrainingConfig, train_head
+from vcache.pipelines.training.config import TrainingConfig
+from vcache.pipelines.training.train_head import train_head
 from vcache.store.reader import FeatureStore
 from vcache.store.writer import record_facts
 

@@ -20,7 +20,8 @@ from vcache.pipelines.evaluation.predicting import predict_logits, predict_score
 from vcache.pipelines.loading.loader import ClipLoader, IncompleteSplit
 from vcache.pipelines.matching import HeadStoreMismatch, ReadPlan
 from vcache.pipelines.runs import Run, RunError
-from vcache.pipelines.training.train_head import TrainingConfig, train_head
+from vcache.pipelines.training.config import TrainingConfig
+from vcache.pipelines.training.train_head import train_head
 from vcache.store.reader import FeatureStore
 
 GRID_3X1 = (3, 4, 5)

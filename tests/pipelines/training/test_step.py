@@ -15,9 +15,10 @@ from torch import nn
 from vcache.heads.registry import get_head
 from vcache.heads.requirements import ClipFeatures, Recipe
 from vcache.pipelines.evaluation.evaluate import evaluate_run
+from vcache.pipelines.training.config import TrainingConfig, TrainingError
 from vcache.pipelines.training.mixed_precision import MixedPrecision, PrecisionError, training_precision
 from vcache.pipelines.training.step import TrainingStep
-from vcache.pipelines.training.train_head import TrainingConfig, TrainingError, train_head
+from vcache.pipelines.training.train_head import train_head
 
 CPU = torch.device("cpu")
 B, T, N, D, K = 6, 3, 7, 16, 5  # small, and all different

@@ -20,7 +20,8 @@ from vcache.pipelines.matching import HeadStoreMismatch, NoFittingStore, ReadPla
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.runs import Run, RunError, next_run_folder
 from vcache.pipelines.settings import SettingError
-from vcache.pipelines.training.train_head import TrainingConfig, TrainingError, train_head
+from vcache.pipelines.training.config import TrainingConfig, TrainingError
+from vcache.pipelines.training.train_head import train_head
 from vcache.store.errors import StoreKeyMismatch
 from vcache.store.reader import FeatureStore
 

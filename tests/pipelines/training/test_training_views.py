@@ -16,8 +16,9 @@ from vcache.pipelines.loading.loader import ClipLoader, IncompleteSplit
 from vcache.pipelines.matching import HeadStoreMismatch, NoFittingStore, ReadPlan
 from vcache.pipelines.runs import Run
 from vcache.pipelines.stored_views import ViewsError
+from vcache.pipelines.training.config import TrainingConfig
 from vcache.pipelines.training.reports import TrainingPlan
-from vcache.pipelines.training.train_head import TrainingConfig, train_head
+from vcache.pipelines.training.train_head import train_head
 from vcache.store.manifest import VideoTable
 from vcache.store.reader import FeatureStore
 from vcache.store.writer import add_videos

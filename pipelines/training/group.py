@@ -1,0 +1,210 @@
+"""Training of heads that share a stream of batches, from their configs to their run folders."""
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vcache.heads.registry import get_head
+from vcache.pipelines.device import select_device
+from vcache.pipelines.loading.residency import Residency
+from vcache.pipelines.runs import Run
+from vcache.pipelines.training.checkpoints import common_step
+from vcache.pipelines.training.config import TrainingConfig
+from vcache.pipelines.training.engine import Position, TrainingLoop
+from vcache.pipelines.training.head_training import HeadTraining
+from vcache.pipelines.training.preparation import (
+    PreparedHead,
+    open_stream,
+    open_training_store,
+    prepare_head,
+    run_config,
+    training_length,
+)
+from vcache.pipelines.training.random_state import RandomState
+from vcache.pipelines.training.reports import EpochReport, StepReport, TrainingPlan, TrainingSummary
+from vcache.pipelines.training.step import check_recipe
+from vcache.pipelines.training.stopping import TrainingStopped, stop_on_signals
+from vcache.pipelines.training.world import World, joined_world
+from vcache.store.reader import FeatureStore
+
+OPTIMISER_BYTES = 12
+"""Of a parameter: its gradient and the two moments of AdamW, in float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One head of a group: its name among them, what it is told, and the folder of its run."""
+
+    name: str
+    config: TrainingConfig
+    run: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingEvents:
+    """Whom to tell what happens; on the first rank alone."""
+
+    on_plan: Callable[[TrainingPlan], None] = lambda plan: None
+    on_step: Callable[[StepReport], None] = lambda report: None
+    on_epoch: Callable[[EpochReport], None] = lambda report: None
+    on_load: Callable[[int, int], None] = lambda done, total: None
+    """Bytes of the features that were read into memory so far, and those of all."""
+
+
+def train_group(
+    members: Sequence[Member], events: TrainingEvents | None = None, *, resume: bool = False
+) -> list[TrainingSummary]:
+    """Train heads of one stream side by side; a summary for each, which of a failed one says why.
+
+    A group of one raises what goes wrong. With `resume`, the runs are there and go on from the last checkpoint that all of
+    them have; those that are complete are left alone.
+
+    Raises:
+        TrainingStopped: by Ctrl-C or SIGTERM, after a checkpoint.
+        What `train_head` raises.
+    """
+    device = select_device(members[0].config.device)
+    with joined_world(device) as world, open_training_store(members[0].config) as store:
+        return _Group(members, events or TrainingEvents(), store, world).train(resume)
+
+
+class _Group:
+    def __init__(
+        self,
+        members: Sequence[Member],
+        events: TrainingEvents,
+        store: FeatureStore,
+        world: World,
+    ) -> None:
+        self.members, self.events, self.store = members, events, store
+        self.device, self.world = world.device, world
+        self.prepared = [prepare_head(member.config, store, self.device) for member in members]
+        self.stream = open_stream(self.prepared, store, self.device, world)
+        self.loader, self.val = self.stream.train, self.stream.val
+
+    def train(self, resume: bool) -> list[TrainingSummary]:
+        heads = [self._begin(*pair, resume) for pair in zip(self.members, self.prepared, strict=True)]
+        position = self._resume(heads) if resume else Position()
+        residency = self._keep(heads)
+        if self.world.is_first:
+            self.events.on_plan(self._plan(heads, residency))
+        with stop_on_signals() as stop:
+            loop = TrainingLoop(
+                heads=heads,
+                train=self.loader,
+                val=self.val,
+                num_classes=len(self.store.manifest.class_names),
+                position=position,
+                world=self.world,
+                stop=stop,
+                source={"disk": "disk", "ram": "RAM", "gpu": "GPU memory"}[residency.kind],
+                checkpoint_seconds=60 * min(member.config.checkpoint_minutes for member in self.members),
+                on_step=self.events.on_step,
+                on_epoch=self.events.on_epoch,
+            )
+            stopped = loop.run()
+        if stopped:
+            raise TrainingStopped(self._stopped(loop.position), stop.signal)
+        return [self._summary(head) for head in heads]
+
+    def _stopped(self, position: Position) -> str:
+        run = self.members[0].run if len(self.members) == 1 else self.members[0].run.parent
+        command = shlex.join(["vcache", "resume", str(run)])
+        done = position.epoch * len(self.loader) + position.batch
+        return f"stopped after {done} steps, all of them kept. Go on with:  {command}"
+
+    def _begin(self, member: Member, prepared: PreparedHead, resume: bool) -> HeadTraining:
+        config = prepared.config
+        random = RandomState(config.seed, self.device)
+        with random.active():
+            head = get_head(config.head)(prepared.head_config).to(self.device)
+        check_recipe(head, prepared.recipe)  # before there is a run folder
+        if self.world.rank:
+            random.seed(config.seed + 1_000_003 * self.world.rank)  # its own dropout; rank 0 draws what it would alone
+        steps_per_epoch = len(self.loader)
+        _, num_steps = training_length(prepared.recipe, steps_per_epoch)
+        described = run_config(prepared, self.store, self.loader)
+        return HeadTraining(
+            member.name,
+            head,
+            prepared.plan,
+            prepared.recipe,
+            prepared.precision,
+            random,
+            self._run(member, described, resume),
+            num_steps=num_steps,
+            steps_per_epoch=steps_per_epoch,
+            seed=config.seed,
+            patience=config.patience,
+            world=self.world,
+        )
+
+    def _run(self, member: Member, described: dict[str, Any], resume: bool) -> Run:
+        if not self.world.is_first:
+            return Run(member.run, described)
+        if resume and (member.run / "config.json").is_file():
+            run = Run.unfinished(member.run)
+            self.store.check_key(run.config["store_key"], run.config["store_spec"])
+            run.check_same(described)
+            return run
+        return Run.create(member.run, described, self.store.manifest.class_names)
+
+    def _resume(self, heads: list[HeadTraining]) -> Position:
+        """The last step of which all have a checkpoint; from the beginning if there is none."""
+        step = common_step([head.checkpoints for head in heads])
+        if not step:
+            for head in heads if self.world.is_first else []:
+                head.log.truncate(0)
+            return Position()
+        positions = [Position(*head.load_checkpoint(step)) for head in heads]
+        return positions[0]
+
+    def _keep(self, heads: list[HeadTraining]) -> Residency:
+        """Where the features are kept; the optimisers' memory, which is not taken yet, is left free."""
+        left = max(head.num_steps - head.step for head in heads)
+        return self.stream.keep(
+            self.members[0].config.resident,
+            epochs=-(-left // len(self.loader)),
+            reserve_bytes=sum(head.num_parameters for head in heads) * OPTIMISER_BYTES,
+            on_bytes=self.events.on_load,
+        )
+
+    def _plan(self, heads: list[HeadTraining], residency: Residency) -> TrainingPlan:
+        longest = max(heads, key=lambda head: head.num_steps)
+        epochs = -(-longest.num_steps // longest.steps_per_epoch)
+        return TrainingPlan(
+            run=longest.run.path,
+            store=self.store.path,
+            num_train=len(self.loader.rows),
+            num_val=len(self.val.rows) if self.val else 0,
+            num_views=len(self.loader.views_with_videos),
+            num_parameters=sum(head.num_parameters for head in heads),
+            epochs=epochs,
+            steps=longest.num_steps,
+            precision=longest.precision.name,
+            recipe=longest.recipe,
+            residency=residency.reason.removesuffix("."),
+            shuffle=self.stream.shuffle.kind,
+            num_heads=len(heads),
+            resumed_from=f"step {longest.step} of {longest.num_steps}" if longest.step else None,
+        )
+
+    def _summary(self, head: HeadTraining) -> TrainingSummary:
+        return TrainingSummary(
+            run=str(head.run.path),
+            store=str(self.store.path),
+            num_train=len(self.loader.rows),
+            num_val=len(self.val.rows) if self.val else 0,
+            num_failed=sum(loader.num_failed for loader in self.stream.loaders),
+            num_parameters=head.num_parameters,
+            epochs=-(-head.step // head.steps_per_epoch),
+            steps=head.step,
+            last=head.last,
+            best_epoch=head.best.epoch if head.best.epoch >= 0 else None,
+            best_value=head.best.value if head.best.epoch >= 0 else None,
+            stopped_early=head.state == "stopped early",
+            stopped=False,
+            error=head.error,
+        )

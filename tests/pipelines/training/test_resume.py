@@ -1,0 +1,156 @@
+"""A training that is stopped or killed goes on, and ends with the weights it would have ended with, bit for bit."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vcache.pipelines.extraction import run_extraction
+from vcache.pipelines.request import ExtractionConfig
+from vcache.pipelines.runs import Run, RunError
+from vcache.pipelines.training.checkpoints import Checkpoints
+from vcache.pipelines.training.config import TrainingConfig
+from vcache.pipelines.training.engine import TrainingLoop
+from vcache.pipelines.training.stopping import TrainingStopped
+from vcache.pipelines.training.train_head import resume_run, train_head
+from vcache.store.errors import StoreKeyMismatch
+
+NUM_STEPS = 9  # 12 clips in batches of 5: three epochs of three
+
+
+def config(store: Path, out: Path, head: str = "evl", **fields: object) -> TrainingConfig:
+    settings = {"epochs": 3, "batch_size": 5, "lr": 1e-3, **({"layers": "-2:"} if head == "evl" else {})}
+    return TrainingConfig(head=head, store=store, out=out, device="cpu", settings=settings, **fields)  # type: ignore[arg-type]
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, num_steps: int) -> None:
+    """Ctrl-C while step `num_steps` of this process is taken."""
+    taken, original = itertools.count(1), TrainingLoop._is_time_to_agree
+
+    def counted(self: TrainingLoop) -> bool:
+        self.stop.asked |= next(taken) == num_steps
+        return original(self)
+
+    monkeypatch.setattr(TrainingLoop, "_is_time_to_agree", counted)
+
+
+def same_run(one: Path, other: Path) -> None:
+    for file in ("head", "best"):
+        torch.testing.assert_close(
+            load_file(one / f"{file}.safetensors"), load_file(other / f"{file}.safetensors"), rtol=0, atol=0
+        )
+    clock = ("seconds", "waiting_seconds", "read_bytes", "head")
+    lines = [
+        [{k: v for k, v in line.items() if k not in clock} for line in Run.open(path).metrics()]
+        for path in (one, other)
+    ]
+    assert lines[0] == lines[1]
+
+
+@pytest.fixture(scope="module")
+def whole(float32_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody stopped, with as many threads as the tests have: of sums over threads the last bit depends on them."""
+    out, before = tmp_path_factory.mktemp("whole") / "run", torch.get_num_threads()
+    torch.set_num_threads(1)
+    train_head(config(float32_store, out))
+    torch.set_num_threads(before)
+    return out
+
+
+@pytest.mark.parametrize("num_steps", range(1, NUM_STEPS))
+def test_a_training_stopped_at_any_step_goes_on_as_if_it_had_not_been(
+    float32_store: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, num_steps: int
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(TrainingStopped, match="vcache resume"):
+        stop_after(patch, num_steps)
+        train_head(config(float32_store, tmp_path / "run"))
+    assert Checkpoints(tmp_path / "run").steps() == [num_steps]
+    resume_run(tmp_path / "run")
+    same_run(tmp_path / "run", whole)
+    assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_a_training_stopped_at_every_step_goes_on(
+    float32_store: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in range(NUM_STEPS - 1):
+        with monkeypatch.context() as patch, pytest.raises(TrainingStopped):
+            stop_after(patch, 1)
+            resume_run(tmp_path / "run") if step else train_head(config(float32_store, tmp_path / "run"))
+    resume_run(tmp_path / "run")
+    same_run(tmp_path / "run", whole)
+
+
+def start(line: str, log: Path) -> subprocess.Popen[bytes]:
+    """`vcache ...` in a process of its own, with one thread as the tests have; what it says goes to `log`."""
+    code = "import sys; from vcache.pipelines.cli import main; sys.argv[0] = 'vcache'; main()"
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *line.split()],
+            stdout=file,
+            stderr=file,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+
+def test_kill_9_loses_nothing_but_time(float32_store: Path, tmp_path: Path) -> None:
+    """Killed twice, wherever it is by then, with a checkpoint at every step."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    line = f"train-head evl --store {float32_store} --set layers=-2: --epochs 30 --lr 1e-3 --batch-size 5 --device cpu"
+    command = f"{line} --checkpoint-minutes 0 --out {run}"
+    for enough in (7, 40):
+        process = start(command, log)
+        while process.poll() is None and max(Checkpoints(run).steps(), default=0) < enough:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        command = f"resume {run}"
+    assert start(command, log).wait() == 0
+    whole = config(float32_store, tmp_path / "whole")
+    train_head(replace(whole, settings={**whole.settings, "epochs": 30}))
+    same_run(run, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_end_with_a_checkpoint_and_the_command_that_goes_on(
+    float32_store: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    process = start(f"train-head linear --store {float32_store} --epochs 100000 --batch-size 5 --out {run}", log)
+    while process.poll() is None and not (run / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 128 + number
+    assert f"vcache resume {run}" in log.read_text() and "Traceback" not in log.read_text()
+    assert len(Checkpoints(run).steps()) == 1
+
+
+def test_what_cannot_go_on_is_refused_in_words(
+    float32_store: Path,
+    tmp_path: Path,
+    whole: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    with pytest.raises(RunError, match="is complete: there is nothing to resume"):
+        resume_run(whole)
+    with pytest.raises(RunError, match="is not a run folder"):
+        resume_run(tmp_path)
+    stop_after(monkeypatch, 2)
+    with pytest.raises(TrainingStopped):
+        train_head(config(float32_store, tmp_path / "run"))
+    make: Callable[..., ExtractionConfig] = request.getfixturevalue("config")
+    run_extraction(make(preprocess="exact"))
+    with pytest.raises(StoreKeyMismatch, match="preprocessing"):
+        resume_run(tmp_path / "run", store=make().store)
+    with pytest.raises(RunError, match=r"did not finish. Go on with:  vcache resume"):
+        Run.open(tmp_path / "run")
