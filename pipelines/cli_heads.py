@@ -190,6 +190,7 @@ def train_head(
         out=out,
         train_split=train_split,
         views=views,
+        frame_step=frame_step,
         seed=seed,
         data_seed=data_seed,
         shots=shots,

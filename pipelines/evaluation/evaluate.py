@@ -153,7 +153,8 @@ def evaluate(
         for note in notes_on_store(run, opened):
             on_note(note)
         chosen = _choose_split(run, opened, split)
-        plan, grid = _plan_views(run.head, get_head(run.head).requires(head.config), opened, chosen, views)
+        requirements = get_head(run.head).requires(head.config)
+        plan, grid = _plan_views(run.head, requirements, opened, chosen, views, run.config.get("frame_step", 1))
         loader = ClipLoader(
             opened,
             chosen,
@@ -223,12 +224,17 @@ def _choose_split(run: Run, store: FeatureStore, split: str | None) -> str:
 
 
 def _plan_views(
-    head: str, requirements: HeadRequirements, store: FeatureStore, split: str, asked: ViewGrid | None
+    head: str,
+    requirements: HeadRequirements,
+    store: FeatureStore,
+    split: str,
+    asked: ViewGrid | None,
+    frame_step: int,
 ) -> tuple[ReadPlan, ViewGrid]:
     """The grid of views to average, and the plan to read them: the asked one, or the largest that is complete."""
     held = _held_grids(store, split)
     if asked is None:
-        return next(_complete_grids(head, requirements, store, split, held))
+        return next(_complete_grids(head, requirements, store, split, held, frame_step))
     if asked not in held:
         there = ", ".join(grid_word(grid) for grid in held)
         message = f"--views {grid_word(asked)}: split {split!r} of {store.path.name} holds {there}."
@@ -237,10 +243,10 @@ def _plan_views(
             raise RunError(
                 f"{message} `vcache extract` makes evaluation views of the splits {made} alone; leave --views out."
             )
-        plan = match(head, requirements, store, [split])
+        plan = match(head, requirements, store, [split], frame_step=frame_step)
         command = completing_command(store, plan, eval_views=grid_word(asked))
         raise RunError(f"{message}\nAdd them with:  {command}")
-    return match(head, requirements, store, [split], views={split: held[asked]}), asked
+    return match(head, requirements, store, [split], views={split: held[asked]}, frame_step=frame_step), asked
 
 
 def _held_grids(store: FeatureStore, split: str) -> dict[ViewGrid, tuple[int, ...]]:
@@ -250,15 +256,20 @@ def _held_grids(store: FeatureStore, split: str) -> dict[ViewGrid, tuple[int, ..
 
 
 def _complete_grids(
-    head: str, requirements: HeadRequirements, store: FeatureStore, split: str, held: dict[ViewGrid, tuple[int, ...]]
+    head: str,
+    requirements: HeadRequirements,
+    store: FeatureStore,
+    split: str,
+    held: dict[ViewGrid, tuple[int, ...]],
+    frame_step: int,
 ) -> Iterator[tuple[ReadPlan, ViewGrid]]:
     """Grids that are there for every video and all that the head reads, the largest first; at last view 0, whatever it is."""
     for grid in largest_first(held.keys() - {ONE_VIEW}):
         try:
-            plan = match(head, requirements, store, [split], views={split: held[grid]})
+            plan = match(head, requirements, store, [split], views={split: held[grid]}, frame_step=frame_step)
         except HeadStoreMismatch:
             continue
         done = [readable_rows(store, split, plan, view) | failed_rows(store, split, view) for view in held[grid]]
         if np.all(done):
             yield plan, grid
-    yield match(head, requirements, store, [split]), ONE_VIEW
+    yield match(head, requirements, store, [split], frame_step=frame_step), ONE_VIEW

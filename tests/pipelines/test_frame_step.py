@@ -1,5 +1,6 @@
 """`--frame-step`: every n-th stored frame, which is a clip of another stride, read without the frames between."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,13 @@ from hypothesis import strategies as st
 
 from vcache.extract.sampling import StridedSampling
 from vcache.heads.requirements import HeadRequirements
+from vcache.pipelines.evaluation.evaluate import evaluate_run
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.frame_step import frame_step_problem
 from vcache.pipelines.loading.loader import ClipLoader
 from vcache.pipelines.matching import HeadStoreMismatch, build_head_config, match
 from vcache.pipelines.request import ExtractionConfig
+from vcache.pipelines.runs import Run
 from vcache.store.reader import FeatureStore
 
 NEEDS = HeadRequirements(tokens=(-1, -2), cls=(-1,), maps=(-1,), embed=True, num_frames=3)
@@ -150,3 +153,17 @@ def test_segments_are_not_strided() -> None:
     assert "is not one of each of 4 segments. Leave out --frame-step" in str(frame_step_problem(2, request))
     assert frame_step_problem(1, request) is None
     assert "--frame-step 0 does not divide" in str(frame_step_problem(0, {**request, "tsn": False}))
+
+
+def test_a_run_remembers_it_and_is_evaluated_with_it(
+    vcache: Callable[[str], tuple[int, str, str]], six_frames: Path, tmp_path: Path
+) -> None:
+    line = f"train-head evl --store {six_frames} --out {tmp_path / 'run'} --epochs 1 --set layers=-2: --json"
+    status, _, err = vcache(f"{line} --set num_frames=3")
+    assert (status, "with --frame-step 2." in err) == (1, True), err
+    status, out, err = vcache(f"{line} --frame-step 2")
+    assert status == 0, err
+    run = Run.open(tmp_path / "run")
+    assert (run.config["frame_step"], run.config["head_config"]["num_frames"]) == (2, 3)
+    metrics = evaluate_run(tmp_path / "run", device="cpu")
+    assert metrics.loss == pytest.approx(json.loads(out)["last"]["val_loss"], rel=1e-5)
