@@ -65,8 +65,15 @@ class EpochOrder:
         rng = self._rng(epoch)
         visited = rng.permutation(np.unique(shards))
         count = min(-(-len(rows) // self.buffer_clips), len(visited))
-        groups = np.array_split(visited, count) if count else []
-        return [rng.permutation(rows[np.isin(shards, group)]) for group in groups]
+        if not count:
+            return []
+        window_of = np.empty(int(visited.max()) + 1, dtype=np.int64)
+        for number, group in enumerate(np.array_split(visited, count)):
+            window_of[group] = number
+        own = window_of[shards]
+        ends = np.cumsum(np.bincount(own, minlength=count))
+        pieces = np.split(rows[np.argsort(own, kind="stable")], ends[:-1])
+        return [rng.permutation(piece) for piece in pieces]
 
     def _of_classes(self, epoch: int, rows: np.ndarray, labels: np.ndarray) -> Iterator[np.ndarray]:
         """What the epoch takes of each class.
@@ -76,11 +83,11 @@ class EpochOrder:
         gives its videos round and round in one drawn order.
         """
         classes = np.unique(labels)
-        places = np.random.default_rng([self.seed]).permutation(len(classes))
+        places = np.random.default_rng([self.seed, 0, 1]).permutation(len(classes))
         for label, place in zip(classes, places, strict=True):
             own = rows[labels == label]
             start, stop = ((number * len(rows) + int(place)) // len(classes) for number in (epoch, epoch + 1))
-            around = np.random.default_rng([self.seed, int(label)]).permutation(own)
+            around = np.random.default_rng([self.seed, int(label), 2]).permutation(own)
             yield around[np.arange(start, stop) % len(own)]
 
     def _rng(self, epoch: int) -> np.random.Generator:

@@ -145,6 +145,14 @@ class ClipLoader:
         """Of all features that the plans read, of all videos in all the views: what keeping them takes."""
         return int(self._readable[:, self.rows].sum()) * self._arrays(self.plans).row_bytes
 
+    @property
+    def shuffle_bytes(self) -> int:
+        """About what shuffling by shards holds in memory: two windows of this rank's clips. 0 where it holds none."""
+        if self.order.shuffle == "full" or self._resident is not None:
+            return 0
+        clips = min(2 * self.order.buffer_clips, len(self.rows))
+        return clips * self._arrays(self.plans).row_bytes // self.num_ranks
+
     def keep(self, where: ResidencyKind, on_bytes: OnBytes = lambda done, total: None) -> None:
         """Read all features now, once and in the order of the files, and keep them as they are stored, int8 as int8.
 

@@ -47,7 +47,7 @@ def readable_by_all(
         UnlikePlans: alone, one of the plans would read more videos than another.
     """
     tables = []
-    for plan in plans:
+    for plan in {frozenset(plan.arrays): plan for plan in plans}.values():
         tables.append(readable_in_views(store, split, plan, views))
         if not allow_incomplete:
             _refuse_unfinished(store, split, plan, views, tables[-1])

@@ -50,11 +50,13 @@ class ResidentSource:
             arrays = {
                 name: _empty(spec.shape, spec.numpy_dtype, num_clips, device) for name, spec in kept.specs.items()
             }
-        first = 0
-        for part in _pieces(clips, kept.row_bytes):
+        first, pieces = 0, list(_pieces(clips, kept.row_bytes))
+        on_gpu = device is not None and device.type == "cuda"
+        staging = BatchBuffers(max((len(part.rows) for part in pieces), default=0), pinned=True) if on_gpu else None
+        for part in pieces:
             last = first + len(part.rows)
             slots[part.views, part.rows] = np.arange(first, last)
-            _read_into(reader, part, kept, {name: array[first:last] for name, array in arrays.items()})
+            _read_into(reader, part, kept, {name: array[first:last] for name, array in arrays.items()}, staging)
             first = last
             on_bytes(first * kept.row_bytes, num_clips * kept.row_bytes)
         return cls(arrays, slots, kept, buffers if device is None else None)
@@ -112,12 +114,12 @@ def _pieces(clips: Sequence[Part], row_bytes: int) -> Iterator[Part]:
             yield Part(part.rows[first : first + step], part.views[first : first + step])
 
 
-def _read_into(reader: StoreReader, part: Part, kept: ArraySelection, places: dict[str, Tensor]) -> None:
-    """Into memory directly; to a device through memory."""
-    if all(place.device.type == "cpu" for place in places.values()):
-        reader.read(part, kept, {name: place.numpy() for name, place in places.items()})
-        return
-    staged = BatchBuffers(len(part.rows)).take(kept.specs, len(part.rows))
-    reader.read(part, kept, {name: array.numpy() for name, array in staged.items()})
-    for name, array in staged.items():
-        places[name].copy_(array)
+def _read_into(
+    reader: StoreReader, part: Part, kept: ArraySelection, places: dict[str, Tensor], staging: BatchBuffers | None
+) -> None:
+    """Into memory directly; to a GPU through `staging`."""
+    into = places if staging is None else staging.take(kept.specs, len(part.rows))
+    reader.read(part, kept, {name: array.numpy() for name, array in into.items()})
+    if staging is not None:
+        for name, array in into.items():
+            places[name].copy_(array)  # has ended when it returns, so that `staging` may be read into again

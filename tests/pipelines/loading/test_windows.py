@@ -186,6 +186,7 @@ def test_two_windows_are_in_memory_at_most(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr("vcache.pipelines.loading.buffers.np.empty", empty)
         list(made.epoch(0))
     assert 1 <= made_memory.count(10) <= 2
+    assert (made.shuffle_bytes, made.needed_bytes) == (20 * 4 * 6 * 4, 40 * 4 * 6 * 4)
     assert made_memory.count(3) <= 14  # the batches, all of them kept by the list
 
 
