@@ -15,7 +15,7 @@ from vcache.extract.backbone import BackboneFacts
 from vcache.heads.evl import EVL
 from vcache.heads.requirements import ClipFeatures
 from vcache.pipelines.clip_towers import CLIP_TOWERS
-from vcache.pipelines.loading import loader as loading
+from vcache.pipelines.loading import batch as loading
 from vcache.pipelines.matching import HeadStoreMismatch, build_head_config
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.runs import Run
