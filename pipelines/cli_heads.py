@@ -117,7 +117,7 @@ def train_head(
     frame_step: Annotated[
         int,
         typer.Option(
-            min=1, help="Read every so many of the stored frames: clips of another stride.", rich_help_panel=DATA
+            min=1, help="Read every N-th of the stored frames, N times as far apart in the video.", rich_help_panel=DATA
         ),
     ] = 1,
     allow_incomplete: Annotated[
@@ -190,7 +190,6 @@ def train_head(
         out=out,
         train_split=train_split,
         views=views,
-        frame_step=frame_step,
         seed=seed,
         data_seed=data_seed,
         shots=shots,
