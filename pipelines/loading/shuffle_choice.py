@@ -1,4 +1,4 @@
-"""Whether to shuffle in full or shard by shard: by what the store lies on."""
+"""Whether to shuffle in full or shard by shard: by where the store lies."""
 
 import os
 from dataclasses import dataclass
@@ -21,7 +21,10 @@ class ShuffleChoice:
 def choose_shuffle(
     wanted: Literal["auto", "full", "shards"], store: StorePath, *, devices: Path = Path("/sys/dev/block")
 ) -> ShuffleChoice:
-    """As asked, or with "auto" by shards for object stores and spinning disks; of an unknown disk, in full.
+    """As asked, or with "auto" by shards for object stores, else in full.
+
+    Of a disk that the kernel calls rotational the reason says what to ask for, and no more: virtual disks call themselves so,
+    too, and what a head becomes should not depend on that.
 
     Args:
         store: where the store lies.
@@ -31,13 +34,13 @@ def choose_shuffle(
         return ShuffleChoice(kind=wanted, reason=f"Epochs are shuffled {_how(wanted)}, as asked.")
     if isinstance(store, ObjectPath):
         return ShuffleChoice(kind="shards", reason=f"Epochs are shuffled {_how('shards')}: {store} is an object store.")
+    reason = "Epochs are shuffled in full."
     if _is_rotational(store, devices):
-        return ShuffleChoice(
-            kind="shards", reason=f"Epochs are shuffled {_how('shards')}: {store} is on a spinning disk."
+        reason = (
+            f"Epochs are shuffled in full; {store} is on a disk that calls itself rotational: if it spins, --shuffle shards "
+            "reads it in order."
         )
-    return ShuffleChoice(
-        kind="full", reason=f"Epochs are shuffled in full: {store} is not known to be on a spinning disk."
-    )
+    return ShuffleChoice(kind="full", reason=reason)
 
 
 def _how(kind: Shuffle) -> str:

@@ -78,12 +78,13 @@ class TrainingLoop:
                 for head in self._training():
                     with self._surviving(head):
                         head.settle()
+                self._log_step()
                 if self.world.any(self.stop.asked):
                     return True
                 if self.world.any(time.monotonic() - self._saved >= self.checkpoint_seconds):
                     self._save_checkpoints()
             if self._pace.is_report_due() and self.world.is_first:
-                self._tell()
+                self.on_step(self._report())
             if not self._wanting():
                 break
         return False
@@ -144,10 +145,14 @@ class TrainingLoop:
             head.checkpoints.keep_only(head.step)
         self._saved = time.monotonic()
 
-    def _tell(self) -> None:
+    def _log_step(self) -> None:
+        """Into the logs of the heads of which a line is due."""
+        due = [head for head in self._training() if head.log.is_due(head.step, head.num_steps)]
+        if due and self.world.is_first:
+            report = self._report()
+            for head in due:
+                head.log.append_step(head.progress(self.position.epoch), report)
+
+    def _report(self) -> StepReport:
         remaining = max((head.num_steps - head.step for head in self._wanting()), default=0)
-        report = self._pace.report(tuple(head.progress(self.position.epoch) for head in self.heads), remaining)
-        for head, progress in zip(self.heads, report.heads, strict=True):
-            if head.is_training:
-                head.log.append_step(progress, report)
-        self.on_step(report)
+        return self._pace.report(tuple(head.progress(self.position.epoch) for head in self.heads), remaining)

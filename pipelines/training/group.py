@@ -185,11 +185,20 @@ class _Group:
             steps=longest.num_steps,
             precision=longest.precision.name,
             recipe=longest.recipe,
-            residency=residency.reason.removesuffix("."),
+            residency=self._where_from(residency),
             shuffle=self.stream.shuffle.kind,
             num_heads=len(heads),
             resumed_from=f"step {longest.step} of {longest.num_steps}" if longest.step else None,
         )
+
+    def _where_from(self, residency: Residency) -> str:
+        """A sentence, and of features that are read from a spinning disk another."""
+        hints = (
+            [self.stream.shuffle.reason]
+            if residency.kind == "disk" and "--shuffle" in self.stream.shuffle.reason
+            else []
+        )
+        return " ".join([residency.reason, *hints]).removesuffix(".")
 
     def _summary(self, head: HeadTraining) -> TrainingSummary:
         return TrainingSummary(

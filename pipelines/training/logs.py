@@ -84,10 +84,14 @@ class RunLog:
             scalars |= _train_scalars(report.train_loss, report.train_top1, report.lr)
         self._write_event(report.step, scalars)
 
+    def is_due(self, step: int, num_steps: int) -> bool:
+        """Whether `append_step` would keep a line after this step."""
+        interval = -(-num_steps // MAX_STEP_LINES)
+        return self._last_step is None or step // interval != self._last_step // interval
+
     def append_step(self, head: HeadProgress, report: StepReport) -> None:
         """Keep the first report of every thousandth part of the run; may be called after every step."""
-        interval = -(-head.num_steps // MAX_STEP_LINES)
-        if self._last_step is not None and head.step // interval == self._last_step // interval:
+        if not self.is_due(head.step, head.num_steps):
             return
         self._last_step = head.step
         speeds = (report.steps_per_second, report.read_bytes_per_second, report.waiting)

@@ -35,12 +35,16 @@ class Pace:
         self._step += 1
 
     def is_report_due(self) -> bool:
-        return time.monotonic() - self._reported >= 1 / REPORTS_PER_SECOND
+        """Now and then; a screen shows no more."""
+        now = time.monotonic()
+        if now - self._reported < 1 / REPORTS_PER_SECOND:
+            return False
+        self._reported = now
+        return True
 
     def report(self, heads: tuple[HeadProgress, ...], steps_left: int) -> StepReport:
         """Of the last seconds; `steps_left` are those of the head that has the most."""
         now = self._sample()
-        self._reported = now.at
         self._samples.append(now)
         while len(self._samples) > 2 and now.at - self._samples[1].at > WINDOW_SECONDS:
             self._samples.popleft()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -36,9 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
     """The same to write into."""
-    for file in trained.iterdir():
-        (tmp_path / "run").mkdir(exist_ok=True)
-        (tmp_path / "run" / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(trained, tmp_path / "run")
     return tmp_path / "run"
 
 

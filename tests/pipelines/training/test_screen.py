@@ -347,7 +347,8 @@ def test_a_training_writes_its_logs_into_the_run_folder(
     status, out, err = vcache(line)
     assert status == 0
     assert "evaluate with:  vcache eval" in out
-    assert [text.split("  ")[0] for text in err.splitlines()[1:3]] == ["epoch", "epoch"]
+    assert "are kept in memory" in err.splitlines()[1]
+    assert [text.split("  ")[0] for text in err.splitlines()[2:4]] == ["epoch", "epoch"]
     assert err.splitlines()[-1].startswith("run: 6/6 steps, epoch 2/2, loss ")
     assert [line["step"] for line in read_log(tmp_path / "run" / "steps.jsonl")] == [1, 2, 3, 4, 5, 6]
     metrics = read_log(tmp_path / "run" / "metrics.jsonl")
