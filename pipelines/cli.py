@@ -27,6 +27,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "resume": cli_heads.resume,
         "import-head": cli_heads.import_head,
         "eval": cli_runs.evaluate,
+        "ensemble": cli_runs.ensemble,
         "explain": cli_runs.explain,
     },
     "Stores": {

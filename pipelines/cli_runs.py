@@ -1,4 +1,4 @@
-"""`vcache eval` and `explain`: how good the head of a run is, and what it looks at."""
+"""`vcache eval`, `ensemble` and `explain`: how good the heads of runs are, alone and together, and what one looks at."""
 
 from pathlib import Path
 from typing import Annotated
@@ -90,6 +90,76 @@ def evaluate(
 
 
 def _note(note: str) -> None:
+    console.err.print(f"note: {note}", soft_wrap=True, markup=False, highlight=False)
+
+
+def ensemble(
+    members: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Run folders whose predictions `vcache eval` has written, or a .npz of any model: an array scores (videos, "
+            "classes), and where known video_ids, targets, class_names.",
+            metavar="RUN|FILE...",
+        ),
+    ],
+    split: Annotated[str | None, typer.Option(help="Take the runs' predictions of this split.")] = None,
+    views: Annotated[
+        str | None, typer.Option(metavar="TxS", help="Take the runs' predictions of these views, as 3x1.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="One for each member, as 0.3,0.7, rather than a search.")
+    ] = None,
+    step: Annotated[float, typer.Option(help="Of the weights that are tried.")] = 0.1,
+    tune_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="half|FILE",
+            help="Choose the weights on a half of the videos and report on the other; or on other predictions, a run's or a "
+            "file for each member, in the same order. Default: on the videos reported on, as in EVL's paper.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the half.")] = 0,
+    common: Annotated[
+        bool, typer.Option("--common", help="Use the videos that all members have; else they must have the same ones.")
+    ] = False,
+    save: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npz", help="Write the average's own predictions, a member for another ensemble."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Average the probabilities of several models, with the weights that are best in steps of 0.1.
+
+    Videos are matched by their ids and classes by their names, so a model that was trained elsewhere can take part.
+
+    [bold]Examples:[/bold]  vcache ensemble runs/evl-1 scores.npz  |  vcache ensemble runs/evl-1 runs/linear-1 --tune-on half
+    """
+    from vcache.pipelines.evaluation.ensemble import EnsembleConfig, parse_weights, run_ensemble
+    from vcache.pipelines.evaluation.ensemble_screen import described, print_ensemble
+
+    config = EnsembleConfig(
+        members=tuple(members),
+        split=split,
+        views=views,
+        weights=parse_weights(weights) if weights else None,
+        step=step,
+        tune_on=tuple(tune_on or ()),
+        seed=seed,
+        common=common,
+    )
+    found = run_ensemble(config, on_note=_print_note)
+    if save is not None:
+        save.parent.mkdir(parents=True, exist_ok=True)
+        found.predictions.save(save)
+    if as_json:
+        console.print_json(described(found))
+        return
+    print_ensemble(found)
+    if save is not None:
+        console.out.print(f"  saved  {save}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _print_note(note: str) -> None:
     console.err.print(f"note: {note}", soft_wrap=True, markup=False, highlight=False)
 
 
