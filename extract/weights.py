@@ -8,8 +8,7 @@ features. So the checkpoint is found and read here, and each of these is an erro
 import difflib
 import hashlib
 import json
-import warnings
-import zipfile
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ import open_clip
 import torch
 from safetensors import safe_open
 from torch import Tensor
+
+from vcache.extract.torchscript import is_torchscript, read_torchscript
 
 LOCAL_DIR = "local-dir:"
 CONFIG_FILE = "open_clip_config.json"
@@ -135,7 +136,8 @@ def find_checkpoint(model: str, pretrained: str | None, architecture: Architectu
 def read_checkpoint(path: Path) -> Checkpoint:
     """The image tower in a .safetensors file, a state dict or training checkpoint of torch, or a TorchScript archive.
 
-    Of .safetensors only the image tower is read; of the others the text tower is dropped on return.
+    Of .safetensors and TorchScript only the image tower is read; of the others the text tower is dropped on return. Code
+    that a file holds is not run, and a file that cannot be read without is refused.
 
     Raises:
         RandomWeightsRefused: the file cannot be read, or holds no image tower under open_clip's names.
@@ -144,7 +146,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         state, quick_gelu = _read_state(path)
     # A file that is something else makes the readers raise nearly anything.
     except Exception as error:
-        raise RandomWeightsRefused(f"{path} cannot be read as a checkpoint: {_first_line(error)}") from error
+        raise RandomWeightsRefused(f"{path} cannot be read as a checkpoint: {_why_unread(error)}.") from error
     weights = {
         name.removeprefix("visual."): tensor.detach().float()
         for name, tensor in state.items()
@@ -236,22 +238,11 @@ def _read_state(path: Path) -> tuple[dict[str, Tensor], bool | None]:
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys() if name.startswith("visual.")}, None  # noqa: SIM118
-    if _is_torchscript(path):
-        with warnings.catch_warnings():
-            # Deprecated in torch, and still the only form in which OpenAI publishes its models.
-            warnings.simplefilter("ignore", FutureWarning)
-            script = torch.jit.load(path, map_location="cpu")
-        return dict(script.state_dict()), any(module.original_name == "QuickGELU" for module in script.modules())
+    if is_torchscript(path):
+        tensors, class_names = read_torchscript(path, "visual.")
+        return tensors, "QuickGELU" in class_names
     state = _plain_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return state, True if state.keys() >= _OPENAI_NAMES else None
-
-
-def _is_torchscript(path: Path) -> bool:
-    """An archive of code and weights, as OpenAI publishes; torch.load reads it only with its safety off."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _plain_state_dict(loaded: dict[str, Any]) -> dict[str, Tensor]:
@@ -281,6 +272,13 @@ def _listed(tags: list[str]) -> str:
     if not tags:
         return "open_clip lists none"
     return ", ".join(tags[:6]) + (f" and {len(tags) - 6} more" if len(tags) > 6 else "")
+
+
+def _why_unread(error: Exception) -> str:
+    """torch's own advice, to load the file with its safety off, is left out."""
+    if found := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"it holds {found[1]}, which only running code of the file could make, and vcache runs none"
+    return _first_line(error).split(". ")[0]
 
 
 def _first_line(error: Exception) -> str:
