@@ -77,6 +77,11 @@ def _not_a_checkpoint(head: bytes) -> str | None:
         )
     if head.startswith(b"version https://git-lfs"):
         return "is a pointer of Git LFS and no checkpoint. Fetch the file with:  git lfs pull"
+    if head[257:262] == b"ustar":
+        return (
+            "is a .tar, as torch wrote checkpoints until 2017: reading it would run code that it may hold, and vcache runs none. "
+            "If you trust it, load it and save its state dict with a current torch."
+        )
     return None
 
 

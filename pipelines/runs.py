@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -68,7 +69,7 @@ class Run:
                 f"{path} has no head.safetensors: its training did not finish. Go on with:  "
                 f"{shlex.join(['vcache', 'resume', str(path)])}"
             )
-        return cls(path, json.loads((path / "config.json").read_text()))
+        return cls(path, _read_config(path / "config.json"))
 
     @classmethod
     def unfinished(cls, path: Path) -> "Run":
@@ -145,8 +146,28 @@ class Run:
         head_class = get_head(self.head)
         config = {name: tuple(v) if isinstance(v, list) else v for name, v in self.config["head_config"].items()}
         head = head_class(build(head_class.Config, config))
-        head.load_state_dict(load_file(file))
+        head.load_state_dict(_read_weights(file))
         return head.eval()
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}. Restore it from a copy.") from error
+    if not isinstance(config, dict):
+        raise RunError(f"{path} is damaged: it holds no settings. Restore it from a copy.")
+    return config
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise RunError(
+            f"{path} holds no weights in the format of safetensors, the only one that a run has: {error}. Restore it from a "
+            "copy, or make a run of a checkpoint with:  vcache import-head"
+        ) from error
 
 
 def check_free(path: Path) -> None:
