@@ -9,7 +9,7 @@ sum to 1, and of equally good weights those nearest to equal ones are chosen.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vcache.pipelines.evaluation.alignment import EnsembleError
-from vcache.pipelines.evaluation.evaluate import Metrics, compute_metrics
 from vcache.pipelines.evaluation.members import Members, find_predictions, read_members
+from vcache.pipelines.evaluation.metrics import Metrics, compute_metrics
 from vcache.pipelines.evaluation.predictions import Predictions
 
 HALF = "half"
@@ -95,12 +95,12 @@ def run_ensemble(config: EnsembleConfig, on_note: Callable[[str], None] = lambda
         grid = [tuple(weight / sum(config.weights) for weight in config.weights)]
     else:
         grid = list(simplex(len(paths), round(1 / config.step)))
-    combinations = tuple(Combination(weights=weights, value=_value(_metrics(tuning, weights))) for weights in grid)
+    combinations = tuple(_measured(tuning, weights) for weights in grid)
     best = max(combinations, key=_rank)
     alone = [_metrics(reported, [float(k == i) for k in range(len(paths))]) for i in range(len(paths))]
     return Ensemble(
         members=members.names,
-        measure="mAP" if members.multi_label else "top-1",
+        measure=alone[0].monitored_name,
         combinations=combinations,
         best=best,
         metrics=_metrics(reported, best.weights),
@@ -231,11 +231,11 @@ def _weighted(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def _metrics(members: Members, weights: Sequence[float]) -> Metrics:
-    return replace(compute_metrics(average(members, weights), members.targets), views=members.first.views)
+    return compute_metrics(average(members, weights), members.targets, views=members.first.views)
 
 
-def _value(metrics: Metrics) -> float:
-    return metrics.top1
+def _measured(members: Members, weights: tuple[float, ...]) -> Combination:
+    return Combination(weights=weights, value=_metrics(members, weights).monitored)
 
 
 def _rank(combination: Combination) -> tuple[float, float]:

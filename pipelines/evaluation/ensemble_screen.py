@@ -10,7 +10,7 @@ from rich.table import Table
 
 from vcache.pipelines import console
 from vcache.pipelines.evaluation.ensemble import HALF, Combination, Ensemble
-from vcache.pipelines.evaluation.evaluate import Metrics
+from vcache.pipelines.evaluation.metrics import Metrics
 
 MOST_SHOWN = 10
 """Combinations of three or more members; of two, all are shown."""
@@ -44,10 +44,10 @@ def described(ensemble: Ensemble) -> dict[str, Any]:
 def _members_table(ensemble: Ensemble, letters: str) -> Table:
     table = _table("", "", *_titles(ensemble), "gain")
     for letter, name, metrics in zip(letters, ensemble.members, ensemble.alone, strict=True):
-        table.add_row(letter, escape(name), *_numbers(ensemble, metrics), "")
-    gain = ensemble.metrics.top1 - max(metrics.top1 for metrics in ensemble.alone)
+        table.add_row(letter, escape(name), *_numbers(metrics), "")
+    gain = ensemble.metrics.monitored - max(metrics.monitored for metrics in ensemble.alone)
     average = _sum(ensemble.best.weights, letters)
-    table.add_row("", average, *_numbers(ensemble, ensemble.metrics), f"{100 * gain:+.1f}", style="bold")
+    table.add_row("", average, *_numbers(ensemble.metrics), f"{100 * gain:+.1f}", style="bold")
     return table
 
 
@@ -82,11 +82,22 @@ def _table(*titles: str) -> Table:
 
 
 def _titles(ensemble: Ensemble) -> tuple[str, ...]:
-    return ("mAP",) if ensemble.measure == "mAP" else ("top-1", "top-5", "mean class")
+    return tuple(_values(ensemble.metrics))
 
 
-def _numbers(ensemble: Ensemble, metrics: Metrics) -> tuple[str, ...]:
-    return tuple(f"{value:.1%}" for value in (metrics.top1, metrics.top5, metrics.mean_class_accuracy))
+def _numbers(metrics: Metrics) -> tuple[str, ...]:
+    return tuple(f"{value:.1%}" for value in _values(metrics).values())
+
+
+def _values(metrics: Metrics) -> dict[str, float]:
+    """Those that are set: of several classes per video others than of one."""
+    values = {
+        "top-1": metrics.top1,
+        "top-5": metrics.top5,
+        "mean class": metrics.mean_class_accuracy,
+        "mAP": metrics.mean_average_precision,
+    }
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _sum(weights: Sequence[float], letters: str) -> str:

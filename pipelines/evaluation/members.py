@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,6 +89,7 @@ def read_members(paths: Sequence[Path], *, common: bool = False) -> Members:
     targets = targets.float() if targets.ndim == 2 else targets.long()
     for member in aligned.members:
         _check_kind(member, targets.ndim == 2)
+        _check_numbers(member)
     pairs = [_probabilities(member.says, targets.ndim == 2) for member in aligned.members]
     notes = chain(aligned.notes, *map(_note_on_kind, aligned.members))
     said = [member.says for member in aligned.members]
@@ -128,6 +130,16 @@ def _check_kind(member: Member, multi_label: bool) -> None:
         mend = f"Add an array kind = {expected!r} to it" if member.says.read_as else "Name predictions of the same task"
         raise EnsembleError(
             f"the scores of {member.name} are for {member.says.kind}, and the videos {what}, which takes {expected}. {mend}."
+        )
+
+
+def _check_numbers(member: Member) -> None:
+    # Minus infinity is the logarithm of a probability of 0; the largest is NaN if any is.
+    odd = np.flatnonzero(~np.isfinite(member.says.scores.max(axis=1)))
+    if len(odd):
+        raise EnsembleError(
+            f"{member.name} has scores that are no numbers, those of {len(odd)} videos, the first in row {odd[0]}. Leave it out, "
+            "or write it again."
         )
 
 

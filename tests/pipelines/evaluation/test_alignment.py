@@ -57,6 +57,30 @@ def test_members_that_differ_are_refused(other: dict[str, Any], message: str, tm
         read(tmp_path, {}, other)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_that_are_no_numbers_are_refused(value: float, tmp_path: Path) -> None:
+    odd = SCORES.copy()
+    odd[3, 1] = value
+    with pytest.raises(
+        EnsembleError, match="other.npz has scores that are no numbers, those of 1 videos, the first in row 3"
+    ):
+        read(tmp_path, {}, {"scores": odd, "kind": "softmax"})
+
+
+def test_scores_of_one_kind_do_not_go_with_the_targets_of_the_other(tmp_path: Path) -> None:
+    """A file without targets and kind is read as one with a class for each video."""
+    sigmoid = {"targets": MULTI_HOT, "kind": "sigmoid"}
+    with pytest.raises(
+        EnsembleError, match="other.npz are for softmax, .* may have several classes, which takes sigmoid. Add"
+    ):
+        read(tmp_path, sigmoid, {"targets": None})
+    assert read(tmp_path, sigmoid, {"targets": None, "kind": "sigmoid"}).multi_label
+    with pytest.raises(EnsembleError, match="video 'b' is 'sit' in one.npz and of no class in other.npz"):
+        read(
+            tmp_path, sigmoid, {"targets": MULTI_HOT * np.array([[1], [0], [1], [1], [1]], np.uint8), "kind": "sigmoid"}
+        )
+
+
 def test_targets_that_nobody_knows_are_refused(tmp_path: Path) -> None:
     with pytest.raises(EnsembleError, match="none of one.npz, other.npz has targets, so no average can be measured"):
         read(tmp_path, {"targets": None}, {"targets": None})

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score
+from sklearn.metrics import accuracy_score, average_precision_score
 
 from vcache.pipelines.evaluation import ensemble as module
 from vcache.pipelines.evaluation.alignment import EnsembleError
@@ -157,9 +157,9 @@ class Recorder:
     def __init__(self, call: Callable[..., Any]) -> None:
         self.call, self.targets = call, []
 
-    def __call__(self, x: Any, targets: Any) -> Any:
+    def __call__(self, x: Any, targets: Any, **options: Any) -> Any:
         self.targets.append(targets.tolist())
-        return self.call(x, targets)
+        return self.call(x, targets, **options)
 
 
 def test_weights_chosen_on_other_files_are_used_on_the_members(tmp_path: Path) -> None:
@@ -204,6 +204,40 @@ def test_saved_averages_are_members_of_other_averages(tmp_path: Path) -> None:
     np.testing.assert_allclose(nested.predictions.scores, flat.predictions.scores, rtol=1e-5)
     np.testing.assert_allclose(softmax(nested.predictions.scores).sum(axis=1), 1)
     assert nested.metrics.top1 == flat.metrics.top1
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 999), form=st.sampled_from(["logits", "probabilities"]))
+def test_of_several_classes_a_video_the_sigmoids_are_averaged(
+    seed: int, form: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    drawn, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("multi-label")
+    targets = (drawn.random((M, K)) < 0.4).astype(np.uint8)
+    targets[0] = 1
+    logits = [(drawn.normal(size=(M, K)) + i * targets).astype(np.float32) for i in range(2)]
+    p = [1 / (1 + np.exp(-x.astype(np.float64))) for x in logits]
+    paths = [member(folder / f"{i}.npz", 0, scores=x, targets=targets, kind="sigmoid") for i, x in enumerate(logits)]
+    if form == "probabilities":
+        np.savez(paths[1], scores=p[1], targets=targets, video_ids=ids_of())
+    found = ensemble(*paths)
+    assert (found.measure, found.metrics.top1, len(found.combinations)) == ("mAP", None, 11)
+    for (a, b), value in ((each.weights, each.value) for each in found.combinations):
+        expected = average_precision_score(targets, a * p[0] + b * p[1], average="macro")
+        assert value == pytest.approx(expected, abs=1e-6)
+    saved = 1 / (1 + np.exp(-found.predictions.scores.astype(np.float64)))
+    np.testing.assert_allclose(saved, sum(w * x for w, x in zip(found.best.weights, p, strict=True)), rtol=1e-4)
+    assert found.predictions.kind == "sigmoid" and found.predictions.targets is not None
+    assert found.predictions.targets.tolist() == targets.tolist()
+
+
+def test_certain_classes_keep_their_order_where_sigmoid_is_one(tmp_path: Path) -> None:
+    """In float64 the sigmoid of 40 and that of 60 are the same number."""
+    scores = np.array([[60, -9], [40, 9], [-40, -8], [-60, 8]], np.float32)
+    targets = np.array([[1, 0], [0, 1], [1, 0], [0, 1]], np.uint8)
+    known = {"targets": targets, "kind": "sigmoid", "video_ids": None, "class_names": None}
+    found = ensemble(*(member(tmp_path / f"{i}.npz", 0, scores=scores, **known) for i in range(2)), weights=(1.0, 1.0))
+    np.testing.assert_allclose(found.predictions.scores, scores, rtol=1e-6)
+    assert found.metrics.monitored == pytest.approx(average_precision_score(targets, scores, average="macro"))
 
 
 @pytest.mark.parametrize("form", ["probabilities", "half probabilities", "logits"])
