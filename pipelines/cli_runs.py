@@ -147,9 +147,10 @@ def ensemble(
         seed=seed,
         common=common,
     )
-    found = run_ensemble(config, on_note=_print_note)
+    with console.stages() as on_stage:
+        on_stage("averaging")
+        found = run_ensemble(config, on_note=_note)
     if save is not None:
-        save.parent.mkdir(parents=True, exist_ok=True)
         found.predictions.save(save)
     if as_json:
         console.print_json(described(found))
@@ -157,10 +158,6 @@ def ensemble(
     print_ensemble(found)
     if save is not None:
         console.out.print(f"  saved  {save}", soft_wrap=True, markup=False, highlight=False)
-
-
-def _print_note(note: str) -> None:
-    console.err.print(f"note: {note}", soft_wrap=True, markup=False, highlight=False)
 
 
 def explain(

@@ -157,7 +157,9 @@ def _take(member: Member, rows: np.ndarray) -> Member:
     assert says.video_ids is not None
     targets = None if says.targets is None else says.targets[rows]
     ids = tuple(says.video_ids[row] for row in rows.tolist())
-    return replace(member, says=replace(says, scores=says.scores[rows], targets=targets, video_ids=ids))
+    paths = None if says.paths is None else tuple(says.paths[row] for row in rows.tolist())
+    says = replace(says, scores=says.scores[rows], targets=targets, video_ids=ids, paths=paths)
+    return replace(member, says=says)
 
 
 def _same_targets(members: Sequence[Member]) -> np.ndarray:

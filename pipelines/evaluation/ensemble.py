@@ -249,6 +249,7 @@ def _predictions(members: Members, weights: Sequence[float]) -> Predictions:
     return Predictions(
         scores=average(members, weights).float().numpy(),
         video_ids=members.first.video_ids,
+        paths=members.first.paths,
         targets=targets.astype("uint8") if members.multi_label else targets,
         class_names=members.class_names,
         split=members.first.split,

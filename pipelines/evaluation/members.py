@@ -134,8 +134,9 @@ def _check_kind(member: Member, multi_label: bool) -> None:
 
 
 def _check_numbers(member: Member) -> None:
-    # Minus infinity is the logarithm of a probability of 0; the largest is NaN if any is.
-    odd = np.flatnonzero(~np.isfinite(member.says.scores.max(axis=1)))
+    # A probability of 0 has the logarithm minus infinity, and one of 1 infinite log-odds.
+    largest = member.says.scores.max(axis=1)  # NaN if any is
+    odd = np.flatnonzero(np.isnan(largest) if member.says.kind == "sigmoid" else ~np.isfinite(largest))
     if len(odd):
         raise EnsembleError(
             f"{member.name} has scores that are no numbers, those of {len(odd)} videos, the first in row {odd[0]}. Leave it out, "

@@ -6,7 +6,8 @@
     split, views ("3x1"), average, store_key, run      text
 
 A file of anyone else may hold `scores` alone, or with any of the others. One without `kind` whose rows are probabilities (none
-below 0, each row with the sum 1) is read as such: their logarithms are the scores.
+below 0, each row with the sum 1; where videos have several classes, all between 0 and 1) is read as such: the scores are their
+logarithms, or log-odds.
 """
 
 import csv
@@ -51,6 +52,8 @@ class Predictions:
     average: str = ""
     store_key: str = ""
     run: str = ""
+    read_as: str = ""
+    """What the scores of a file without `kind` were taken for, "probabilities" or "logits"; it is not saved."""
 
     def __post_init__(self) -> None:
         num_videos, num_classes = self.scores.shape
@@ -149,8 +152,8 @@ class Predictions:
             fields = {name: _text(arrays, name) for name in _TEXTS}
             lists = {name: _texts(arrays, name) for name in ("video_ids", "paths", "class_names")}
             targets = _targets(arrays)
-            scores, kind = _scores(arrays, targets)
-            return cls(scores=scores, kind=kind, targets=targets, **lists, **fields)  # type: ignore[arg-type]
+            scores, kind, read_as = _scores(arrays, targets)
+            return cls(scores=scores, kind=kind, read_as=read_as, targets=targets, **lists, **fields)  # type: ignore[arg-type]
         except PredictionsError as error:
             raise PredictionsError(f"{path}: {error}") from error
 
@@ -184,18 +187,31 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file:
             opened = np.load(file, allow_pickle=False)
             if not isinstance(opened, np.ndarray):
-                return {name: opened[name] for name in opened.files}
+                return _arrays(opened)
     except FileNotFoundError as error:
         raise PredictionsError(f"{path} is not there. `vcache eval RUN` writes one into RUN/predictions.") from error
     except _DAMAGE as error:
+        # NumPy advises to load such a file with its safety off.
+        what = (
+            "it holds pickled Python objects, and vcache runs no code of a file"
+            if "allow_pickle" in str(error)
+            else error
+        )
         raise PredictionsError(
-            f"{path} is no npz of plain arrays: {error}. Write one with np.savez(FILE, scores=...)."
+            f"{path} is no npz of plain arrays: {what}. Write one with np.savez(FILE, scores=...)."
         ) from error
     raise PredictionsError(f"{path} is one array; save it as the `scores` of an npz: np.savez(FILE, scores=...)")
 
 
-def _scores(arrays: dict[str, np.ndarray], targets: np.ndarray | None) -> tuple[np.ndarray, str]:
-    """The scores and their kind."""
+def _arrays(archive: np.lib.npyio.NpzFile) -> dict[str, np.ndarray]:
+    found = {name: archive[name] for name in archive.files}
+    if odd := [name for name, x in found.items() if not isinstance(x, np.ndarray)]:
+        raise ValueError(f"{odd[0]} in it is no array")
+    return found
+
+
+def _scores(arrays: dict[str, np.ndarray], targets: np.ndarray | None) -> tuple[np.ndarray, str, str]:
+    """The scores, their kind, and what they were taken for if the file does not say it."""
     if "scores" not in arrays:
         raise PredictionsError(f"it has no array 'scores'; it has {', '.join(sorted(arrays)) or 'none'}")
     scores = arrays["scores"]
@@ -204,12 +220,15 @@ def _scores(arrays: dict[str, np.ndarray], targets: np.ndarray | None) -> tuple[
             f"scores are {scores.dtype} of shape {scores.shape}; they must be floating-point (videos, classes)"
         )
     if "kind" in arrays:
-        return scores.astype(np.float32), _text(arrays, "kind")
-    several = targets is not None and targets.ndim == 2
-    if not several and (scores >= 0).all() and np.allclose(scores.sum(axis=1, dtype=np.float64), 1, atol=1e-3):
-        with np.errstate(divide="ignore"):
-            scores = np.log(scores.astype(np.float64))
-    return scores.astype(np.float32), "sigmoid" if several else "softmax"
+        return scores.astype(np.float32), _text(arrays, "kind"), ""
+    several, x = targets is not None and targets.ndim == 2, scores.astype(np.float64)
+    kind = "sigmoid" if several else "softmax"
+    # float16 sums of many probabilities are off by a few thousandths.
+    if not ((x >= 0) & (x <= 1)).all() or not (several or np.allclose(x.sum(axis=1), 1, atol=1e-2)):
+        return scores.astype(np.float32), kind, "logits"
+    with np.errstate(divide="ignore"):
+        x = np.log(x) - np.log1p(-x) if several else np.log(x)
+    return x.astype(np.float32), kind, "probabilities"
 
 
 def _targets(arrays: dict[str, np.ndarray]) -> np.ndarray | None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from vcache.pipelines.evaluation.alignment import EnsembleError
 from vcache.pipelines.evaluation.members import Members, find_predictions, read_members
@@ -37,7 +38,6 @@ def read(tmp_path: Path, one: dict[str, Any], other: dict[str, Any], **options: 
             "--common to use the 4 that both have.",
         ),
         ({"video_ids": np.array(["v", "w", "x", "y", "z"])}, "have no video in common: a, b, c, ...; v, w, x, ..."),
-        ({"video_ids": np.array(["a", "b", "c", "d", "d"])}, "other.npz has video 'd' 2 times. Each may be there once"),
         ({"class_names": np.array(["jump", "walk", "sit"])}, "class 'walk' that one.npz has not, which has class 'run' instead"),
         ({"class_names": np.array(["sit", "sit", "run"])}, "other.npz has class 'sit' 2 times"),
         ({"scores": np.zeros((5, 4), np.float32), "class_names": None}, "other.npz has 4 classes and one.npz 3"),
@@ -65,6 +65,16 @@ def test_scores_that_are_no_numbers_are_refused(value: float, tmp_path: Path) ->
         EnsembleError, match="other.npz has scores that are no numbers, those of 1 videos, the first in row 3"
     ):
         read(tmp_path, {}, {"scores": odd, "kind": "softmax"})
+
+
+def test_probabilities_of_zero_and_one_are_numbers(tmp_path: Path) -> None:
+    """Their logarithms and log-odds are infinite."""
+    certain = np.eye(3, dtype=np.float32)[TARGETS]
+    members = read(tmp_path, {"scores": certain}, {"scores": certain.astype(np.float16)})
+    assert all(p.equal(torch.from_numpy(certain).double()) for p in members.probabilities)
+    members = read(tmp_path, {"scores": certain, "targets": MULTI_HOT}, {"scores": SCORES, "targets": MULTI_HOT})
+    assert members.probabilities[0].equal(torch.from_numpy(certain).double())
+    assert members.complements[0].equal(torch.from_numpy(1 - certain).double())
 
 
 def test_scores_of_one_kind_do_not_go_with_the_targets_of_the_other(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, average_precision_score
+from viewed import viewed_store
 
 from vcache.pipelines.evaluation import ensemble as module
 from vcache.pipelines.evaluation.alignment import EnsembleError
@@ -318,3 +319,22 @@ def test_the_command_saves_and_prints_json(tmp_path: Path, vcache: Vcache) -> No
     assert len(Predictions.load(saved).scores) == M
     status, out, err = vcache(f"ensemble {a} {b} --weights 1,a")
     assert status == 1 and "--weights 1,a: numbers are expected, one for each member, as 0.3,0.7." in err
+
+
+def test_runs_are_averaged_from_what_eval_wrote(tmp_path: Path, vcache: Vcache) -> None:
+    viewed_store(tmp_path / "views.zarr").close()
+    runs = [tmp_path / "runs" / name for name in ("one", "two")]
+    for seed, run in enumerate(runs):
+        words = f"--store {tmp_path / 'views.zarr'} --out {run} --device cpu --epochs 3 --batch-size 5 --set lr=0.1"
+        assert vcache(f"train-head linear {words} --seed {seed}")[0] == 0
+    status, _, err = vcache(f"ensemble {runs[0]} {runs[1]}")
+    assert status == 1 and f"one has no predictions. Make them with:  vcache eval {runs[0]}" in err
+    for run in runs:
+        assert vcache(f"eval {run} --device cpu")[0] == 0
+    status, out, err = vcache(f"ensemble {runs[0]} {runs[1]} --json")
+    told = json.loads(out)
+    assert (status, err, told["members"], told["notes"]) == (0, "", ["one", "two"], [])
+    assert [each["value"] for each in told["combinations"]][::10] == [alone["top1"] for alone in told["alone"]][::-1]
+    for run, alone in zip(runs, told["alone"], strict=True):
+        _, out, _ = vcache(f"eval {run} --device cpu --no-save --json")
+        assert alone["top1"] == json.loads(out)["top1"] and alone["views"] == "3x1"

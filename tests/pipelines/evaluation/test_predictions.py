@@ -72,7 +72,7 @@ def test_any_scores_and_any_names_are_kept(
 def test_scores_alone_are_enough(tmp_path: Path) -> None:
     np.savez(tmp_path / "p.npz", scores=SCORES.astype(np.float64))
     loaded = Predictions.load(tmp_path / "p.npz")
-    assert_same(loaded, Predictions(scores=SCORES))
+    assert_same(loaded, Predictions(scores=SCORES, read_as="logits"))
     with pytest.raises(PredictionsError, match="without targets, so nothing can be measured"):
         loaded.metrics()
 
