@@ -161,5 +161,7 @@ def _read(archive: zipfile.ZipFile, root: str, x: _StoredTensor) -> Tensor:
     values = bytearray(archive.read(f"{root}/data/{key}"))
     if len(values) != size * dtype.itemsize:
         raise TorchScriptError(f"data/{key} in it has {len(values)} bytes, not {size * dtype.itemsize}")
+    if math.prod(x.shape) > size:  # with a stride of 0, a few bytes could stand for more than the memory holds
+        raise TorchScriptError(f"a tensor of shape {x.shape} in it has {size} values")
     # Refuses what would reach beyond the values.
     return torch.frombuffer(values, dtype=dtype).as_strided(x.shape, x.stride, x.offset).clone()

@@ -272,6 +272,21 @@ def test_an_archive_that_is_damaged_is_refused(ending: str, content: bytes, trac
         read_checkpoint(traced)
 
 
+def test_a_tensor_of_an_archive_that_claims_more_than_it_holds_is_refused(traced: Path) -> None:
+    """The bias of 3 as 2,147,483,647 times its first value."""
+    with zipfile.ZipFile(traced) as archive:
+        told = next(archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl"))
+    shape, stride = b"(K\x03t", b"(K\x01t"
+    assert told.count(shape) == told.count(stride) == 1
+    claimed = told.replace(shape, b"(J\xff\xff\xff\x7ft").replace(stride, b"(K\x00t")
+    replace_in_zip(traced, "/data.pkl", claimed)
+    with pytest.raises(RandomWeightsRefused, match=r"a tensor of shape \(2147483647,\) in it has 3 values"):
+        read_checkpoint(traced)
+    replace_in_zip(traced, "/data.pkl", told.replace(stride, b"(K\x02t"))
+    with pytest.raises(RandomWeightsRefused, match="out of bounds for storage"):
+        read_checkpoint(traced)
+
+
 # Runs, predictions, names of classes.
 
 
