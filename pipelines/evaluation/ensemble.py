@@ -91,20 +91,17 @@ def run_ensemble(config: EnsembleConfig, on_note: Callable[[str], None] = lambda
     notes = tuple(dict.fromkeys([*members.notes, *tuning.notes]))
     for note in notes:
         on_note(note)
-    if config.weights:
-        grid = [tuple(weight / sum(config.weights) for weight in config.weights)]
-    else:
-        grid = list(simplex(len(paths), round(1 / config.step)))
-    combinations = tuple(_measured(tuning, weights) for weights in grid)
+    combinations = tuple(_measured(tuning, weights) for weights in _weights_to_try(config))
     best = max(combinations, key=_rank)
-    alone = [_metrics(reported, [float(k == i) for k in range(len(paths))]) for i in range(len(paths))]
+    each_alone = torch.eye(len(paths), dtype=torch.float64).tolist()
+    metrics = _metrics(reported, best.weights)
     return Ensemble(
         members=members.names,
-        measure=alone[0].monitored_name,
+        measure=metrics.monitored_name,
         combinations=combinations,
         best=best,
-        metrics=_metrics(reported, best.weights),
-        alone=tuple(alone),
+        metrics=metrics,
+        alone=tuple(_metrics(reported, weights) for weights in each_alone),
         num_tuned=0 if config.weights else len(tuning.targets),
         optimistic=not config.weights and tuning is reported,
         notes=notes,
@@ -139,6 +136,12 @@ def average(members: Members, weights: Sequence[float]) -> Float[Tensor, "M K"]:
     if members.multi_label:
         scores -= _weighted(members.complements, weights).clamp_min(torch.finfo(p.dtype).tiny).log()
     return scores
+
+
+def _weights_to_try(config: EnsembleConfig) -> list[tuple[float, ...]]:
+    if config.weights:
+        return [tuple(weight / sum(config.weights) for weight in config.weights)]
+    return list(simplex(len(config.members), round(1 / config.step)))
 
 
 def _compositions(num_parts: int, total: int) -> Iterator[tuple[int, ...]]:
