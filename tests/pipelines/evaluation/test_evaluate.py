@@ -110,6 +110,7 @@ def test_a_video_that_failed_has_no_prediction(tmp_path: Path) -> None:
 
 def test_the_best_weights_are_taken_where_they_are_asked_for(run: Path, vcache: Vcache) -> None:
     last = evaluate_run(run, device="cpu")
+    (run / "best.safetensors").unlink()
     with pytest.raises(RunError, match="has no best.safetensors, as runs have that were validated .*  --which last"):
         evaluate_run(run, which="best", device="cpu")
     with pytest.raises(RunError, match="--which 'first' is not there; a run has weights last and best"):
