@@ -4,10 +4,12 @@ A command builds a dataclass and calls one function. torch, zarr and everything 
 that needs them, so that help is instant.
 """
 
+import contextlib
 import inspect
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -85,6 +87,11 @@ for _panel, _commands in COMMANDS.items():
 
 def main() -> None:
     """Entry point: a foreseen error is one message and exit status 1 (2 for usage), an interruption 130."""
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere if _rank() else sys.stdout):
+        _run()
+
+
+def _run() -> None:
     try:
         app()
     except KeyboardInterrupt:
@@ -92,11 +99,18 @@ def main() -> None:
         sys.exit(130)
     except Exception as error:
         if status := getattr(error, "exit_status", None):  # stopped as asked, and nothing is lost
-            console.err.print(str(error), soft_wrap=True, markup=False, highlight=False)
+            if not _rank():
+                console.err.print(str(error), soft_wrap=True, markup=False, highlight=False)
             sys.exit(status)
         if os.environ.get("VCACHE_TRACEBACK"):
             raise
-        console.fail(_message(error))
+        console.fail(f"rank {_rank()}: {_message(error)}" if _rank() else _message(error))
+
+
+def _rank() -> int:
+    """Of this process among those that torchrun started. The first, as one alone, is 0: it says for all what is done."""
+    rank = os.environ.get("RANK", "0")
+    return int(rank) if "LOCAL_RANK" in os.environ and rank.isdecimal() else 0
 
 
 def _message(error: Exception) -> str:

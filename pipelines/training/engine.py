@@ -17,7 +17,7 @@ from vcache.pipelines.training.stopping import StopRequest
 from vcache.pipelines.training.world import ALONE, World
 
 STEPS_BETWEEN_AGREEMENTS = 16
-"""On a GPU, and with several ranks: how often to wait for the device and for one another. A lost head is noticed then."""
+"""On a GPU: how often to wait for the device, and for the other ranks. A lost head is noticed then."""
 
 
 @dataclass
@@ -90,9 +90,9 @@ class TrainingLoop:
         return False
 
     def _is_time_to_agree(self) -> bool:
-        """By the number of the batch, so that all ranks wait for one another at the same one."""
-        alone = self.world.size == 1 and self.train.device.type == "cpu"
-        return alone or self.position.batch % STEPS_BETWEEN_AGREEMENTS == 0
+        """By the number of the batch, so that all ranks wait for one another at the same one. On a CPU always: the ranks wait for
+        the gradients anyway, and torchrun kills what has not stopped 30 s after a Ctrl-C."""
+        return self.train.device.type == "cpu" or self.position.batch % STEPS_BETWEEN_AGREEMENTS == 0
 
     @contextmanager
     def _surviving(self, head: HeadTraining) -> Iterator[None]:
@@ -109,6 +109,7 @@ class TrainingLoop:
             with self._surviving(head):
                 head.settle()
         read_bytes, waited = self._pace.end_epoch()
+        read_bytes = int(self.world.sum([read_bytes])[0])
         metrics = self._validate()
         for head in self._training():
             report = head.end_epoch(self.position.epoch, metrics.get(head.name), read_bytes, waited)

@@ -9,7 +9,7 @@ from typing import Any
 from vcache.heads.registry import get_head
 from vcache.pipelines.device import select_device
 from vcache.pipelines.loading.residency import Residency
-from vcache.pipelines.runs import Run
+from vcache.pipelines.runs import Run, RunError
 from vcache.pipelines.training.checkpoints import common_step
 from vcache.pipelines.training.config import TrainingConfig
 from vcache.pipelines.training.engine import Position, TrainingLoop
@@ -26,7 +26,7 @@ from vcache.pipelines.training.random_state import RandomState
 from vcache.pipelines.training.reports import EpochReport, StepReport, TrainingPlan, TrainingSummary
 from vcache.pipelines.training.step import check_recipe
 from vcache.pipelines.training.stopping import TrainingStopped, stop_on_signals
-from vcache.pipelines.training.world import World, joined_world
+from vcache.pipelines.training.world import World, joined_world, state_digest
 from vcache.store.reader import FeatureStore
 
 OPTIMISER_BYTES = 12
@@ -67,7 +67,14 @@ def train_group(
     """
     device = select_device(members[0].config.device)
     with joined_world(device) as world, open_training_store(members[0].config) as store:
-        return _Group(members, events or TrainingEvents(), store, world).train(resume)
+        told = events if events and world.is_first else TrainingEvents()
+        return _Group(members, told, store, world).train(resume)
+
+
+def resume_command(run: Path, num_processes: int) -> str:
+    """The line that goes on with a run, or with all below a folder; of several processes for one machine."""
+    launcher = f"torchrun --nproc-per-node {num_processes} --no-python " if num_processes > 1 else ""
+    return launcher + shlex.join(["vcache", "resume", str(run)])
 
 
 class _Group:
@@ -87,6 +94,8 @@ class _Group:
     def train(self, resume: bool) -> list[TrainingSummary]:
         heads = [self._begin(*pair, resume) for pair in zip(self.members, self.prepared, strict=True)]
         position = self._resume(heads) if resume else Position()
+        for head in heads if self.world.size > 1 else []:
+            self.world.check_same(f"{state_digest(head.head.state_dict())} {position}", f"the weights of {head.name}")
         residency = self._keep(heads)
         if self.world.is_first:
             self.events.on_plan(self._plan(heads, residency))
@@ -111,7 +120,7 @@ class _Group:
 
     def _stopped(self, position: Position) -> str:
         run = self.members[0].run if len(self.members) == 1 else self.members[0].run.parent
-        command = shlex.join(["vcache", "resume", str(run)])
+        command = resume_command(run, self.world.size)
         done = position.epoch * len(self.loader) + position.batch
         return f"stopped after {done} steps, all of them kept. Go on with:  {command}"
 
@@ -125,7 +134,7 @@ class _Group:
             random.seed(config.seed + 1_000_003 * self.world.rank)  # its own dropout; rank 0 draws what it would alone
         steps_per_epoch = len(self.loader)
         _, num_steps = training_length(prepared.recipe, steps_per_epoch)
-        described = run_config(prepared, self.store, self.loader)
+        described = run_config(prepared, self.store, self.loader, self.world)
         return HeadTraining(
             member.name,
             head,
@@ -146,10 +155,20 @@ class _Group:
             return Run(member.run, described)
         if resume and (member.run / "config.json").is_file():
             run = Run.unfinished(member.run)
+            self._check_number_of_processes(run)
             self.store.check_key(run.config["store_key"], run.config["store_spec"])
             run.check_same(described)
             return run
         return Run.create(member.run, described, self.store.manifest.class_names)
+
+    def _check_number_of_processes(self, run: Run) -> None:
+        """Each process has its own share of a batch and draws the dropout of it: another number would train another head."""
+        began, now = run.config.get("num_processes", 1), self.world.size
+        if began != now:
+            raise RunError(
+                f"{run.path} was begun with {began} process{'es' * (began > 1)}, and now there {'are' if now > 1 else 'is'} "
+                f"{now}. Go on with:  {resume_command(run.path, began)}"
+            )
 
     def _resume(self, heads: list[HeadTraining]) -> Position:
         """The last step of which all have a checkpoint; from the beginning if there is none."""

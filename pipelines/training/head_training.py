@@ -225,7 +225,8 @@ class HeadTraining:
         self.step, self.sums = step, EpochSums(**facts["sums"])
         best = facts["best"]
         self.best = Best(best["value"], best["epoch"]) if best["value"] is not None else Best()
-        self.log.truncate(facts["num_epochs_logged"], step)
+        if self.world.is_first:
+            self.log.truncate(facts["num_epochs_logged"], step)
         return facts["epoch"], facts["batch"]
 
     def _finish_if_done(self, epoch: int, value: float | None) -> None:

@@ -207,7 +207,7 @@ def training_length(recipe: Recipe, steps_per_epoch: int) -> tuple[int, int]:
     return -(-steps // steps_per_epoch), steps
 
 
-def run_config(head: PreparedHead, store: FeatureStore, train: ClipLoader) -> dict[str, Any]:
+def run_config(head: PreparedHead, store: FeatureStore, train: ClipLoader, world: World) -> dict[str, Any]:
     """What config.json says of the run: enough to build the head again, and to know on what it was trained."""
     definitions, config = view_definitions(store.manifest), head.config
     return {
@@ -225,6 +225,7 @@ def run_config(head: PreparedHead, store: FeatureStore, train: ClipLoader) -> di
         "shuffle": train.order.shuffle,
         "frame_step": config.frame_step,
         "precision": head.precision.name,
+        "num_processes": world.size,
         "dataset": store.manifest.dataset,
         "store": str(store.path.resolve()),
         "store_key": store.manifest.key,

@@ -1,0 +1,130 @@
+"""`torchrun ... vcache train-head`: two real processes train as one does, each on its own rows, and go on after a stop."""
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import training_processes
+from safetensors.torch import load_file
+
+NUM_PROCESSES = 2
+EPOCHS, BATCH_SIZE, NUM_TRAIN, NUM_VAL = (
+    3,
+    11,
+    12,
+    6,
+)  # the last batch of an epoch is one clip: nothing for the second process
+HEADS = {
+    "linear": "train-head linear --lr 0.05",
+    "evl": "train-head evl --lr 0.01 --set layers=-2: --set num_heads=4 --set mlp_dropout=0 --set cls_dropout=0",
+}
+DROPOUT = "train-head evl --lr 0.01 --set layers=-1: --set num_heads=4 --set mlp_dropout=0.5"
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
+"""The gradients are sums of float32 in another order; AdamW divides by their size."""
+
+
+def run_in_processes(folder: Path, lines: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """done[rank][line]"""
+    (folder / "lines.json").write_text(json.dumps(lines))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(NUM_PROCESSES)]
+    done = subprocess.run(
+        [sys.executable, *launcher, training_processes.__file__, str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder / "stderr").write_text(done.stderr)
+    (folder / "stdout").write_text(done.stdout)
+    return [json.loads((folder / f"done-{rank}.json").read_text()) for rank in range(NUM_PROCESSES)]
+
+
+@pytest.fixture(scope="module")
+def together(float32_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """One start for all lines: (folder, done[rank])."""
+    folder = tmp_path_factory.mktemp("together")
+
+    def line(words: str, name: str) -> str:
+        return f"{words} {common(float32_store)} --out {shlex.quote(str(folder / name))}"
+
+    lines: list[dict[str, Any]] = [{"line": line(words, name)} for name, words in HEADS.items()]
+    lines.append({"line": line(DROPOUT, "dropout")})
+    lines.append({"line": line(DROPOUT, "stopped"), "stopped_rank": 1, "stopped_after": 3})
+    lines.append({"line": f"resume {shlex.quote(str(folder / 'stopped'))}"})
+    lines.append({"line": line(HEADS["linear"], "left"), "stopped_rank": 0, "stopped_after": 1})
+    return folder, run_in_processes(folder, lines)
+
+
+def common(store: Path) -> str:
+    return f"--store {shlex.quote(str(store))} --epochs {EPOCHS} --batch-size {BATCH_SIZE} --device cpu"
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_two_processes_end_with_the_weights_and_metrics_of_one(
+    together: Any, name: str, float32_store: Path, tmp_path: Path, vcache: Callable[[str], tuple[int, str, str]]
+) -> None:
+    status, _, err = vcache(f"{HEADS[name]} {common(float32_store)} --out {tmp_path / 'alone'}")
+    assert status == 0, err
+    folder, done = together
+    assert [of_rank[list(HEADS).index(name)]["status"] for of_rank in done] == [0, 0]
+    for file in ("head.safetensors", "best.safetensors"):
+        torch.testing.assert_close(load_file(folder / name / file), load_file(tmp_path / "alone" / file), **TOLERANCE)
+    both, alone = metrics(folder / name), metrics(tmp_path / "alone")
+    assert len(both) == len(alone) == EPOCHS
+    for a, b in zip(both, alone, strict=True):
+        for counted in ("step", "lr", "train_top1", "val_top1", "val_top5", "val_mean_class_accuracy", "best"):
+            assert a[counted] == b[counted], counted
+        assert [a["train_loss"], a["val_loss"]] == pytest.approx([b["train_loss"], b["val_loss"]], rel=1e-4)
+
+
+def test_every_row_is_trained_on_once_per_epoch_and_validated_on_once(together: Any) -> None:
+    """By one of the processes; of 12 videos in batches of 11, the last batch has nothing for the second."""
+    _, done = together
+    seen = [of_rank[0]["rows"] for of_rank in done]
+    assert seen[0].keys() == seen[1].keys() == {"val in_order", *(f"train epoch {n}" for n in range(EPOCHS))}
+    for epoch in range(EPOCHS):
+        shares = [rows[f"train epoch {epoch}"] for rows in seen]
+        assert [[len(batch) for batch in share] for share in shares] == [[6, 1], [5, 0]]
+        assert sorted(row for share in shares for batch in share for row in batch) == list(range(NUM_TRAIN))
+    validated = [row for rows in seen for batch in rows["val in_order"] for row in batch]
+    assert sorted(validated) == sorted([*range(NUM_VAL)] * EPOCHS)
+
+
+def test_a_stop_asked_of_one_process_stops_all_and_they_go_on_bit_for_bit(together: Any) -> None:
+    """With dropout, whose masks each process draws for itself."""
+    folder, done = together
+    assert [[line["status"] for line in of_rank[2:]] for of_rank in done] == [[0, 130, 0, 130]] * NUM_PROCESSES
+    stopped, whole = (load_file(folder / name / "head.safetensors") for name in ("stopped", "dropout"))
+    torch.testing.assert_close(stopped, whole, rtol=0, atol=0)
+    seen = [of_rank[3]["rows"]["train epoch 1"] + of_rank[4]["rows"]["train epoch 1"] for of_rank in done]
+    assert sorted(row for share in seen for batch in share for row in batch) == list(range(NUM_TRAIN))
+    assert not (folder / "stopped" / "checkpoint").exists()
+
+
+def test_the_first_process_alone_speaks(together: Any) -> None:
+    folder, _ = together
+    said = (folder / "stdout").read_text() + (folder / "stderr").read_text()
+    assert said.count(f"vcache eval {folder / 'linear'}") == 1
+    assert said.count("12 videos to train on, 6 to validate on") == 6
+    command = f"torchrun --nproc-per-node 2 --no-python vcache resume {folder / 'stopped'}\n"
+    assert said.count(f"stopped after 3 steps, all of them kept. Go on with:  {command}") == 1
+
+
+def test_another_number_of_processes_cannot_go_on_with_a_run(
+    together: Any, vcache: Callable[[str], tuple[int, str, str]]
+) -> None:
+    run = together[0] / "left"
+    status, _, err = vcache(f"resume {run}")
+    assert status == 1
+    assert f"{run} was begun with 2 processes, and now there is 1." in err
+    assert f"Go on with:  torchrun --nproc-per-node 2 --no-python vcache resume {run}\n" in err
