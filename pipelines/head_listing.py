@@ -18,6 +18,7 @@ from vcache.pipelines.console import out
 from vcache.pipelines.counting import REMARKS
 from vcache.pipelines.head_presets import HeadPreset, find_preset, presets_of
 from vcache.pipelines.matching import SETTABLE_FACTS, STORE_FACTS
+from vcache.pipelines.settings import takes_depth
 
 
 def describe_heads() -> list[dict[str, Any]]:
@@ -33,7 +34,7 @@ def describe_head(name: str) -> dict[str, Any]:
     """
     head = get_head(name)
     hints, meanings = typing.get_type_hints(head.Config), _meanings(head.Config)
-    fields = {
+    fields: dict[str, dict[str, Any]] = {
         field.name: {
             "type": _type(hints[field.name]),
             "default": None if field.name in STORE_FACTS else field.default,
@@ -42,6 +43,13 @@ def describe_head(name: str) -> dict[str, Any]:
         }
         for field in dataclasses.fields(head.Config)
     }
+    if takes_depth(fields):
+        fields["depth"] = {
+            "type": "int",
+            "default": _depth(fields["layers"]["default"]),
+            "from_store": False,
+            "meaning": "So many layers, the last ones: depth=2 is short for layers=-2:.",
+        }
     return {
         **_describe(name),
         "fields": fields,
@@ -74,6 +82,11 @@ def _recipe_fields(recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 def _preset_row(preset: HeadPreset) -> dict[str, Any]:
     return {**dataclasses.asdict(preset), "extract": preset.extract_line}
+
+
+def _depth(layers: tuple[int, ...]) -> int | None:
+    """How many they are where they are the last ones, in order."""
+    return len(layers) if layers == tuple(range(-len(layers), 0)) else None
 
 
 def _meanings(config: type) -> dict[str, str]:

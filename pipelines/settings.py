@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 _Config = TypeVar("_Config")
@@ -29,9 +29,18 @@ def parse_pairs(pairs: Iterable[str]) -> dict[str, str]:
 
 
 def split_settings(settings: Mapping[str, Any], *configs: type) -> tuple[dict[str, Any], ...]:
-    """Share the settings out among dataclasses by field name, one dict for each; a name that none has is a SettingError."""
+    """Share the settings out among dataclasses by field name, one dict for each.
+
+    Where a dataclass has `layers` and no `depth`, depth=N is short for its last N layers: layers="-N:".
+
+    Raises:
+        SettingError: a name that none has, or depth and layers at once.
+    """
     shares: tuple[dict[str, Any], ...] = tuple({} for _ in configs)
     known = {field.name for config in configs for field in dataclasses.fields(config)}
+    if takes_depth(known):
+        settings = _depth_as_layers(settings)
+        known |= {"depth"}
     for name, value in settings.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -41,6 +50,24 @@ def split_settings(settings: Mapping[str, Any], *configs: type) -> tuple[dict[st
             if name in {field.name for field in dataclasses.fields(config)}:
                 share[name] = value
     return shares
+
+
+def takes_depth(names: Collection[str]) -> bool:
+    """Whether a head with these fields takes `depth` for its last layers."""
+    return "layers" in names and "depth" not in names
+
+
+def _depth_as_layers(settings: Mapping[str, Any]) -> dict[str, Any]:
+    if "depth" not in settings:
+        return dict(settings)
+    if "layers" in settings:
+        raise SettingError(
+            f"depth={settings['depth']} and layers={settings['layers']} both say which layers are read. Set one of them."
+        )
+    depth = str(settings["depth"])
+    if not depth.isdecimal() or int(depth) < 1:
+        raise SettingError(f"--set depth={depth}: a number of layers expected, 1 or more.")
+    return {name: value for name, value in settings.items() if name != "depth"} | {"layers": f"-{int(depth)}:"}
 
 
 def build(config: type[_Config], settings: Mapping[str, Any]) -> _Config:

@@ -238,6 +238,7 @@ def test_heads_evl_shows_settings_presets_and_extract_lines(vcache: Callable[[st
     assert status == 0 and len(described["presets"]) == len(EVL_PRESETS)
     assert all(field["meaning"] for name, field in described["fields"].items() if not field["from_store"])
     assert described["fields"]["pooling"]["type"] == "none | cls | spatial_mean | temporal_mean"
+    assert described["fields"]["depth"]["default"] == 4  # of the fields of a Config there is none
     status, printed, _ = vcache("heads")
     assert status == 0 and f"{len(EVL_PRESETS)}, see:  vcache heads evl" in printed
 

@@ -65,7 +65,7 @@ def test_settings_go_to_the_class_that_has_the_field() -> None:
 
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(
-        SettingError, match=r"unknown setting 'widht'\. Did you mean 'width'\? There are: dim, factors, gain"
+        SettingError, match=r"unknown setting 'widht'\. Did you mean 'width'\? There are: depth, dim, factors, gain"
     ):
         split_settings({"widht": "2"}, Config, Recipe)
 
@@ -83,3 +83,33 @@ def test_a_value_of_another_type_is_refused(pair: str, words: str) -> None:
 def test_a_pair_that_is_no_pair_or_given_twice_is_refused(pairs: list[str]) -> None:
     with pytest.raises(SettingError):
         parse_pairs(pairs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deep:
+    depth: int = 3
+    layers: tuple[int, ...] = (-1,)
+
+
+@pytest.mark.parametrize("depth", [2, "2", "02"])
+def test_depth_is_short_for_the_last_layers(depth: object) -> None:
+    shared = split_settings({"width": 7, "depth": depth, "lr": "1"}, Config, Recipe)
+    assert shared == ({"width": 7, "layers": "-2:"}, {"lr": "1"})
+
+
+def test_a_head_with_a_depth_of_its_own_keeps_it() -> None:
+    assert split_settings({"depth": 2, "layers": "-1"}, Deep) == ({"depth": 2, "layers": "-1"},)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"depth": "2", "layers": "-1"}, "depth=2 and layers=-1 both say which layers are read"),
+        ({"depth": "0"}, "--set depth=0: a number of layers expected, 1 or more"),
+        ({"depth": "-2:"}, "--set depth=-2:: a number of layers"),
+        ({"depht": "2"}, "unknown setting 'depht'. Did you mean 'depth'"),
+    ],
+)
+def test_a_depth_that_says_nothing_is_refused(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(SettingError, match=words):
+        split_settings(settings, Config, Recipe)

@@ -97,6 +97,14 @@ def test_without_a_store_the_one_that_fits_is_found(config: Callable[..., Extrac
     assert str(caught.value).count("--store ") == 2
 
 
+def test_depth_reads_the_last_layers(float32_store: Path, tmp_path: Path) -> None:
+    config = TrainingConfig(
+        head="evl", store=float32_store, out=tmp_path / "run", device="cpu", settings={**SHORT, "depth": "2"}
+    )
+    train_head(config)
+    assert Run.open(tmp_path / "run").config["head_config"]["layers"] == [1, 2]  # of three blocks
+
+
 @pytest.mark.parametrize(
     ("setting", "error", "words"),
     [
