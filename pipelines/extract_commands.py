@@ -97,10 +97,10 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join(words)
 
 
-def bytes_per_clip(names: Collection[str], manifest: Manifest) -> int:
-    """Bytes that one clip's rows of these arrays take."""
+def bytes_per_clip(names: Collection[str], manifest: Manifest, dtype: str | None = None) -> int:
+    """Bytes that one clip's rows of these arrays take, in the store or as this dtype."""
     backbone, frames = manifest.facts["backbone"], manifest.facts["request"]["frames"]
-    dtype = manifest.facts["request"]["dtype"]
+    dtype = dtype or manifest.facts["request"]["dtype"]
     width, tokens = backbone["width"], backbone["num_tokens"]
     sizes = {"cls": width} | dict.fromkeys(("tokens", "block_input", "q", "k"), tokens * width)
     sizes |= {"embed": backbone["embed_dim"], "maps": 2 * (tokens - 1) ** 2}

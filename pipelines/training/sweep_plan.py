@@ -1,0 +1,156 @@
+"""A sweep on its stores, before anything is trained: which members can be, what each reads, who is trained with whom."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from vcache.extract.layers import LayerError
+from vcache.heads.registry import get_head
+from vcache.pipelines.device import select_device
+from vcache.pipelines.extract_commands import bytes_per_clip
+from vcache.pipelines.head_presets import UnknownPreset
+from vcache.pipelines.matching import HeadStoreMismatch, NoFittingStore
+from vcache.pipelines.settings import SettingError
+from vcache.pipelines.training.config import TrainingConfig
+from vcache.pipelines.training.mixed_precision import PrecisionError
+from vcache.pipelines.training.preparation import (
+    STREAM_FIELDS,
+    PreparedHead,
+    open_training_store,
+    prepare_head,
+    resolve,
+)
+from vcache.pipelines.training.sweep_groups import HeadDemand, describe_groups, free_memory, plan_groups
+from vcache.pipelines.training.sweep_spec import SweepMember
+from vcache.store.manifest import Manifest
+from vcache.store.reader import FeatureStore
+
+REFUSALS = (SettingError, HeadStoreMismatch, NoFittingStore, LayerError, UnknownPreset, PrecisionError)
+"""What is wrong with one member and leaves the others alone."""
+
+
+class InvalidMembers(ValueError):
+    """Some members of a sweep cannot be trained; nothing was."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan:
+    """What is about to run."""
+
+    members: tuple[SweepMember, ...]
+    """In the order of the sweep; they name their stores."""
+    groups: tuple[tuple[str, ...], ...]
+    """Names of members: each group is trained side by side, one after the other."""
+    skipped: tuple[tuple[str, str], ...]
+    """(name, reason) of members that cannot be trained."""
+    lines: tuple[str, ...]
+    """The groups in words."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For sweep.json; `from_json` gives it back, so that a sweep goes on in the groups in which it was begun."""
+        return {**vars(self), "members": [member.to_json() for member in self.members]}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "SweepPlan":
+        return cls(
+            members=tuple(map(SweepMember.from_json, values["members"])),
+            groups=tuple(map(tuple, values["groups"])),
+            skipped=tuple((name, reason) for name, reason in values["skipped"]),
+            lines=tuple(values["lines"]),
+        )
+
+
+def plan_sweep(members: Sequence[SweepMember], *, together: int | None = None, skip_invalid: bool = False) -> SweepPlan:
+    """Hold every member against its store; `together` is how many heads a group has at most, in place of free memory.
+
+    Raises:
+        InvalidMembers: names all that cannot be trained, each with the reason, unless `skip_invalid`; or none can.
+        DeviceError, StoreError: what no member could be trained with.
+    """
+    device = select_device(members[0].config.device)
+    ready: list[SweepMember] = []
+    demands: list[HeadDemand] = []
+    refused: list[tuple[str, str]] = []
+    with _Stores() as stores:
+        for member in members:
+            try:
+                store = stores.open(member.config)
+                prepared = prepare_head(member.config, store, device)
+            except REFUSALS as error:
+                refused.append((member.name, str(error)))
+                continue
+            config = replace(member.config, store=store.path.resolve())
+            demand = demand_of(member.name, replace(prepared, config=config), store.manifest)
+            ready.append(replace(member, config=config, parameters=demand.num_parameters))
+            demands.append(demand)
+    if refused and not (skip_invalid and ready):
+        raise InvalidMembers(_refusal(refused, len(members)))
+    free = free_memory(device)
+    groups = plan_groups(demands, free, together)
+    return SweepPlan(
+        members=tuple(ready),
+        groups=tuple(tuple(demand.name for demand in group.demands) for group in groups),
+        skipped=tuple(refused),
+        lines=tuple(describe_groups(groups, free, together)),
+    )
+
+
+class _Stores(ExitStack):
+    """Stores of members: those that read the same share what is open, as looking for a store opens all there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._opened: dict[str, FeatureStore] = {}
+
+    def open(self, config: TrainingConfig) -> FeatureStore:
+        settings = sorted((name, str(value)) for name, value in resolve(config).head.items())
+        what = (
+            config.head,
+            config.preset,
+            str(config.store),
+            config.train_split,
+            config.views,
+            config.allow_incomplete,
+        )
+        key = repr((what, settings))
+        if key not in self._opened:
+            self._opened[key] = self.enter_context(open_training_store(config))
+        return self._opened[key]
+
+
+def demand_of(name: str, prepared: PreparedHead, manifest: Manifest) -> HeadDemand:
+    """What a head asks of memory."""
+    with torch.device("meta"):  # takes no memory
+        head = get_head(prepared.config.head)(prepared.head_config)
+    batch_size, plan = prepared.recipe.batch_size, prepared.plan
+    kinds = {"tokens": plan.tokens, "cls": plan.cls, "maps": plan.maps}
+    features = [f"{kind}/{layer}" for kind, layers in kinds.items() for layer in layers.values()] + [
+        "embed"
+    ] * plan.embed
+    return HeadDemand(
+        name=name,
+        stream=dict(zip((*STREAM_FIELDS, "batch_size"), prepared.stream(), strict=True)),
+        num_parameters=sum(parameter.numel() for parameter in head.parameters() if parameter.requires_grad),
+        averaged=prepared.recipe.ema_decay is not None,
+        arrays={array: batch_size * bytes_per_clip([array], manifest) for array in plan.arrays},
+        features={feature: batch_size * bytes_per_clip([feature], manifest, "float32") for feature in features},
+    )
+
+
+def _refusal(refused: Sequence[tuple[str, str]], num_members: int) -> str:
+    """Members with the same reason are named together."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in refused:
+        reasons.setdefault(reason, []).append(name)
+    if num_members == 1:
+        return refused[0][1]
+    parts = [f"{', '.join(names[:3])}{_more(len(names) - 3)}:\n    {reason}" for reason, names in reasons.items()]
+    hint = "" if len(refused) == num_members else "\nLeave these out, or train the others with --skip-invalid."
+    return "\n  ".join([f"{len(refused)} of {num_members} heads cannot be trained:", *parts]) + hint
+
+
+def _more(number: int) -> str:
+    return f" and {number} more" if number > 0 else ""
