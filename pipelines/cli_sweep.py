@@ -1,0 +1,183 @@
+"""`vcache sweep`: many heads from one read of the store."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from vcache.pipelines import console
+from vcache.pipelines.options import LOCATION, Device, Json
+from vcache.store.object_path import store_path
+
+if TYPE_CHECKING:  # imported late: these load torch and zarr
+    from vcache.pipelines.training.sweep import Sweep, SweepSummary
+    from vcache.pipelines.training.sweep_plan import SweepPlan
+
+
+def sweep(
+    heads: Annotated[
+        str | None, typer.Argument(help="A head, or a .toml file that names several.", metavar="HEAD|FILE.toml")
+    ] = None,
+    grids: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--grid",
+            metavar="NAME=A,B,C",
+            help="Values to try, each with all of the other grids: any name that --set takes. Lists stand in brackets: "
+            "layers=\\[8,9],\\[10,11]. May be repeated.",
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="The same for all: any field of the head, of its recipe, or of the run (shots, fraction, patience, ...). "
+            "May be repeated.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Train each with seeds 0 to N-1. Default: 1", metavar="N")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A row of the paper that --set and --grid change.")
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(help="The store to train on. Default: the one in $VCACHE_HOME that fits.", metavar=LOCATION),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the train split. Default: the paper's length.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps, in place of --epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Clips in one step. Default: the paper's.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate. Default: the paper's.")] = None,
+    data_seed: Annotated[
+        int | None, typer.Option(help="Seed of the order, the drawn views and the subset, of all members. Default: 0")
+    ] = None,
+    views: Annotated[int | None, typer.Option(min=1, help="Draw from the first views of each video only.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write. Default: runs/sweep-1, -2, ...")] = None,
+    together: Annotated[
+        int | None, typer.Option(min=1, help="Heads side by side at most. Default: as many as fit in memory.")
+    ] = None,
+    skip_invalid: Annotated[
+        bool, typer.Option("--skip-invalid", help="Train the others where some combinations are impossible.")
+    ] = False,
+    resident: Annotated[
+        str | None, typer.Option(help="Where the features lie: auto, disk, ram or gpu.", metavar="WHERE")
+    ] = None,
+    device: Device = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="Of the heads' products: auto, float32, bfloat16, or float16 on a GPU.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the members and their groups; nothing is trained or written.")
+    ] = False,
+    example: Annotated[bool, typer.Option("--example", help="Print a FILE.toml to start from.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train many heads side by side: every batch is read once for all, and each becomes what it would be alone.
+
+    Each member is a run as of `vcache train-head`; results.csv, summary.csv and results.md compare them over the seeds. A head
+    that fails does not stop the others; what was stopped goes on with `vcache resume`.
+
+    Heads share their reads where store, split, views, batch size, subset and data seed are the same; others, and those that do
+    not fit into memory together, are trained in groups, one after the other.
+
+    A FILE.toml mixes heads: `vcache sweep --example` prints one.
+
+    \b
+    [bold]Examples:[/bold]
+    vcache sweep evl --grid depth=1,2,4 --grid temporal_conv=on,off --seeds 3
+    vcache sweep linear --grid lr=1e-3,1e-2 --grid weight_decay=0,0.05 --epochs 20
+    vcache sweep heads.toml --epochs 2 --dry-run
+    """
+    if example:
+        from vcache.pipelines.training.sweep_file import EXAMPLE
+
+        print(EXAMPLE, end="")
+        return
+    if heads is None:
+        raise typer.BadParameter("name a HEAD or a FILE.toml: vcache sweep evl --grid depth=1,2,4")
+    flags = {
+        "preset": preset,
+        "store": store,
+        "epochs": epochs,
+        "steps": steps,
+        "batch_size": batch_size,
+        "lr": lr,
+        "data_seed": data_seed,
+        "views": views,
+        "resident": resident,
+        "device": device if device != "auto" else None,
+        "precision": precision,
+    }
+    given = {name: str(value) for name, value in flags.items() if value is not None}
+    from vcache.pipelines.runs import next_run_folder
+    from vcache.pipelines.settings import parse_pairs
+    from vcache.pipelines.training.sweep import Sweep, check_one_process
+    from vcache.pipelines.training.sweep_file import read_sweep
+    from vcache.pipelines.training.sweep_plan import plan_sweep
+    from vcache.pipelines.training.sweep_spec import parse_grids
+
+    check_one_process()
+    members = read_sweep(heads, parse_pairs(settings or []) | given, parse_grids(grids or []), seeds)
+    plan = plan_sweep(members, together=together, skip_invalid=skip_invalid)
+    if dry_run:
+        console.print_json(plan.to_json()) if as_json else _print_members(plan)
+        return
+    begun = Sweep.create(out or next_run_folder("sweep"), plan)
+    _print_groups(plan)
+    train(begun, as_json=as_json)
+
+
+def resume_sweep(path: Path, *, store: str | None, device: str | None, as_json: bool) -> None:
+    """`vcache resume` of a sweep: its unfinished members go on; those that failed are left."""
+    from vcache.pipelines.training.sweep import Sweep
+
+    train(Sweep.open(path).moved(store_path(store) if store else None, device), resume=True, as_json=as_json)
+
+
+def train(sweep: "Sweep", *, as_json: bool, resume: bool = False) -> None:
+    """Train what is left, with a screen; exit status 1 if a member failed."""
+    from vcache.pipelines.training.group import TrainingEvents
+    from vcache.pipelines.training.screen import training_bar
+    from vcache.pipelines.training.sweep import run_sweep
+
+    with training_bar("sweep", epoch_lines=False) as screen:
+        events = TrainingEvents(on_plan=screen.plan, on_step=screen.step, on_epoch=screen.epoch)
+        summary = run_sweep(sweep, events, resume=resume)
+    console.print_json(summary.to_json()) if as_json else _print_summary(summary)
+    if summary.num_failed:
+        raise typer.Exit(1)
+
+
+def _print_members(plan: "SweepPlan") -> None:
+    for member in plan.members:
+        console.out.print(f"{member.name}  [dim]{member.folder}[/dim]", soft_wrap=True, highlight=False)
+    _print_groups(plan, console.out)
+
+
+def _print_groups(plan: "SweepPlan", where: Console = console.err) -> None:
+    for line in plan.lines:
+        where.print(escape(line), soft_wrap=True, highlight=False)
+    for name, reason in plan.skipped:
+        where.print(f"[red]skipped[/red]  {escape(f'{name}: {reason}')}", soft_wrap=True, highlight=False)
+
+
+def _print_summary(summary: "SweepSummary") -> None:
+    from vcache.pipelines.training.sweep_results import best_setting, failure_lines, results_table, summarise
+
+    console.out.print(results_table(summary.results))
+    best = best_setting(summarise(summary.results))
+    if best is not None:
+        console.out.print("* the best mean", highlight=False)
+    for line in failure_lines(summary.results):
+        console.out.print(f"[red]{escape(line)}[/red]", soft_wrap=True, highlight=False)
+    for name, reason in summary.skipped:
+        console.out.print(f"[red]skipped[/red]  {escape(f'{name}: {reason}')}", soft_wrap=True, highlight=False)
+    console.out.print(f"[bold]{escape(str(summary.sweep))}[/bold]", soft_wrap=True)
+    names = ", ".join(path.name for path in summary.files)
+    console.out.print(f"  {names}; a run folder for each member", soft_wrap=True, highlight=False)
