@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from vcache.pipelines import console
+from vcache.pipelines.cli_sweep import resume_sweep
 from vcache.pipelines.options import LOCATION, Device, Json
 from vcache.pipelines.training.config import Resident, Shuffle
 from vcache.store.object_path import store_path
@@ -210,22 +211,27 @@ def train_head(
 
 
 def resume(
-    run: Annotated[Path, typer.Argument(help="A run folder whose training was stopped or killed.")],
+    run: Annotated[Path, typer.Argument(help="A run or a sweep that was stopped or killed.")],
     store: Annotated[
         str | None, typer.Option(help="Where the store lies now, if it was moved.", metavar=LOCATION)
     ] = None,
     device: Annotated[str | None, typer.Option(help="Default: what the run was begun with.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Go on with a training that was stopped or killed, from its last checkpoint.
+    """Go on with a training or a sweep that was stopped or killed, from its last checkpoint.
 
     On a CPU it ends with the weights that it would have ended with, bit for bit. A store with another key, or with other
     videos to train on than when the run began, is refused.
 
-    [bold]Example:[/bold]  vcache resume runs/evl-1
+    [bold]Examples:[/bold]  vcache resume runs/evl-1  |  vcache resume runs/sweep-1
     """
     from dataclasses import asdict
 
+    from vcache.pipelines.training.sweep import is_sweep
+
+    if is_sweep(run):
+        resume_sweep(run, store=store, device=device, as_json=as_json)
+        return
     from vcache.pipelines.training.screen import print_training_summary, training_bar
     from vcache.pipelines.training.train_head import begun_config, resume_run
 

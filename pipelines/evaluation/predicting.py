@@ -21,8 +21,8 @@ class Predicted:
 
     predicted = [Predicted() for _ in heads]
     for batch in loader.in_order():
-        for head, collected in zip(heads, predicted):
-            collected.add(head(batch.features()), batch.targets, batch.rows)
+        for head, plan, collected in zip(heads, plans, predicted):
+            collected.add(head(batch.features(plan)), batch.targets, batch.rows)
     """
 
     def __init__(self, num_outputs: int | None = None, *, multi_label: bool = False) -> None:

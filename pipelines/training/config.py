@@ -58,10 +58,14 @@ class TrainingConfig:
     allow_incomplete: bool = False
 
     def __post_init__(self) -> None:
-        for name, bound in (("patience", 1), ("checkpoint_minutes", 0)):
+        for name, bound in (("shots", 1), ("frame_step", 1), ("patience", 1), ("checkpoint_minutes", 0)):
             value = getattr(self, name)
             if value is not None and not value >= bound:
                 raise SettingError(f"{name} ({value}) must be at least {bound}.")
+        if self.fraction is not None and not 0 < self.fraction <= 1:
+            raise SettingError(f"fraction ({self.fraction}) must be above 0 and at most 1.")
+        if self.shots is not None and self.fraction is not None:
+            raise SettingError("shots and fraction both choose a subset. Set one of them.")
         for name, kind in (("resident", Resident), ("shuffle", Shuffle)):
             if getattr(self, name) not in get_args(kind):
                 raise SettingError(f"--{name} {getattr(self, name)!r} is none of {', '.join(get_args(kind))}.")

@@ -19,6 +19,7 @@ from vcache.pipelines.runs import Run, RunError, check_free, write_text
 from vcache.pipelines.training.config import TrainingError
 from vcache.pipelines.training.group import Member, TrainingEvents, train_group
 from vcache.pipelines.training.reports import StepReport
+from vcache.pipelines.training.stopping import TrainingStopped
 from vcache.pipelines.training.sweep_plan import SweepPlan
 from vcache.pipelines.training.sweep_results import METRICS, MemberResult, best_setting, summarise, write_results
 from vcache.pipelines.training.sweep_spec import SweepMember
@@ -197,6 +198,8 @@ def _train(sweep: Sweep, group: list[SweepMember], events: TrainingEvents, resum
     members = [Member(name=member.name, config=member.config, run=sweep.path / member.folder) for member in group]
     try:
         summaries = train_group(members, replace(events, on_step=on_step), resume=resume)
+    except TrainingStopped:
+        raise
     except Exception as error:  # whatever it is, the other groups can do without this one
         left = [member for member in group if not sweep.is_over(member)]
         sweep.record_failures(
