@@ -107,15 +107,7 @@ class _Stores(ExitStack):
 
     def open(self, config: TrainingConfig) -> FeatureStore:
         settings = sorted((name, str(value)) for name, value in resolve(config).head.items())
-        what = (
-            config.head,
-            config.preset,
-            str(config.store),
-            config.train_split,
-            config.views,
-            config.allow_incomplete,
-        )
-        key = repr((what, settings))
+        key = repr((replace(config, seed=0, settings={}), settings))
         if key not in self._opened:
             self._opened[key] = self.enter_context(open_training_store(config))
         return self._opened[key]
@@ -125,18 +117,18 @@ def demand_of(name: str, prepared: PreparedHead, manifest: Manifest) -> HeadDema
     """What a head asks of memory."""
     with torch.device("meta"):  # takes no memory
         head = get_head(prepared.config.head)(prepared.head_config)
-    batch_size, plan = prepared.recipe.batch_size, prepared.plan
+    clips, plan = prepared.recipe.batch_size, prepared.plan
+    step = plan.frame_step  # of the frames, so many are one that is read
     kinds = {"tokens": plan.tokens, "cls": plan.cls, "maps": plan.maps}
-    features = [f"{kind}/{layer}" for kind, layers in kinds.items() for layer in layers.values()] + [
-        "embed"
-    ] * plan.embed
+    features = [f"{kind}/{layer}" for kind, layers in kinds.items() for layer in layers.values()]
+    features += ["embed"] if plan.embed else []
     return HeadDemand(
         name=name,
         stream=dict(zip((*STREAM_FIELDS, "batch_size"), prepared.stream(), strict=True)),
         num_parameters=sum(parameter.numel() for parameter in head.parameters() if parameter.requires_grad),
         averaged=prepared.recipe.ema_decay is not None,
-        arrays={array: batch_size * bytes_per_clip([array], manifest) for array in plan.arrays},
-        features={feature: batch_size * bytes_per_clip([feature], manifest, "float32") for feature in features},
+        arrays={array: clips * bytes_per_clip([array], manifest) // step for array in plan.arrays},
+        features={feature: clips * bytes_per_clip([feature], manifest, "float32") // step for feature in features},
     )
 
 
