@@ -1,7 +1,7 @@
 """Checkpoints of a training: what it needs to go on as if it had not been stopped.
 
-RUN/checkpoint/STEP.safetensors    tensors: weights, optimiser, averages, random states
-RUN/checkpoint/STEP.json           the rest, with size and CRC32C of the other file; written last
+RUN/checkpoint/N.safetensors    tensors: weights, optimiser, averages, random states, after N batches
+RUN/checkpoint/N.json           the rest, with size and CRC32C of the other file; written last
 
 A checkpoint without its JSON is not there, so a kill while one is written leaves the one before.
 """
@@ -23,9 +23,9 @@ from vcache.store.checksum import crc32c
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`step` is how many optimiser steps are in it."""
+    """Of one head, after so many batches since its training began."""
 
-    step: int
+    number: int
     tensors: Mapping[str, Tensor]
     facts: Mapping[str, Any]
 
@@ -40,47 +40,47 @@ class Checkpoints:
         """Durable when it returns; earlier ones stay."""
         self.folder.mkdir(exist_ok=True)
         data = save({name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()})
-        _write(self._tensors(checkpoint.step), data)
+        _write(self._tensors(checkpoint.number), data)
         facts = {**checkpoint.facts, "size": len(data), "crc32c": crc32c(data)}
-        write_text(self._facts(checkpoint.step), json.dumps(facts, indent=2) + "\n")
+        write_text(self._facts(checkpoint.number), json.dumps(facts, indent=2) + "\n")
 
-    def steps(self) -> list[int]:
+    def numbers(self) -> list[int]:
         """Of those that are whole, ascending."""
         return sorted(int(path.stem) for path in self.folder.glob("*.json") if path.stem.isdecimal())
 
-    def load(self, step: int) -> Checkpoint:
+    def load(self, number: int) -> Checkpoint:
         """
         Raises:
             RunError: the file is not the one that was written.
         """
-        facts, path = json.loads(self._facts(step).read_text()), self._tensors(step)
+        facts, path = json.loads(self._facts(number).read_text()), self._tensors(number)
         data = path.read_bytes() if path.exists() else b""
         if (len(data), crc32c(data)) != (facts.pop("size"), facts.pop("crc32c")):
             raise RunError(
                 f"{path} is damaged: its bytes are not those that were written. Restore it from a copy, or delete the run "
                 "and train again."
             )
-        return Checkpoint(step, load(data), facts)
+        return Checkpoint(number, load(data), facts)
 
-    def keep_only(self, step: int) -> None:
+    def keep_only(self, number: int) -> None:
         """Delete the others, and what a kill left of one."""
         for path in self.folder.glob("*"):
-            if path not in (self._tensors(step), self._facts(step)):
+            if path not in (self._tensors(number), self._facts(number)):
                 path.unlink()
 
     def delete(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _tensors(self, step: int) -> Path:
-        return self.folder / f"{step:08}.safetensors"
+    def _tensors(self, number: int) -> Path:
+        return self.folder / f"{number:08}.safetensors"
 
-    def _facts(self, step: int) -> Path:
-        return self.folder / f"{step:08}.json"
+    def _facts(self, number: int) -> Path:
+        return self.folder / f"{number:08}.json"
 
 
-def common_step(runs: list[Checkpoints]) -> int:
-    """The last step of which every run has a checkpoint; 0 if there is none, as all can begin anew."""
-    there = [set(run.steps()) for run in runs]
+def common_number(runs: list[Checkpoints]) -> int:
+    """Of the last batch after which every run has a checkpoint; 0 if there is none, as all can begin anew."""
+    there = [set(run.numbers()) for run in runs]
     return max(set.intersection(*there), default=0) if there else 0
 
 

@@ -92,7 +92,12 @@ class TrainingLoop:
     def _is_time_to_agree(self) -> bool:
         """By the number of the batch, so that all ranks wait for one another at the same one. On a CPU always: the ranks wait for
         the gradients anyway, and torchrun kills what has not stopped 30 s after a Ctrl-C."""
-        return self.train.device.type == "cpu" or self.position.batch % STEPS_BETWEEN_AGREEMENTS == 0
+        return self.train.device.type == "cpu" or self._num_batches % STEPS_BETWEEN_AGREEMENTS == 0
+
+    @property
+    def _num_batches(self) -> int:
+        """Since the training began. A head that is at its end has taken fewer steps."""
+        return self.position.epoch * len(self.train) + self.position.batch
 
     @contextmanager
     def _surviving(self, head: HeadTraining) -> Iterator[None]:
@@ -138,12 +143,12 @@ class TrainingLoop:
         return metrics
 
     def _save_checkpoints(self) -> None:
-        """Of all heads at the same step; only then are earlier ones deleted, so that there is always one that all have."""
+        """Of all heads after the same batch; only then are earlier ones deleted, so that there is always one that all have."""
         heads = self._training()
         for head in heads:
-            head.save_checkpoint(self.position.epoch, self.position.batch)
+            head.save_checkpoint(self._num_batches, self.position.epoch, self.position.batch)
         for head in heads if self.world.is_first else []:
-            head.checkpoints.keep_only(head.step)
+            head.checkpoints.keep_only(self._num_batches)
         self._saved = time.monotonic()
 
     def _log_step(self) -> None:

@@ -10,7 +10,7 @@ from vcache.heads.registry import get_head
 from vcache.pipelines.device import select_device
 from vcache.pipelines.loading.residency import Residency
 from vcache.pipelines.runs import Run, RunError
-from vcache.pipelines.training.checkpoints import common_step
+from vcache.pipelines.training.checkpoints import common_number
 from vcache.pipelines.training.config import TrainingConfig
 from vcache.pipelines.training.engine import Position, TrainingLoop
 from vcache.pipelines.training.head_training import HeadTraining
@@ -58,8 +58,8 @@ def train_group(
 ) -> list[TrainingSummary]:
     """Train heads of one stream side by side; a summary for each, which of a failed one says why.
 
-    A group of one raises what goes wrong. With `resume`, the runs are there and go on from the last checkpoint that all of
-    them have; those that are complete are left alone.
+    A group of one raises what goes wrong. With `resume`, runs that are there go on from the last checkpoint that all of them
+    have; of those that are complete there is nothing to be trained, and they are no members.
 
     Raises:
         TrainingStopped: by Ctrl-C or SIGTERM, after a checkpoint.
@@ -171,13 +171,13 @@ class _Group:
             )
 
     def _resume(self, heads: list[HeadTraining]) -> Position:
-        """The last step of which all have a checkpoint; from the beginning if there is none."""
-        step = common_step([head.checkpoints for head in heads])
-        if not step:
+        """After the last batch of which all have a checkpoint; from the beginning if there is none."""
+        number = common_number([head.checkpoints for head in heads])
+        if not number:
             for head in heads if self.world.is_first else []:
                 head.log.truncate(0)
             return Position()
-        positions = [Position(*head.load_checkpoint(step)) for head in heads]
+        positions = [Position(*head.load_checkpoint(number)) for head in heads]
         return positions[0]
 
     def _keep(self, heads: list[HeadTraining]) -> Residency:

@@ -201,8 +201,8 @@ class HeadTraining:
             note=self.error or "",
         )
 
-    def save_checkpoint(self, epoch: int, batch: int) -> None:
-        """After so many batches of the epoch."""
+    def save_checkpoint(self, number: int, epoch: int, batch: int) -> None:
+        """After so many batches of the epoch, `number` since the training began."""
         self.settle()
         random = self.world.gather_rows(self.random.state()[None])
         if not self.world.is_first:
@@ -211,22 +211,29 @@ class HeadTraining:
         tensors |= {f"step/{name}": tensor for name, tensor in self._train_step.state().items()}
         sums = {**vars(self.sums), "seconds": self.sums.seconds + (time.perf_counter() - self._began if batch else 0.0)}
         best = {"value": self.best.value if self.best.epoch >= 0 else None, "epoch": self.best.epoch}
-        facts = {"epoch": epoch, "batch": batch, "sums": sums, "best": best, "num_epochs_logged": self.log.num_epochs}
-        self.checkpoints.save(Checkpoint(self.step, {**tensors, "random": random}, facts))
+        facts = {
+            "step": self.step,
+            "epoch": epoch,
+            "batch": batch,
+            "sums": sums,
+            "best": best,
+            "num_epochs_logged": self.log.num_epochs,
+        }
+        self.checkpoints.save(Checkpoint(number, {**tensors, "random": random}, facts))
 
-    def load_checkpoint(self, step: int) -> tuple[int, int]:
+    def load_checkpoint(self, number: int) -> tuple[int, int]:
         """Go on from it; returns the epoch and how many of its batches are done."""
-        checkpoint = self.checkpoints.load(step)
+        checkpoint = self.checkpoints.load(number)
         device = next(self.head.parameters()).device
         self.head.load_state_dict(_below("head", checkpoint.tensors))
         self._train_step.load_state({name: x.to(device) for name, x in _below("step", checkpoint.tensors).items()})
         self.random.load_state(checkpoint.tensors["random"][self.world.rank])
         facts: Mapping[str, Any] = checkpoint.facts
-        self.step, self.sums = step, EpochSums(**facts["sums"])
+        self.step, self.sums = facts["step"], EpochSums(**facts["sums"])
         best = facts["best"]
         self.best = Best(best["value"], best["epoch"]) if best["value"] is not None else Best()
         if self.world.is_first:
-            self.log.truncate(facts["num_epochs_logged"], step)
+            self.log.truncate(facts["num_epochs_logged"], self.step)
         return facts["epoch"], facts["batch"]
 
     def _finish_if_done(self, epoch: int, value: float | None) -> None:

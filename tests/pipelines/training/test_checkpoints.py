@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vcache.pipelines.runs import RunError
-from vcache.pipelines.training.checkpoints import Checkpoint, Checkpoints, common_step
+from vcache.pipelines.training.checkpoints import Checkpoint, Checkpoints, common_number
 
 
 def checkpoint(step: int) -> Checkpoint:
@@ -20,7 +20,7 @@ def test_a_checkpoint_comes_back_to_the_last_bit(tmp_path: Path) -> None:
     saved, checkpoints = checkpoint(6), Checkpoints(tmp_path)
     checkpoints.save(saved)
     loaded = checkpoints.load(6)
-    assert loaded.step == 6 and loaded.facts == saved.facts
+    assert loaded.number == 6 and loaded.facts == saved.facts
     torch.testing.assert_close(dict(loaded.tensors), dict(saved.tensors), rtol=0, atol=0)
 
 
@@ -29,7 +29,7 @@ def test_a_kill_between_the_two_files_leaves_the_checkpoint_before(tmp_path: Pat
     checkpoints.save(checkpoint(1))
     checkpoints.save(checkpoint(2))
     (tmp_path / "checkpoint" / "00000002.json").rename(tmp_path / "checkpoint" / "00000002.json.part")
-    assert checkpoints.steps() == [1]
+    assert checkpoints.numbers() == [1]
     checkpoints.save(checkpoint(2))
     checkpoints.keep_only(2)
     assert sorted(path.name for path in (tmp_path / "checkpoint").iterdir()) == [
@@ -63,7 +63,7 @@ def test_heads_go_on_from_the_last_step_that_all_of_them_have(tmp_path: Path) ->
         run.folder.parent.mkdir()
         for step in steps:
             run.save(checkpoint(step))
-    assert common_step(runs) == 8
+    assert common_number(runs) == 8
     runs[2].delete()
-    assert common_step(runs) == 0
+    assert common_number(runs) == 0
     assert json.loads((tmp_path / "a" / "checkpoint" / "00000004.json").read_text())["epoch"] == 1

@@ -5,14 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from stops import stop_after
 from torch import Tensor
 
 from vcache.heads.linear import LinearHead
 from vcache.pipelines.loading.loader import ClipLoader
 from vcache.pipelines.runs import Run
+from vcache.pipelines.training.checkpoints import Checkpoints
 from vcache.pipelines.training.config import TrainingConfig, TrainingError
 from vcache.pipelines.training.group import Member, TrainingEvents, train_group
 from vcache.pipelines.training.reports import EpochReport
+from vcache.pipelines.training.stopping import TrainingStopped
 from vcache.pipelines.training.train_head import train_head
 from vcache.store.reader import FeatureStore
 
@@ -142,3 +145,25 @@ def test_training_leaves_the_random_numbers_of_the_caller_alone(float32_store: P
     before = torch.get_rng_state()
     train_group(members(float32_store, tmp_path, SETTINGS[:1]))
     torch.testing.assert_close(torch.get_rng_state(), before, rtol=0, atol=0)
+
+
+def test_heads_of_unlike_lengths_go_on_together_wherever_they_were_stopped(
+    float32_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One ends in the middle of an epoch, one at its end, one by its patience; those that are done are not trained again."""
+    patient = {"head": "linear", "patience": 1, "settings": {"epochs": 3, "lr": 3e-2}}
+    configs = [patient, *SETTINGS]
+    whole = members(float32_store, tmp_path / "whole", configs)
+    train_group(whole)
+    for num_batches in range(1, 9):
+        stopped = members(float32_store, tmp_path / str(num_batches), configs)
+        with monkeypatch.context() as patch, pytest.raises(TrainingStopped):
+            stop_after(patch, num_batches)
+            train_group(stopped)
+        left = [member for member in stopped if not (member.run / "head.safetensors").exists()]
+        assert {number for member in left for number in Checkpoints(member.run).numbers()} == {num_batches}
+        train_group(left, resume=True)
+        for one, other in zip(stopped, whole, strict=True):
+            torch.testing.assert_close(weights(one.run), weights(other.run), rtol=0, atol=0)
+            torch.testing.assert_close(weights(one.run, "best"), weights(other.run, "best"), rtol=0, atol=0)
+            assert without_clock(one.run) == without_clock(other.run)

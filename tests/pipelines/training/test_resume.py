@@ -1,6 +1,5 @@
 """A training that is stopped or killed goes on, and ends with the weights it would have ended with, bit for bit."""
 
-import itertools
 import os
 import signal
 import subprocess
@@ -13,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from stops import stop_after
 
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.runs import Run, RunError
 from vcache.pipelines.training.checkpoints import Checkpoints
 from vcache.pipelines.training.config import TrainingConfig
-from vcache.pipelines.training.engine import TrainingLoop
 from vcache.pipelines.training.stopping import TrainingStopped
 from vcache.pipelines.training.train_head import resume_run, train_head
 from vcache.store.errors import StoreKeyMismatch
@@ -30,17 +29,6 @@ NUM_STEPS = 9  # 12 clips in batches of 5: three epochs of three
 def config(store: Path, out: Path, head: str = "evl", **fields: object) -> TrainingConfig:
     settings = {"epochs": 3, "batch_size": 5, "lr": 1e-3, **({"layers": "-2:"} if head == "evl" else {})}
     return TrainingConfig(head=head, store=store, out=out, device="cpu", settings=settings, **fields)  # type: ignore[arg-type]
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, num_steps: int) -> None:
-    """Ctrl-C while step `num_steps` of this process is taken."""
-    taken, original = itertools.count(1), TrainingLoop._is_time_to_agree
-
-    def counted(self: TrainingLoop) -> bool:
-        self.stop.asked |= next(taken) == num_steps
-        return original(self)
-
-    monkeypatch.setattr(TrainingLoop, "_is_time_to_agree", counted)
 
 
 def same_run(one: Path, other: Path) -> None:
@@ -73,7 +61,7 @@ def test_a_training_stopped_at_any_step_goes_on_as_if_it_had_not_been(
     with monkeypatch.context() as patch, pytest.raises(TrainingStopped, match="vcache resume"):
         stop_after(patch, num_steps)
         train_head(config(float32_store, tmp_path / "run"))
-    assert Checkpoints(tmp_path / "run").steps() == [num_steps]
+    assert Checkpoints(tmp_path / "run").numbers() == [num_steps]
     resume_run(tmp_path / "run")
     same_run(tmp_path / "run", whole)
     assert not (tmp_path / "run" / "checkpoint").exists()
@@ -109,7 +97,7 @@ def test_kill_9_loses_nothing_but_time(float32_store: Path, tmp_path: Path) -> N
     command = f"{line} --checkpoint-minutes 0 --out {run}"
     for enough in (7, 40):
         process = start(command, log)
-        while process.poll() is None and max(Checkpoints(run).steps(), default=0) < enough:
+        while process.poll() is None and max(Checkpoints(run).numbers(), default=0) < enough:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
@@ -131,7 +119,7 @@ def test_ctrl_c_and_sigterm_end_with_a_checkpoint_and_the_command_that_goes_on(
     process.send_signal(number)
     assert process.wait(timeout=60) == 128 + number
     assert f"vcache resume {run}" in log.read_text() and "Traceback" not in log.read_text()
-    assert len(Checkpoints(run).steps()) == 1
+    assert len(Checkpoints(run).numbers()) == 1
 
 
 def test_what_cannot_go_on_is_refused_in_words(
