@@ -45,7 +45,10 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 def train(store: Path, out: Path, **settings: object) -> TrainingSummary:
     short = {"steps": 3, "batch_size": 12}
-    return train_head(TrainingConfig(head="evl", store=store, out=out, device="cpu", settings={**short, **settings}))
+    config = TrainingConfig(
+        head="evl", store=store, out=out, device="cpu", resident="disk", settings={**short, **settings}
+    )
+    return train_head(config)
 
 
 @pytest.mark.parametrize("layers", ["-1,-1,-1,-1", "-2,-1,-2,-1", "-1,2,-1"])

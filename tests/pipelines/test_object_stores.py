@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from logged import metrics_of
 from viewed import viewed_store
 
 from vcache.pipelines.runs import Run
@@ -37,7 +38,7 @@ def test_extract_train_eval_info_verify_and_ls_of_a_bucket(
     assert status == 0, err
     assert Run.open(run).config["store"] == store
     assert vcache(f"train-head evl --epochs 1 --set layers=-2: --store {local} --out {tmp_path / 'local'}")[0] == 0
-    assert without_time(Run.open(run)) == without_time(Run.open(tmp_path / "local"))
+    assert metrics_of(run) == metrics_of(tmp_path / "local")
     metrics = json.loads(vcache(f"eval {run} --json")[1])
     assert metrics["num_videos"] == 6
     assert metrics == json.loads(vcache(f"eval {run} --store {local} --json")[1])
@@ -61,10 +62,13 @@ def test_several_views_are_read_from_a_bucket_as_from_a_folder(
         s3.upload_file(str(file), bucket, f"views.zarr/{file.relative_to(local).as_posix()}")
     runs = [tmp_path / "remote", tmp_path / "local"]
     for run, where in zip(runs, (store, local), strict=True):
-        status, _, err = vcache(f"train-head linear --epochs 2 --batch-size 5 --store {where} --out {run}")
+        status, _, err = vcache(
+            f"train-head linear --epochs 2 --batch-size 5 --shuffle full --store {where} --out {run}"
+        )
         assert (status, "12 videos in 3 views" in err) == (0, True), err
-    assert without_time(Run.open(runs[0])) == without_time(Run.open(runs[1]))
-    evaluated = [json.loads(vcache(f"eval {run} --json")[1]) for run in runs]
+    assert metrics_of(runs[0]) == metrics_of(runs[1])
+    evaluated = [json.loads(vcache(f"eval {run} --no-save --json")[1]) for run in runs]
+    assert [said.pop("run") for said in evaluated] == [str(run) for run in runs]
     assert evaluated[0] == evaluated[1]
     assert evaluated[0]["views"] == "3x1"
     assert (
@@ -82,10 +86,6 @@ def bucket_tree(s3: Any, bucket: str, prefix: str) -> dict[str, bytes]:
 def local_tree(path: Path) -> dict[str, bytes]:
     files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
     return {name: file.read_bytes() for name, file in files.items() if name not in ("zarr.json", "_commit/writer.lock")}
-
-
-def without_time(run: Run) -> list[dict[str, Any]]:
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in run.metrics()]
 
 
 def test_the_printed_command_that_adds_layers_names_the_url(

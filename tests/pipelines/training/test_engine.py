@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from logged import metrics_of
 from safetensors.torch import load_file
 from stops import stop_after
 from torch import Tensor
 
 from vcache.heads.linear import LinearHead
 from vcache.pipelines.loading.loader import ClipLoader
-from vcache.pipelines.runs import Run
 from vcache.pipelines.training.checkpoints import Checkpoints
 from vcache.pipelines.training.config import TrainingConfig, TrainingError
 from vcache.pipelines.training.group import Member, TrainingEvents, train_group
@@ -40,11 +40,6 @@ def weights(run: Path, name: str = "head") -> dict[str, Tensor]:
     return load_file(run / f"{name}.safetensors")
 
 
-def without_clock(run: Path) -> list[dict[str, object]]:
-    clock = ("seconds", "waiting_seconds", "read_bytes", "head")
-    return [{k: v for k, v in line.items() if k not in clock} for line in Run.open(run).metrics()]
-
-
 def test_each_of_many_heads_is_bit_for_bit_what_it_is_alone(float32_store: Path, tmp_path: Path) -> None:
     """Two kinds of heads, other seeds, layers, rates and lengths; dropout is on."""
     together = members(float32_store, tmp_path / "together", SETTINGS)
@@ -53,7 +48,7 @@ def test_each_of_many_heads_is_bit_for_bit_what_it_is_alone(float32_store: Path,
         train_group([alone])
         for file in ("head", "best"):
             torch.testing.assert_close(weights(member.run, file), weights(alone.run, file), rtol=0, atol=0)
-        assert without_clock(member.run) == without_clock(alone.run)
+        assert metrics_of(member.run) == metrics_of(alone.run)
 
 
 def test_a_batch_is_read_once_however_many_heads_take_it(
@@ -166,4 +161,4 @@ def test_heads_of_unlike_lengths_go_on_together_wherever_they_were_stopped(
         for one, other in zip(stopped, whole, strict=True):
             torch.testing.assert_close(weights(one.run), weights(other.run), rtol=0, atol=0)
             torch.testing.assert_close(weights(one.run, "best"), weights(other.run, "best"), rtol=0, atol=0)
-            assert without_clock(one.run) == without_clock(other.run)
+            assert metrics_of(one.run) == metrics_of(other.run)

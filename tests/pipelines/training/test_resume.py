@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from logged import metrics_of
 from safetensors.torch import load_file
 from stops import stop_after
 
@@ -36,12 +37,7 @@ def same_run(one: Path, other: Path) -> None:
         torch.testing.assert_close(
             load_file(one / f"{file}.safetensors"), load_file(other / f"{file}.safetensors"), rtol=0, atol=0
         )
-    clock = ("seconds", "waiting_seconds", "read_bytes", "head")
-    lines = [
-        [{k: v for k, v in line.items() if k not in clock} for line in Run.open(path).metrics()]
-        for path in (one, other)
-    ]
-    assert lines[0] == lines[1]
+    assert metrics_of(one) == metrics_of(other)
 
 
 @pytest.fixture(scope="module")
