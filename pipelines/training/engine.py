@@ -44,6 +44,7 @@ class TrainingLoop:
     """Where the batches are read from, as StepReport says it."""
     on_step: Callable[[StepReport], None] = lambda report: None
     on_epoch: Callable[[EpochReport], None] = lambda report: None
+    on_failure: Callable[[str, str], None] = lambda name, reason: None
 
     def run(self) -> bool:
         """Until every head is done, or a stop is asked for; whether it was. What is done then is in checkpoints."""
@@ -108,6 +109,7 @@ class TrainingLoop:
             if len(self.heads) == 1 or self.world.size > 1:
                 raise
             head.fail(str(error) or type(error).__name__)
+            self.on_failure(head.name, head.error or "")
 
     def _end_epoch(self) -> None:
         for head in self._training():

@@ -51,15 +51,22 @@ class TrainingEvents:
     on_epoch: Callable[[EpochReport], None] = lambda report: None
     on_load: Callable[[int, int], None] = lambda done, total: None
     """Bytes of the features that were read into memory so far, and those of all."""
+    on_failure: Callable[[str, str], None] = lambda name, reason: None
+    """A head of several is lost, by its name; told at once, before anything is kept of the step in which it was."""
 
 
 def train_group(
-    members: Sequence[Member], events: TrainingEvents | None = None, *, resume: bool = False
+    members: Sequence[Member],
+    events: TrainingEvents | None = None,
+    *,
+    resume: bool = False,
+    resumed_by: Path | None = None,
 ) -> list[TrainingSummary]:
     """Train heads of one stream side by side; a summary for each, which of a failed one says why.
 
     A group of one raises what goes wrong. With `resume`, runs that are there go on from the last checkpoint that all of them
-    have; of those that are complete there is nothing to be trained, and they are no members.
+    have; of those that are complete there is nothing to be trained, and they are no members. `resumed_by` is the folder that
+    `vcache resume` is to be given after a stop, where it is not the run of the only member.
 
     Raises:
         TrainingStopped: by Ctrl-C or SIGTERM, after a checkpoint.
@@ -68,7 +75,7 @@ def train_group(
     device = select_device(members[0].config.device)
     with joined_world(device) as world, open_training_store(members[0].config) as store:
         told = events if events and world.is_first else TrainingEvents()
-        return _Group(members, told, store, world).train(resume)
+        return _Group(members, told, store, world, resumed_by or members[0].run).train(resume)
 
 
 def resume_command(run: Path, num_processes: int) -> str:
@@ -84,8 +91,9 @@ class _Group:
         events: TrainingEvents,
         store: FeatureStore,
         world: World,
+        resumed_by: Path,
     ) -> None:
-        self.members, self.events, self.store = members, events, store
+        self.members, self.events, self.store, self.resumed_by = members, events, store, resumed_by
         self.device, self.world = world.device, world
         self.prepared = [prepare_head(member.config, store, self.device) for member in members]
         self.stream = open_stream(self.prepared, store, self.device, world)
@@ -112,6 +120,7 @@ class _Group:
                 checkpoint_seconds=60 * min(member.config.checkpoint_minutes for member in self.members),
                 on_step=self.events.on_step,
                 on_epoch=self.events.on_epoch,
+                on_failure=self.events.on_failure,
             )
             stopped = loop.run()
         if stopped:
@@ -119,8 +128,7 @@ class _Group:
         return [self._summary(head) for head in heads]
 
     def _stopped(self, position: Position) -> str:
-        run = self.members[0].run if len(self.members) == 1 else self.members[0].run.parent
-        command = resume_command(run, self.world.size)
+        command = resume_command(self.resumed_by, self.world.size)
         done = position.epoch * len(self.loader) + position.batch
         return f"stopped after {done} steps, all of them kept. Go on with:  {command}"
 

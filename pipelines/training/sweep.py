@@ -18,7 +18,6 @@ from typing import Any
 from vcache.pipelines.runs import Run, RunError, check_free, write_text
 from vcache.pipelines.training.config import TrainingError
 from vcache.pipelines.training.group import Member, TrainingEvents, train_group
-from vcache.pipelines.training.reports import StepReport
 from vcache.pipelines.training.stopping import TrainingStopped
 from vcache.pipelines.training.sweep_plan import SweepPlan
 from vcache.pipelines.training.sweep_results import METRICS, MemberResult, best_setting, summarise, write_results
@@ -190,14 +189,15 @@ def _titled(events: TrainingEvents, title: str) -> TrainingEvents:
 def _train(sweep: Sweep, group: list[SweepMember], events: TrainingEvents, resume: bool) -> None:
     folders = {member.name: member.folder for member in group}
 
-    def on_step(report: StepReport) -> None:
-        # At once, so that a sweep which is killed later does not try it again beside the others.
-        sweep.record_failures({folders[head.name]: head.note for head in report.heads if head.state == "failed"})
-        events.on_step(report)
+    def on_failure(name: str, reason: str) -> None:
+        # At once: it has no checkpoint where the others have their next, and tried again beside them all would begin anew.
+        sweep.record_failures({folders[name]: reason})
+        events.on_failure(name, reason)
 
     members = [Member(name=member.name, config=member.config, run=sweep.path / member.folder) for member in group]
     try:
-        summaries = train_group(members, replace(events, on_step=on_step), resume=resume)
+        told = replace(events, on_failure=on_failure)
+        summaries = train_group(members, told, resume=resume, resumed_by=sweep.path)
     except TrainingStopped:
         raise
     except Exception as error:  # whatever it is, the other groups can do without this one

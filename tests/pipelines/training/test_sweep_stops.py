@@ -1,0 +1,69 @@
+"""A sweep that is stopped at an inconvenient moment goes on from there, and says how."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from stops import stop_after
+
+from vcache.pipelines.loading.loader import ClipLoader
+from vcache.pipelines.training.group import TrainingEvents
+from vcache.pipelines.training.stopping import TrainingStopped
+from vcache.pipelines.training.sweep import Sweep, run_sweep
+from vcache.pipelines.training.sweep_file import read_sweep
+from vcache.pipelines.training.sweep_plan import plan_sweep
+from vcache.pipelines.training.sweep_spec import SweepMember
+
+
+@pytest.fixture
+def fixed(float32_store: Path) -> dict[str, str]:
+    return {"epochs": "3", "batch_size": "5", "device": "cpu", "store": str(float32_store)}
+
+
+def stopped(sweep: Sweep, monkeypatch: pytest.MonkeyPatch, num_batches: int) -> str:
+    """What is said of it."""
+    with monkeypatch.context() as patch, pytest.raises(TrainingStopped) as caught:
+        stop_after(patch, num_batches)
+        run_sweep(sweep)
+    return str(caught.value)
+
+
+def begin(members: tuple[SweepMember, ...], out: Path, **options: object) -> Sweep:
+    return Sweep.create(out, plan_sweep(members, **options))  # type: ignore[arg-type]
+
+
+def weights(sweep: Sweep, member: SweepMember) -> dict[str, torch.Tensor]:
+    return load_file(sweep.path / member.folder / "head.safetensors")
+
+
+@pytest.mark.parametrize("num_batches", [1, 2, 3, 4])
+def test_a_sweep_stopped_as_a_head_fails_goes_on_where_it_was(
+    fixed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_batches: int
+) -> None:
+    """One head is lost at the second batch: it is not waited for, and the others do not begin anew."""
+    members = read_sweep("linear", fixed, {"lr": ("1e-3", "1e30", "1e-2")})
+    whole, sweep = begin(members, tmp_path / "whole"), begin(members, tmp_path / "sweep")
+    run_sweep(whole)
+    stopped(sweep, monkeypatch, num_batches)
+    first_batches, epoch = [], ClipLoader.epoch
+
+    def recorded(self: ClipLoader, number: int, *, first_batch: int = 0, **options: object) -> object:
+        first_batches.append(number * len(self) + first_batch)
+        return epoch(self, number, first_batch=first_batch, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ClipLoader, "epoch", recorded)
+    summary = run_sweep(Sweep.open(sweep.path), TrainingEvents(), resume=True)
+    assert first_batches[0] == num_batches
+    assert [result.status for result in summary.results] == ["finished", "failed", "finished"]
+    for member in (members[0], members[2]):
+        torch.testing.assert_close(weights(sweep, member), weights(whole, member), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_a_stopped_sweep_names_the_command_that_goes_on_with_all_of_it(
+    fixed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    """Also where its group has one head: the run of that head alone would leave the others."""
+    sweep = begin(read_sweep("linear", fixed, {"lr": ("1e-3", "1e-2")}), tmp_path / "sweep", together=together)
+    assert stopped(sweep, monkeypatch, 2).endswith(f"Go on with:  vcache resume {sweep.path}")
