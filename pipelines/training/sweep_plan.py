@@ -23,6 +23,7 @@ from vcache.pipelines.training.preparation import (
     prepare_head,
     resolve,
 )
+from vcache.pipelines.training.step import check_recipe
 from vcache.pipelines.training.sweep_groups import HeadDemand, describe_groups, free_memory, plan_groups
 from vcache.pipelines.training.sweep_spec import SweepMember
 from vcache.store.manifest import Manifest
@@ -78,12 +79,12 @@ def plan_sweep(members: Sequence[SweepMember], *, together: int | None = None, s
         for member in members:
             try:
                 store = stores.open(member.config)
-                prepared = prepare_head(member.config, store, device)
+                config = replace(member.config, store=store.path.resolve())
+                prepared = replace(prepare_head(member.config, store, device), config=config)
+                demand = demand_of(member.name, prepared, store.manifest)
             except REFUSALS as error:
                 refused.append((member.name, str(error)))
                 continue
-            config = replace(member.config, store=store.path.resolve())
-            demand = demand_of(member.name, replace(prepared, config=config), store.manifest)
             ready.append(replace(member, config=config, parameters=demand.num_parameters))
             demands.append(demand)
     if refused and not (skip_invalid and ready):
@@ -114,9 +115,14 @@ class _Stores(ExitStack):
 
 
 def demand_of(name: str, prepared: PreparedHead, manifest: Manifest) -> HeadDemand:
-    """What a head asks of memory."""
+    """What a head asks of memory.
+
+    Raises:
+        SettingError: it cannot be trained by its recipe.
+    """
     with torch.device("meta"):  # takes no memory
         head = get_head(prepared.config.head)(prepared.head_config)
+    check_recipe(head, prepared.recipe)
     clips, plan = prepared.recipe.batch_size, prepared.plan
     step = plan.frame_step  # of the frames, so many are one that is read
     kinds = {"tokens": plan.tokens, "cls": plan.cls, "maps": plan.maps}

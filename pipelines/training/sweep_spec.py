@@ -110,6 +110,7 @@ def expand(blocks: Sequence[HeadGrid]) -> tuple[SweepMember, ...]:
     """
     for block in blocks:
         _check(block)
+    _check_machine(blocks)
     rows = [
         (block.head, {**block.settings, **dict(zip(block.grid, choice, strict=True))}, seed)
         for block in blocks
@@ -145,6 +146,13 @@ def _check(block: HeadGrid) -> None:
         split_settings({**block.settings, **first}, get_head(block.head).Config, Recipe, _Run)
     except SettingError as error:
         raise SettingError(f"head {block.head!r}: {error}") from error
+
+
+def _check_machine(blocks: Sequence[HeadGrid]) -> None:
+    """What one head says of the machine would go for all that are trained beside it, or be lost."""
+    for name in ONE_FOR_ALL:
+        if len({block.settings.get(name) for block in blocks}) > 1:
+            raise SettingError(f"{name} is the same for all heads of a sweep. Set it in [common], or for none.")
 
 
 def _varied_names(rows: Sequence[tuple[str, Mapping[str, str], int]]) -> list[str]:

@@ -8,11 +8,12 @@ from safetensors.torch import load_file
 from stops import stop_after
 
 from vcache.pipelines.loading.loader import ClipLoader
+from vcache.pipelines.settings import SettingError
 from vcache.pipelines.training.group import TrainingEvents
 from vcache.pipelines.training.stopping import TrainingStopped
 from vcache.pipelines.training.sweep import Sweep, run_sweep
 from vcache.pipelines.training.sweep_file import read_sweep
-from vcache.pipelines.training.sweep_plan import plan_sweep
+from vcache.pipelines.training.sweep_plan import InvalidMembers, plan_sweep
 from vcache.pipelines.training.sweep_spec import SweepMember
 
 
@@ -67,3 +68,22 @@ def test_a_stopped_sweep_names_the_command_that_goes_on_with_all_of_it(
     """Also where its group has one head: the run of that head alone would leave the others."""
     sweep = begin(read_sweep("linear", fixed, {"lr": ("1e-3", "1e-2")}), tmp_path / "sweep", together=together)
     assert stopped(sweep, monkeypatch, 2).endswith(f"Go on with:  vcache resume {sweep.path}")
+
+
+def test_a_recipe_that_a_head_cannot_have_is_said_before_anything_runs_and_stops_no_other(
+    fixed: dict[str, str], tmp_path: Path
+) -> None:
+    """Linear reads no patches to cut; a pattern of EVL's names fits none of its parameters."""
+    (tmp_path / "s.toml").write_text("[common]\ncutmix = 0.5\n[[head]]\nhead='linear'\n[[head]]\nhead='evl'\ndepth=1")
+    members = read_sweep(str(tmp_path / "s.toml"), {**fixed, "epochs": "1"}, {})
+    with pytest.raises(InvalidMembers, match="linear:\n    cutmix .0.5. pastes patches, and LinearHead"):
+        plan_sweep(members)
+    sweep = begin(members, tmp_path / "sweep", skip_invalid=True)
+    assert [result.status for result in run_sweep(sweep).results] == ["finished"]
+
+
+def test_a_device_for_one_head_alone_is_refused(fixed: dict[str, str], tmp_path: Path) -> None:
+    """It would have been that of the first for all."""
+    (tmp_path / "s.toml").write_text("[[head]]\nhead='linear'\n[[head]]\nhead='evl'\ndevice='cuda'")
+    with pytest.raises(SettingError, match="device is the same for all heads of a sweep"):
+        read_sweep(str(tmp_path / "s.toml"), {name: value for name, value in fixed.items() if name != "device"}, {})
