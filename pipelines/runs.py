@@ -32,6 +32,9 @@ from vcache.pipelines.training.logs import METRICS, read_log
 WEIGHTS = {"last": "head.safetensors", "best": "best.safetensors"}
 """Files of the weights after the last step, and of the epoch that was best in validation."""
 
+_DIGESTS = {"train_digest": "train", "val_digest": "validate"}
+"""Of config.json: of the videos that are read, and what for."""
+
 _MAY_CHANGE = ("versions", "training", "num_videos", "store")
 """Of config.json: a store may have been moved, and grown by splits that the run does not read."""
 
@@ -86,6 +89,11 @@ class Run:
         differing = [name for name in self.config if name not in _MAY_CHANGE and self.config[name] != now.get(name)]
         if differing:
             name = differing[0]
+            if name in _DIGESTS:
+                raise RunError(
+                    f"{self.path} cannot go on: its store has other videos to {_DIGESTS[name]} on than when it began, or other "
+                    "classes or views of them. Train again into another --out."
+                )
             raise RunError(
                 f"{self.path} cannot go on: {name} was {json.dumps(self.config[name])} when it began and is "
                 f"{json.dumps(now.get(name))} now. Train again into another --out."

@@ -1,5 +1,7 @@
 """ReadPlans -> batches of ClipFeatures on the device, in an order and in views that are functions of (seed, epoch) alone."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
@@ -139,6 +141,21 @@ class ClipLoader:
         views = np.full(len(self.rows), self.views[0] if view is None else view)
         source = self._resident or DiskSource(self._reader, self.buffers)
         return self._batches(source, self.rows, views, self.plans if plans is None else tuple(plans))
+
+    @property
+    def digest(self) -> str:
+        """Of the videos in their order, their classes, and in which views each can be read: what batches are made of, besides
+        the seed. Shuffled by shards, of what lies in which of them, too."""
+        ids = self.store.videos(self.split).ids
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(
+            json.dumps([self.store.manifest.class_names, self.views, [ids[row] for row in self.rows]]).encode()
+        )
+        digest.update(self.targets[self.rows].numpy().tobytes())
+        digest.update(self._readable[:, self.rows].tobytes())
+        if self.order.shuffle == "shards":
+            digest.update(self._shards[self.rows].tobytes())
+        return digest.hexdigest()
 
     @property
     def needed_bytes(self) -> int:

@@ -142,7 +142,7 @@ class _Group:
             random.seed(config.seed + 1_000_003 * self.world.rank)  # its own dropout; rank 0 draws what it would alone
         steps_per_epoch = len(self.loader)
         _, num_steps = training_length(prepared.recipe, steps_per_epoch)
-        described = run_config(prepared, self.store, self.loader, self.world)
+        described = run_config(prepared, self.store, self.stream, self.world)
         return HeadTraining(
             member.name,
             head,

@@ -207,9 +207,9 @@ def training_length(recipe: Recipe, steps_per_epoch: int) -> tuple[int, int]:
     return -(-steps // steps_per_epoch), steps
 
 
-def run_config(head: PreparedHead, store: FeatureStore, train: ClipLoader, world: World) -> dict[str, Any]:
+def run_config(head: PreparedHead, store: FeatureStore, stream: Stream, world: World) -> dict[str, Any]:
     """What config.json says of the run: enough to build the head again, and to know on what it was trained."""
-    definitions, config = view_definitions(store.manifest), head.config
+    definitions, config, train = view_definitions(store.manifest), head.config, stream.train
     return {
         "head": config.head,
         "preset": config.preset,
@@ -231,6 +231,8 @@ def run_config(head: PreparedHead, store: FeatureStore, train: ClipLoader, world
         "store_key": store.manifest.key,
         "num_videos": store.splits,
         "num_train": len(train.rows),
+        "train_digest": train.digest,
+        "val_digest": stream.val.digest if stream.val else None,
         "store_spec": store.manifest.spec,
         "versions": {"torch": torch.__version__},
         "training": replace(config, store=store.path.resolve()).to_json(),
