@@ -1,18 +1,15 @@
 """`vcache heads`, `train-head` and `import-head`: what can be trained, and runs of it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vcache.pipelines import console
 from vcache.pipelines.cli_sweep import resume_sweep
-from vcache.pipelines.options import LOCATION, Device, Json
-from vcache.pipelines.training.config import Resident, Shuffle
+from vcache.pipelines.options import LOCATION, Json, takes
+from vcache.pipelines.training.options import OF_RECIPE, given_options
 from vcache.store.object_path import store_path
-
-DATA, ENGINE = "Data", "Engine"
-"""Panels of the help of `train-head`."""
 
 
 def heads(
@@ -70,109 +67,32 @@ def heads(
     console.print_json(rows) if as_json else listing.print_heads(rows)
 
 
+@takes(given_options)
 def train_head(
+    given: dict[str, Any],
     head: Annotated[str, typer.Argument(help="A head, see `vcache heads`.")],
-    store: Annotated[
-        str | None,
-        typer.Option(help="The store to train on. Default: the one in $VCACHE_HOME that fits.", metavar=LOCATION),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="A row of the paper, as k400-b16-8f: `vcache heads HEAD` lists them. --set goes before it.",
-        ),
-    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any field of the head or of its recipe; may be repeated."),
     ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the train split. Default: the paper's length.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps, in place of --epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Clips in one step. Default: the paper's.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate. Default: the paper's.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the head: its weights and its dropout.")] = 0,
-    data_seed: Annotated[
-        int, typer.Option(min=0, help="Seed of the data: the order, the views drawn, the videos of --shots.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the head: its weights, dropout and mixing.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Run folder to write. Default: runs/HEAD-1, -2, ...")] = None,
-    train_split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
-    views: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Draw from the first views of each video only; 1 is the evaluation view alone. Default: from all.",
-        ),
-    ] = None,
-    shots: Annotated[
-        int | None, typer.Option(min=1, help="Train on so many videos of each class.", rich_help_panel=DATA)
-    ] = None,
-    fraction: Annotated[
-        float | None, typer.Option(help="Train on a share of the videos of each class, as 0.01.", rich_help_panel=DATA)
-    ] = None,
-    balanced: Annotated[
-        bool, typer.Option("--balanced", help="Draw every class equally often.", rich_help_panel=DATA)
-    ] = False,
-    frame_step: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Read every N-th of the stored frames, N times as far apart in the video.", rich_help_panel=DATA
-        ),
-    ] = 1,
-    allow_incomplete: Annotated[
-        bool,
-        typer.Option(
-            "--allow-incomplete",
-            help="Train although the extraction of the store has not finished.",
-            rich_help_panel=DATA,
-        ),
-    ] = False,
-    resident: Annotated[
-        Resident,
-        typer.Option(
-            help="Where the features lie: disk, ram or gpu. auto: gpu or ram if they take less than half of what is free.",
-            rich_help_panel=ENGINE,
-        ),
-    ] = "auto",
-    shuffle: Annotated[
-        Shuffle,
-        typer.Option(
-            help="full: any order. shards: whole shards into a buffer, for spinning disks and buckets. auto: by the store.",
-            rich_help_panel=ENGINE,
-        ),
-    ] = "auto",
-    patience: Annotated[
-        int | None,
-        typer.Option(min=1, help="Stop after so many epochs without a better validation.", rich_help_panel=ENGINE),
-    ] = None,
-    checkpoint_minutes: Annotated[
-        float,
-        typer.Option(
-            min=0, help="Between two checkpoints: a kill loses at most so much. 0: every step.", rich_help_panel=ENGINE
-        ),
-    ] = 5.0,
-    device: Device = "auto",
-    precision: Annotated[
-        str,
-        typer.Option(
-            help="Of the head's products: float32, bfloat16, or float16 on a GPU. auto: float32 on a CPU, half on a GPU."
-        ),
-    ] = "auto",
     as_json: Json = False,
 ) -> None:
     """Train a head from the stored features; no video is opened.
 
     Optimiser, schedule and length are the paper's unless set. Of a store with several training views (extract --views), every
-    epoch draws one for each video. The run folder gets a line per epoch in metrics.jsonl, up to a thousand over the run in
-    steps.jsonl, and where TensorBoard is installed its files in tensorboard/.
+    epoch draws one for each video. After each epoch the head is validated. What was stopped, by Ctrl-C or a kill, goes on with
+    `vcache resume`. Many heads at once are a `vcache sweep`.
+
+    The run folder gets a line per epoch in metrics.jsonl, up to a thousand over the run in steps.jsonl, and where TensorBoard is
+    installed its files in tensorboard/.
 
     \b
     [bold]Examples:[/bold]
     vcache train-head evl --epochs 20 --batch-size 64 --set layers=-2:
     vcache train-head evl --preset ssv2-b16-8f
-    vcache train-head evl --views 1
+    vcache train-head linear --shots 16 --patience 5
     """
     from dataclasses import asdict
 
@@ -181,30 +101,10 @@ def train_head(
     from vcache.pipelines.training.screen import print_training_summary, training_bar
     from vcache.pipelines.training.train_head import train_head as train
 
-    flags = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr}
-    given = parse_pairs(settings or []) | {name: value for name, value in flags.items() if value is not None}
-    config = TrainingConfig(
-        head=head,
-        preset=preset,
-        store=store_path(store) if store else None,
-        settings=given,
-        out=out,
-        train_split=train_split,
-        views=views,
-        seed=seed,
-        data_seed=data_seed,
-        shots=shots,
-        fraction=fraction,
-        balanced=balanced,
-        frame_step=frame_step,
-        resident=resident,
-        shuffle=shuffle,
-        patience=patience,
-        checkpoint_minutes=checkpoint_minutes,
-        device=device,
-        precision=precision,
-        allow_incomplete=allow_incomplete,
-    )
+    of_recipe = {name: given.pop(name) for name in OF_RECIPE if name in given}
+    if "store" in given:
+        given["store"] = store_path(given["store"])
+    config = TrainingConfig(head=head, settings=parse_pairs(settings or []) | of_recipe, out=out, seed=seed, **given)
     with training_bar(head) as screen:
         summary = train(config, on_plan=screen.plan, on_step=screen.step, on_epoch=screen.epoch)
     console.print_json(asdict(summary)) if as_json else print_training_summary(summary)

@@ -1,14 +1,15 @@
 """`vcache sweep`: many heads from one read of the store."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from vcache.pipelines import console
-from vcache.pipelines.options import LOCATION, Device, Json
+from vcache.pipelines.options import Json, takes
+from vcache.pipelines.training.options import given_options
 from vcache.store.object_path import store_path
 
 if TYPE_CHECKING:  # imported late: these load torch and zarr
@@ -16,7 +17,9 @@ if TYPE_CHECKING:  # imported late: these load torch and zarr
     from vcache.pipelines.training.sweep_plan import SweepPlan
 
 
+@takes(given_options, own_first=True)
 def sweep(
+    given: dict[str, Any],
     heads: Annotated[
         str | None, typer.Argument(help="A head, or a .toml file that names several.", metavar="HEAD|FILE.toml")
     ] = None,
@@ -41,23 +44,6 @@ def sweep(
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Train each with seeds 0 to N-1. Default: 1", metavar="N")
     ] = None,
-    preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A row of the paper that --set and --grid change.")
-    ] = None,
-    store: Annotated[
-        str | None,
-        typer.Option(help="The store to train on. Default: the one in $VCACHE_HOME that fits.", metavar=LOCATION),
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the train split. Default: the paper's length.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps, in place of --epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Clips in one step. Default: the paper's.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate. Default: the paper's.")] = None,
-    data_seed: Annotated[
-        int | None, typer.Option(help="Seed of the order, the drawn views and the subset, of all members. Default: 0")
-    ] = None,
-    views: Annotated[int | None, typer.Option(min=1, help="Draw from the first views of each video only.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write. Default: runs/sweep-1, -2, ...")] = None,
     together: Annotated[
         int | None, typer.Option(min=1, help="Heads side by side at most. Default: as many as fit in memory.")
@@ -65,13 +51,6 @@ def sweep(
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Train the others where some combinations are impossible.")
     ] = False,
-    resident: Annotated[
-        str | None, typer.Option(help="Where the features lie: auto, disk, ram or gpu.", metavar="WHERE")
-    ] = None,
-    device: Device = "auto",
-    precision: Annotated[
-        str | None, typer.Option(help="Of the heads' products: auto, float32, bfloat16, or float16 on a GPU.")
-    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the members and their groups; nothing is trained or written.")
     ] = False,
@@ -101,20 +80,6 @@ def sweep(
         return
     if heads is None:
         raise typer.BadParameter("name a HEAD or a FILE.toml: vcache sweep evl --grid depth=1,2,4")
-    flags = {
-        "preset": preset,
-        "store": store,
-        "epochs": epochs,
-        "steps": steps,
-        "batch_size": batch_size,
-        "lr": lr,
-        "data_seed": data_seed,
-        "views": views,
-        "resident": resident,
-        "device": device if device != "auto" else None,
-        "precision": precision,
-    }
-    given = {name: str(value) for name, value in flags.items() if value is not None}
     from vcache.pipelines.runs import next_run_folder
     from vcache.pipelines.settings import parse_pairs
     from vcache.pipelines.training.sweep import Sweep, check_one_process
@@ -123,7 +88,8 @@ def sweep(
     from vcache.pipelines.training.sweep_spec import parse_grids
 
     check_one_process()
-    members = read_sweep(heads, parse_pairs(settings or []) | given, parse_grids(grids or []), seeds)
+    texts = {name: str(value) for name, value in given.items()}
+    members = read_sweep(heads, parse_pairs(settings or []) | texts, parse_grids(grids or []), seeds)
     plan = plan_sweep(members, together=together, skip_invalid=skip_invalid)
     if dry_run:
         console.print_json(plan.to_json()) if as_json else _print_members(plan)

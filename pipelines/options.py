@@ -29,11 +29,16 @@ Device = Annotated[str, typer.Option(help=DEVICE_HELP)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for a program to read.")]
 
 
-def takes(build: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes(
+    build: Callable[..., Any], *, own_first: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the parameters of `build` too; what `build` makes of them is the command's first argument.
 
     @takes(extraction_config)
     def extract(config, as_json: bool = False): ...      # extract(dataset, layers, ..., as_json)
+
+    The help shows them in this order, or with `own_first` the command's own before those of `build`; arguments that must be
+    given come before all.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -44,7 +49,8 @@ def takes(build: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable
         def run(**given: Any) -> None:
             command(build(**{name: given.pop(name) for name in shared}), **given)
 
-        parameters = [*shared.values(), *own]
+        parameters = [*own, *shared.values()] if own_first else [*shared.values(), *own]
+        parameters.sort(key=lambda parameter: parameter.default is not parameter.empty)
         # typer reads both.
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

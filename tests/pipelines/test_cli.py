@@ -76,6 +76,15 @@ def test_every_command_has_help_with_an_example(name: str) -> None:
         assert getattr(parameter, "help", None), f"{name} {parameter.name} has no help"
 
 
+def test_a_sweep_takes_every_option_of_train_head() -> None:
+    of_head, of_sweep = (
+        {parameter.name: parameter for parameter in COMMANDS[name].params} for name in ("train-head", "sweep")
+    )
+    assert of_head.keys() - of_sweep.keys() == {"head", "seed"}
+    shared = of_head.keys() - {"head", "seed", "out", "settings", "as_json"}
+    assert {of_sweep[name].help for name in shared} == {of_head[name].help for name in shared}
+
+
 def test_the_two_commands_letter_by_letter(
     vcache: Callable[[str], tuple[int, str, str]],
     video_folder: Path,
