@@ -106,7 +106,7 @@ def train_head(
         given["store"] = store_path(given["store"])
     config = TrainingConfig(head=head, settings=parse_pairs(settings or []) | of_recipe, out=out, seed=seed, **given)
     with training_bar(head) as screen:
-        summary = train(config, on_plan=screen.plan, on_step=screen.step, on_epoch=screen.epoch)
+        summary = train(config, **screen.callbacks)
     console.print_json(asdict(summary)) if as_json else print_training_summary(summary)
 
 
@@ -137,9 +137,7 @@ def resume(
 
     where = store_path(store) if store else None
     with training_bar(begun_config(run).head) as screen:
-        summary = resume_run(
-            run, store=where, device=device, on_plan=screen.plan, on_step=screen.step, on_epoch=screen.epoch
-        )
+        summary = resume_run(run, store=where, device=device, **screen.callbacks)
     console.print_json(asdict(summary)) if as_json else print_training_summary(summary)
 
 

@@ -113,8 +113,7 @@ def train(sweep: "Sweep", *, as_json: bool, resume: bool = False) -> None:
     from vcache.pipelines.training.sweep import run_sweep
 
     with training_bar("sweep", epoch_lines=False) as screen:
-        events = TrainingEvents(on_plan=screen.plan, on_step=screen.step, on_epoch=screen.epoch)
-        summary = run_sweep(sweep, events, resume=resume)
+        summary = run_sweep(sweep, TrainingEvents(**screen.callbacks), resume=resume)
     console.print_json(summary.to_json()) if as_json else _print_summary(summary)
     if summary.num_failed:
         raise typer.Exit(1)
@@ -128,7 +127,7 @@ def _print_members(plan: "SweepPlan") -> None:
 
 def _print_groups(plan: "SweepPlan", where: Console = console.err) -> None:
     for line in plan.lines:
-        where.print(escape(line), soft_wrap=True, highlight=False)
+        console.print_sentence(where, line)
     for name, reason in plan.skipped:
         where.print(f"[red]skipped[/red]  {escape(f'{name}: {reason}')}", soft_wrap=True, highlight=False)
 

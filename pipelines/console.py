@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -57,6 +58,16 @@ def count(number: int, noun: str) -> str:
 def print_json(value: Any) -> None:
     """Plain JSON on standard output, not wrapped and not coloured."""
     print(json.dumps(value, indent=2, default=str))
+
+
+def print_sentence(where: Console, line: str) -> None:
+    """Plain words, on a terminal broken between them and set in below the first line; in a file one line."""
+    indent = len(line) - len(line.lstrip())
+    if where.is_terminal:
+        line = textwrap.fill(
+            line, where.width, subsequent_indent=" " * (indent + 2), break_on_hyphens=False, break_long_words=False
+        )
+    where.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def fail(message: str) -> NoReturn:

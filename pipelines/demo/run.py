@@ -147,7 +147,7 @@ def _train(row: DemoHead, out: Path, store: Path, seed: int, show: bool) -> dict
     _say(show, "train-head", row.head, "--store", store, *pairs, "--out", run)
     began = time.perf_counter()
     with training_bar(row.head, epoch_lines=False) as screen:
-        train_head(config, on_plan=screen.plan, on_step=screen.step, on_epoch=screen.epoch)
+        train_head(config, **screen.callbacks)
     metrics = evaluate_run(run)
     return {"head": row.label, "run": str(run), "seconds": time.perf_counter() - began, **asdict(metrics)}
 

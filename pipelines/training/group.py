@@ -214,9 +214,15 @@ class _Group:
             recipe=longest.recipe,
             residency=self._where_from(residency),
             shuffle=self.stream.shuffle.kind,
+            shuffle_bytes=self.loader.shuffle_bytes,
+            subset=self._subset(),
             num_heads=len(heads),
             resumed_from=f"step {longest.step} of {longest.num_steps}" if longest.step else None,
         )
+
+    def _subset(self) -> str:
+        balanced = "every class is drawn equally often" if self.loader.order.balanced else ""
+        return "; ".join(filter(None, ((self.loader.subset_note or "").removesuffix("."), balanced)))
 
     def _where_from(self, residency: Residency) -> str:
         """A sentence, and of features that are read from a spinning disk another."""

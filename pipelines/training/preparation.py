@@ -160,8 +160,12 @@ class Stream:
             chosen = choose_residency("disk", needed, self.train.device)
             return replace(chosen, reason="Features are read from disk, as one epoch reads each of them once.")
         chosen = choose_residency(wanted, needed, self.train.device, reserve_bytes)
+        if chosen.kind != "disk":
+            on_bytes(0, needed)
+        before = 0
         for loader in self.loaders:
-            loader.keep(chosen.kind, on_bytes)
+            loader.keep(chosen.kind, lambda done, total, before=before: on_bytes(before + done, needed))  # type: ignore[misc]
+            before += loader.needed_bytes
         return chosen
 
 

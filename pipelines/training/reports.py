@@ -30,6 +30,10 @@ class TrainingPlan:
     """Where the features lie while they are trained on, and why: a sentence without its full stop; empty: nothing to say."""
     shuffle: str
     """ "full" or "shards"."""
+    shuffle_bytes: int = 0
+    """What shuffling by shards holds in memory; 0: nothing."""
+    subset: str = ""
+    """What was taken of the videos, and how they are drawn, in the form of `residency`."""
     num_heads: int = 1
     group: str = ""
     """Of a sweep whose heads do not train all at once, which of its groups this is: "group 1 of 2"."""

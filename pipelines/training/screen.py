@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # imported late: these load torch
 
 DRAWINGS_PER_SECOND = 8
 """A drawing takes half a millisecond of the interpreter, one of 24 heads a whole one."""
+QUIET_SECONDS = 1.0
+"""Reading features into memory is drawn if it takes longer."""
 LINES_BELOW_TABLE = 6
 """Of the screen's height: header, hidden heads, bar, two lines of facts, and where the cursor stands."""
 
@@ -45,7 +47,7 @@ def training_bar(title: str, *, epoch_lines: bool = True) -> Iterator[TrainingSc
 
 
 class TrainingScreen:
-    """`plan`, `step` and `epoch` of one training, or of the groups of a sweep one after the other."""
+    """`load`, `plan`, `step` and `epoch` of one training, or of the groups of a sweep one after the other."""
 
     def __init__(self, title: str, *, epoch_lines: bool = True) -> None:
         self.title, self.epoch_lines = title, epoch_lines
@@ -54,6 +56,7 @@ class TrainingScreen:
 
     def _reset(self) -> None:
         self._plan: TrainingPlan | None = None
+        self._loading: tuple[int, int] | None = None
         self._report: StepReport | None = None
         self._logged_report: StepReport | None = None
         self._began = self._logged = time.monotonic()
@@ -62,21 +65,42 @@ class TrainingScreen:
         self._seen: dict[str, tuple[object, ...]] = {}
         self._changed: dict[str, float] = {}
 
+    @property
+    def callbacks(self) -> dict[str, Callable[..., None]]:
+        """Of `train_head`, `resume_run` and TrainingEvents, by their names."""
+        return {"on_load": self.load, "on_plan": self.plan, "on_step": self.step, "on_epoch": self.epoch}
+
+    def load(self, done: int, total: int) -> None:
+        """Bytes that are read into memory before the plan; told only if that takes a while."""
+        if self._loading is None:
+            self.close()
+            self._reset()
+        self._loading = (done, total)
+        now = time.monotonic()
+        if self._live is None and console.err.is_interactive and now - self._began > QUIET_SECONDS:
+            self._draw()
+        elif not console.err.is_interactive and now - self._logged >= console.LOG_SECONDS:
+            self._logged = now
+            self._print(lines.load_line(done, total))
+
     def plan(self, plan: TrainingPlan) -> None:
         self.close()
         self._reset()
         for line in lines.plan_lines(plan):
-            self._print(escape(line))
+            console.print_sentence(console.err, line)
         self._plan = plan
         if console.err.is_interactive:
-            # Transient until the first step, so that no empty bar stands above an early error.
-            self._live = Live(
-                console=console.err,
-                get_renderable=self._drawn,
-                refresh_per_second=DRAWINGS_PER_SECOND,
-                transient=True,
-            )
-            self._live.start(refresh=True)
+            self._draw()
+
+    def _draw(self) -> None:
+        # Transient until the first step, so that no empty bar stands above an early error.
+        self._live = Live(
+            console=console.err,
+            get_renderable=self._drawn,
+            refresh_per_second=DRAWINGS_PER_SECOND,
+            transient=True,
+        )
+        self._live.start(refresh=True)
 
     def step(self, report: StepReport) -> None:
         self._report = report
@@ -120,9 +144,10 @@ class TrainingScreen:
     def _drawn(self) -> RenderableType:
         plan, last = self._plan, self._report
         if plan is None:
-            return ""
+            return Text(lines.load_line(*self._loading) if self._loading else "", no_wrap=True, overflow="ellipsis")
         if last is None:
-            return Group(lines.bar(self.title, 0, plan.steps, []), Text("  waiting for the first batch"))
+            title = self.title if plan.num_heads == 1 else plan.group or console.count(plan.num_heads, "head")
+            return Group(lines.bar(title, 0, plan.steps, []), Text("  waiting for the first batch"))
         report, width = self._current(last), console.err.width
         longest, alone = lines.last_to_finish(report.heads), len(report.heads) == 1
         name = longest.name if alone else plan.group or console.count(len(report.heads), "head")

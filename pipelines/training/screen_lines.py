@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # imported late: it loads torch
     from vcache.pipelines.training.reports import EpochReport, HeadProgress, StepReport, TrainingPlan
 
 BAR_WIDTH = 24
-TITLES = ("step", "loss", "top-1", "val", "best", "lr")
+TITLES = ("step", "loss", "train", "val", "best", "lr")
 WIDE = 100
 """Columns of a terminal from which the table has the last of them too."""
 
@@ -35,10 +35,20 @@ def plan_lines(plan: TrainingPlan) -> Iterator[str]:
         f"{heads}{plan.num_parameters:,} parameters, {plan.steps} steps of {plan.recipe.batch_size} "
         f"({count(plan.epochs, 'epoch')}){'' if heads else f', {optimiser}'}{precision}"
     )
-    shuffle = "" if plan.shuffle == "full" else f"shuffled by {plan.shuffle}"
-    resumed = f"resumed after {plan.resumed_from}" if plan.resumed_from else ""
-    if facts := "; ".join(filter(None, (plan.group, resumed, plan.residency, shuffle))):
-        yield f"  {facts}"
+    begun = "; ".join(filter(None, (plan.group, f"resumed after {plan.resumed_from}" if plan.resumed_from else "")))
+    yield from (f"  {fact}" for fact in (begun, plan.subset, plan.residency, _shuffle(plan)) if fact)
+
+
+def _shuffle(plan: TrainingPlan) -> str:
+    if plan.shuffle == "full":
+        return ""
+    held = f", in a buffer of about {size(plan.shuffle_bytes)} of memory" if plan.shuffle_bytes else ""
+    return f"Epochs are shuffled shard by shard{held}"
+
+
+def load_line(done: int, total: int) -> str:
+    """What is read before the first step."""
+    return f"reading features into memory: {size(done)} of {size(total)}"
 
 
 def epoch_line(report: EpochReport) -> str:
@@ -54,7 +64,7 @@ def head_facts(head: HeadProgress) -> list[str]:
     best = f" (best {head.best:.1%})" if head.best is not None else ""
     facts = [
         f"loss {head.loss:.3f}" if head.loss is not None else "",
-        f"top-1 {head.train_top1:.1%}" if head.train_top1 is not None else "",
+        f"train top-1 {head.train_top1:.1%}" if head.train_top1 is not None else "",
         f"val {head.val:.1%}{best}" if head.val is not None else "",
         f"lr {head.lr:.2g}",
     ]

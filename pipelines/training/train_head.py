@@ -20,6 +20,7 @@ def train_head(
     on_plan: Callable[[TrainingPlan], None] = lambda plan: None,
     on_step: Callable[[StepReport], None] = lambda report: None,
     on_epoch: Callable[[EpochReport], None] = lambda report: None,
+    on_load: Callable[[int, int], None] = lambda done, total: None,
 ) -> TrainingSummary:
     """Train one head on a store's train split, validating after every epoch, and write a run folder.
 
@@ -34,7 +35,7 @@ def train_head(
     resolve(config)  # what is wrong without any store is said before one is looked for
     run = config.out or next_run_folder(config.head)
     check_free(run)
-    events = TrainingEvents(on_plan=on_plan, on_step=on_step, on_epoch=on_epoch)
+    events = TrainingEvents(on_plan=on_plan, on_step=on_step, on_epoch=on_epoch, on_load=on_load)
     return train_group([Member(name=run.name, config=config, run=run)], events)[0]
 
 
@@ -46,6 +47,7 @@ def resume_run(
     on_plan: Callable[[TrainingPlan], None] = lambda plan: None,
     on_step: Callable[[StepReport], None] = lambda report: None,
     on_epoch: Callable[[EpochReport], None] = lambda report: None,
+    on_load: Callable[[int, int], None] = lambda done, total: None,
 ) -> TrainingSummary:
     """Go on with a run that was stopped or killed, from its last checkpoint, or from its beginning if it has none.
 
@@ -58,7 +60,7 @@ def resume_run(
     """
     config = begun_config(run)
     config = replace(config, store=store or config.store, device=device or config.device)
-    events = TrainingEvents(on_plan=on_plan, on_step=on_step, on_epoch=on_epoch)
+    events = TrainingEvents(on_plan=on_plan, on_step=on_step, on_epoch=on_epoch, on_load=on_load)
     return train_group([Member(name=run.name, config=config, run=run)], events, resume=True)[0]
 
 

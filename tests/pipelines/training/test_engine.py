@@ -14,7 +14,7 @@ from vcache.pipelines.loading.loader import ClipLoader
 from vcache.pipelines.training.checkpoints import Checkpoints
 from vcache.pipelines.training.config import TrainingConfig, TrainingError
 from vcache.pipelines.training.group import Member, TrainingEvents, train_group
-from vcache.pipelines.training.reports import EpochReport
+from vcache.pipelines.training.reports import EpochReport, TrainingPlan
 from vcache.pipelines.training.stopping import TrainingStopped
 from vcache.pipelines.training.train_head import train_head
 from vcache.store.reader import FeatureStore
@@ -162,3 +162,26 @@ def test_heads_of_unlike_lengths_go_on_together_wherever_they_were_stopped(
             torch.testing.assert_close(weights(one.run), weights(other.run), rtol=0, atol=0)
             torch.testing.assert_close(weights(one.run, "best"), weights(other.run, "best"), rtol=0, atol=0)
             assert metrics_of(one.run) == metrics_of(other.run)
+
+
+def test_the_plan_says_what_a_subset_took_and_reading_into_memory_is_told_over_all_splits(
+    float32_store: Path, tmp_path: Path
+) -> None:
+    plans: list[TrainingPlan] = []
+    loads: list[tuple[int, int]] = []
+    config = TrainingConfig(
+        head="linear",
+        store=float32_store,
+        out=tmp_path / "run",
+        settings={"epochs": 2, "batch_size": 2},
+        shots=2,
+        balanced=True,
+        resident="ram",
+        device="cpu",
+    )
+    train_head(config, on_plan=plans.append, on_load=lambda done, total: loads.append((done, total)))
+    assert plans[0].num_train == 6
+    assert plans[0].subset == "6 of 12 videos are trained on, 2 of each class; every class is drawn equally often"
+    done, totals = zip(*loads, strict=True)
+    assert done[0] == 0 and done[-1] == totals[0] and list(done) == sorted(set(done)) and len(set(totals)) == 1
+    assert len(done) == 3, "nothing, the train split, the validation split"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -15,7 +15,7 @@ from vcache.pipelines import console
 from vcache.pipelines.training import screen_lines
 from vcache.pipelines.training.logs import read_log
 from vcache.pipelines.training.reports import EpochReport, HeadProgress, StepReport, TrainingPlan, TrainingSummary
-from vcache.pipelines.training.screen import LINES_BELOW_TABLE, print_training_summary, training_bar
+from vcache.pipelines.training.screen import LINES_BELOW_TABLE, QUIET_SECONDS, print_training_summary, training_bar
 
 Head = Callable[..., HeadProgress]
 Report = Callable[..., StepReport]
@@ -69,21 +69,32 @@ def test_one_head_has_a_bar_and_says_how_well_how_fast_and_what_limits(
     terminal: Callable[..., Terminal], make_plan: Plan, make_head: Head, make_report: Report
 ) -> None:
     bar = "evl-1 ━━━━━╸━━━━━━━━━━━━━━━━━━ 120/500 steps  epoch 5/20  0:00  ETA 11 s"
-    facts = "  loss 1.234, top-1 45.6%, val 50.0% (best 52.5%), lr 0.0015"
+    facts = "  loss 1.234, train top-1 45.6%, val 50.0% (best 52.5%), lr 0.0015"
     speed = "35.2 steps/s, 120 MB/s from disk, limited by reading 73%"
-    for width, drawing in ((80, [bar, facts, f"  {speed}"]), (120, [bar, f"{facts}, {speed}"])):
+    for width, drawing in ((80, [bar, facts, f"  {speed}"]), (130, [bar, f"{facts}, {speed}"])):
         seen = terminal(width=width)
         with training_bar("evl") as screen:
-            screen.plan(make_plan(residency="read from disk: 1 GB is more than the free RAM", shuffle="shards"))
-            assert seen.lines()[2:] == ["evl ━━━━━━━━━━━━━━━━━━━━━━━━ 0/500 steps", "  waiting for the first batch"]
+            screen.plan(
+                make_plan(
+                    residency="read from disk: 1 GB is more than the free RAM",
+                    shuffle="shards",
+                    shuffle_bytes=1_200_000_000,
+                    subset="40 of 400 videos are trained on, 4 of each class",
+                )
+            )
+            assert seen.lines()[-2:] == ["evl ━━━━━━━━━━━━━━━━━━━━━━━━ 0/500 steps", "  waiting for the first batch"]
             screen.step(make_report(make_head()))
-        assert seen.lines() == [
+        plan, drawn = seen.lines()[: -len(drawing) - 1], seen.lines()[-len(drawing) - 1 :]
+        assert drawn == [*drawing, ""]
+        assert " ".join(" ".join(plan).split()) == (
             "k400.zarr: 400 videos to train on, 200 to validate on; 1,032,330 parameters, 500 steps of 16 (20 epochs), "
-            "AdamW lr 0.002, weight decay 0.05, cosine",
-            "  read from disk: 1 GB is more than the free RAM; shuffled by shards",
-            *drawing,
-            "",
-        ]
+            "AdamW lr 0.002, weight decay 0.05, cosine 40 of 400 videos are trained on, 4 of each class "
+            "read from disk: 1 GB is more than the free RAM "
+            "Epochs are shuffled shard by shard, in a buffer of about 1.2 GB of memory"
+        )
+        starts = ("  40 of", "  read from", "  Epochs are")
+        assert sum(line.startswith(starts) for line in plan) == 3, "each fact begins a line"
+        assert all(len(line) <= width for line in plan)
 
 
 def test_what_limits_may_be_computing_or_not_known_yet(make_head: Head, make_report: Report) -> None:
@@ -102,14 +113,14 @@ def test_an_early_error_has_no_empty_bar_above_it(terminal: Callable[..., Termin
         screen.plan(make_plan())
         raise RuntimeError("the first batch cannot be read")
     seen.console.print("error: the first batch cannot be read")
-    assert [line.split(":")[0] for line in seen.lines() if line] == ["k400.zarr", "error"]
-    assert seen.lines()[1].startswith("error")
+    assert [line.split(":")[0] for line in seen.lines() if line[:1].strip()] == ["k400.zarr", "error"]
+    assert "━" not in "".join(seen.lines())
 
 
 def test_an_interrupted_training_leaves_its_last_drawing_and_a_cursor(
     terminal: Callable[..., Terminal], make_plan: Plan, make_head: Head, make_report: Report
 ) -> None:
-    seen = terminal()
+    seen = terminal(width=150)
     with pytest.raises(KeyboardInterrupt), training_bar("evl") as screen:
         screen.plan(make_plan())
         screen.step(make_report(make_head(step=7, epoch=0)))
@@ -126,7 +137,7 @@ def test_the_last_drawing_knows_of_the_steps_after_the_last_report(
     terminal: Callable[..., Terminal], make_plan: Plan, make_head: Head, make_report: Report, make_epoch: Epoch
 ) -> None:
     """Reports come a few times a second, epochs when they end."""
-    seen = terminal()
+    seen = terminal(width=150)
     with training_bar("evl") as screen:
         screen.plan(make_plan())
         screen.step(make_report(make_head(step=470)))
@@ -134,7 +145,7 @@ def test_the_last_drawing_knows_of_the_steps_after_the_last_report(
     _, epoch, bar, facts, *_ = seen.lines()
     assert epoch == "epoch  20  loss 1.200  46.0%  val 1.300  top-1  55.1%  top-5  90.0%  12 s  best"
     assert bar == "evl-1 ━━━━━━━━━━━━━━━━━━━━━━━━ 500/500 steps  epoch 20/20  0:00"
-    assert facts == "  loss 1.200, top-1 46.0%, val 55.1% (best 55.1%), lr 0.0014"
+    assert facts.startswith("  loss 1.200, train top-1 46.0%, val 55.1% (best 55.1%), lr 0.0014, ")
 
 
 def test_an_epoch_fits_into_80_columns_whatever_it_measures(make_epoch: Epoch) -> None:
@@ -165,12 +176,12 @@ def test_several_heads_are_a_table_and_those_that_end_are_told(
             screen.step(make_report(*heads))
         screen.epoch(make_epoch(head="evl-depth=4-s0"))
     assert seen.lines() == [
-        "k400.zarr: 400 videos to train on, 200 to validate on; 4 heads with 1,032,330 parameters, 500 steps of 16 "
-        "(20 epochs)",
+        "k400.zarr: 400 videos to train on, 200 to validate on; 4 heads with 1,032,330",
+        "  parameters, 500 steps of 16 (20 epochs)",
         "  group 1 of 2; resumed after step 100 of 500",
         "linear-s0 failed after 12 steps: the loss is nan, with [any] rate",
         "linear-s1 stopped early after 75 steps",
-        "head                    step   loss  top-1    val   best",
+        "head                    step   loss  train    val   best",
         "evl-depth=4-s0       125/500  1.200  46.0%  51.0%  62.5%",
         "linear-s0          failed 12  1.234  45.6%      -      -",
         "linear-s1         stopped 75      -      -  50.0%  52.5%",
@@ -180,6 +191,26 @@ def test_several_heads_are_a_table_and_those_that_end_are_told(
         "  35.2 steps/s, 120 MB/s from disk, limited by reading 73%",
         "",
     ]
+
+
+def test_reading_into_memory_is_drawn_if_it_takes_a_while_and_leaves_nothing(
+    terminal: Callable[..., Terminal], make_plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = terminal()
+    with training_bar("evl") as screen:
+        screen.load(0, 3_400_000_000)
+        screen.load(1_200_000_000, 3_400_000_000)
+        assert seen.written == ""
+        monkeypatch.setattr(screen, "_began", time.monotonic() - QUIET_SECONDS)
+        screen.load(1_200_000_000, 3_400_000_000)
+        assert seen.lines() == ["reading features into memory: 1.2 GB of 3.4 GB"]
+        screen.plan(make_plan())
+        assert "reading" not in "".join(seen.lines())
+    seen = terminal(terminal=False)
+    monkeypatch.setattr(console, "LOG_SECONDS", 0)
+    with training_bar("evl") as screen:
+        screen.load(2_100_000_000, 3_400_000_000)
+    assert seen.lines() == ["reading features into memory: 2.1 GB of 3.4 GB", ""]
 
 
 def test_each_group_of_a_sweep_has_a_drawing_of_its_own(
@@ -194,6 +225,7 @@ def test_each_group_of_a_sweep_has_a_drawing_of_its_own(
     assert starts == ["evl", "linear"]
 
 
+@settings(deadline=None)
 @given(data=st.data(), room=st.integers(3, 9))
 def test_of_many_heads_the_best_the_worst_and_the_last_changed_are_shown(
     make_head: Head, data: st.DataObject, room: int
@@ -210,6 +242,7 @@ def test_of_many_heads_the_best_the_worst_and_the_last_changed_are_shown(
 maybe = st.none() | st.floats(0, 1)
 
 
+@settings(deadline=None)
 @given(
     data=st.data(),
     width=st.integers(60, 130),
