@@ -202,7 +202,7 @@ def main() -> None:
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}"
     )
-    for module in ("vcache.store.reader", "vcache.pipelines.listing", "vcache.pipelines.training"):
+    for module in ("vcache.store.reader", "vcache.pipelines.listing", "vcache.pipelines.training.train_head"):
         print(f"  import {module}: {import_seconds(module):.2f} s")
     print(f"seconds, median of {options.rounds} (min-max); page cache hot")
     for num_rows in options.sizes:

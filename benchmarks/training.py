@@ -197,6 +197,7 @@ class Bench:
             settings=settings,
             device="cpu",
             precision="float32",
+            resident="disk",
         )
 
         def on_epoch(report: EpochReport) -> None:
