@@ -37,8 +37,10 @@ class RandomState:
         return torch.cat(self._states)
 
     def load_state(self, state: UInt8[Tensor, " bytes"]) -> None:
-        """Continue from `state()`, of the same kind of device."""
-        self._states = [part.clone() for part in state.split([len(part) for part in self._states])]
+        """Continue from `state()`; of another kind of device, whose numbers cannot be continued, with the CPU's."""
+        of_cpu = len(self._states[0])
+        parts = [part.clone() for part in (state[:of_cpu], state[of_cpu:])]
+        self._states = [part if len(part) == len(own) else own for own, part in zip(self._states, parts, strict=False)]
 
     @contextmanager
     def _generators_restored(self) -> Iterator[None]:

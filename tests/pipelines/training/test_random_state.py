@@ -1,5 +1,6 @@
 """What a head draws does not depend on who draws beside it."""
 
+import pytest
 import torch
 
 from vcache.pipelines.training.random_state import RandomState
@@ -52,3 +53,11 @@ def test_a_draw_that_raises_still_counts_and_leaves_the_outside_alone() -> None:
     torch.testing.assert_close(torch.get_rng_state(), before, rtol=0, atol=0)
     drawn(twin, 2)
     assert drawn(state, 3) == drawn(twin, 3)
+
+
+@pytest.mark.parametrize("of_device", [0, 16])
+def test_a_state_of_another_kind_of_device_goes_on_with_the_cpus_part(of_device: int) -> None:
+    """A checkpoint of a GPU has the GPU's state behind the CPU's."""
+    one, other = RandomState(3, CPU), RandomState(4, CPU)
+    other.load_state(torch.cat([one.state(), torch.zeros(of_device, dtype=torch.uint8)]))
+    torch.testing.assert_close(other.state(), one.state(), rtol=0, atol=0)
