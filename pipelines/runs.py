@@ -16,18 +16,20 @@ import json
 import os
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vcache.heads.registry import get_head
 from vcache.pipelines.settings import build
 from vcache.pipelines.training.logs import METRICS, read_log
+from vcache.store.files import sync_folder
 
 WEIGHTS = {"last": "head.safetensors", "best": "best.safetensors"}
 """Files of the weights after the last step, and of the epoch that was best in validation."""
@@ -55,10 +57,17 @@ class Run:
         """Make the folder and write what is known before training; a folder with anything in it is refused."""
         check_free(path)
         path.mkdir(parents=True, exist_ok=True)
-        write_text(path / "config.json", json.dumps(config, indent=2) + "\n")
         if class_names is not None:
             write_text(path / "classes.txt", "\n".join(class_names) + "\n")
+        write_text(path / "config.json", json.dumps(config, indent=2) + "\n")  # last: a run that has it was begun
         return cls(path, config)
+
+    @staticmethod
+    def forget_unbegun(path: Path) -> None:
+        """Remove what a kill in `create` left, so that the same run can be created."""
+        if not (path / "config.json").is_file():
+            for name in ("classes.txt", "classes.txt.part", "config.json.part"):
+                (path / name).unlink(missing_ok=True)
 
     @classmethod
     def open(cls, path: Path) -> "Run":
@@ -128,14 +137,8 @@ class Run:
         return read_log(self.path / METRICS)
 
     def save_head(self, state: Mapping[str, Tensor], which: str = "last") -> None:
-        """Write the weights under a temporary name, then rename: a head that is there is whole."""
-        path = self.path / WEIGHTS[which]
-        temporary = path.with_name(path.name + ".part")
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
-        temporary.chmod(0o644)  # safetensors writes 0600, which a colleague cannot read
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        """A head that is there is whole."""
+        write_bytes(self.path / WEIGHTS[which], as_safetensors(state))
 
     def load_head(self, which: str = "last") -> torch.nn.Module:
         """The trained head in eval mode on the CPU, with the weights that one of WEIGHTS names.
@@ -199,10 +202,27 @@ def next_run_folder(head: str, parent: Path = Path("runs")) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Whoever reads the file sees the old one or the new one, also after a power cut."""
+    """As `write_bytes`, in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Whoever reads the file sees the old one or the new one, also after a power cut. On a full disk the old one stays, and
+    nothing of the new one."""
     temporary = path.with_name(path.name + ".part")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def as_safetensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """Copies: safetensors takes no tensors that share memory, as tied weights do."""
+    return save({name: x.detach().cpu().clone(memory_format=torch.contiguous_format) for name, x in tensors.items()})

@@ -7,17 +7,16 @@ A checkpoint without its JSON is not there, so a kill while one is written leave
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
-from vcache.pipelines.runs import RunError, write_text
+from vcache.pipelines.runs import RunError, as_safetensors, write_bytes, write_text
 from vcache.store.checksum import crc32c
 
 
@@ -37,10 +36,10 @@ class Checkpoints:
         self.folder = run / "checkpoint"
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Durable when it returns; earlier ones stay."""
+        """Durable when it returns; earlier ones stay, also where the disk is full."""
         self.folder.mkdir(exist_ok=True)
-        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()})
-        _write(self._tensors(checkpoint.number), data)
+        data = as_safetensors(checkpoint.tensors)
+        write_bytes(self._tensors(checkpoint.number), data)
         facts = {**checkpoint.facts, "size": len(data), "crc32c": crc32c(data)}
         write_text(self._facts(checkpoint.number), json.dumps(facts, indent=2) + "\n")
 
@@ -68,6 +67,11 @@ class Checkpoints:
             if path not in (self._tensors(number), self._facts(number)):
                 path.unlink()
 
+    def forget(self, number: int) -> None:
+        """Delete this one, if any of it is there."""
+        for path in (self._facts(number), self._tensors(number)):
+            path.unlink(missing_ok=True)
+
     def delete(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -82,10 +86,3 @@ def common_number(runs: list[Checkpoints]) -> int:
     """Of the last batch after which every run has a checkpoint; 0 if there is none, as all can begin anew."""
     there = [set(run.numbers()) for run in runs]
     return max(set.intersection(*there), default=0) if there else 0
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())

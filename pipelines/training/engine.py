@@ -11,6 +11,7 @@ from vcache.pipelines.evaluation.metrics import Metrics, compute_metrics
 from vcache.pipelines.evaluation.predicting import Predicted
 from vcache.pipelines.loading.loader import ClipLoader
 from vcache.pipelines.training.head_training import HeadTraining
+from vcache.pipelines.training.logs import print_note
 from vcache.pipelines.training.pace import Pace
 from vcache.pipelines.training.reports import EpochReport, StepReport
 from vcache.pipelines.training.stopping import StopRequest
@@ -40,14 +41,18 @@ class TrainingLoop:
     world: World = ALONE
     stop: StopRequest = field(default_factory=StopRequest)
     checkpoint_seconds: float = 300.0
+    not_kept: OSError | None = None
+    """Why the last checkpoint could not be written; None if it was."""
     source: str = "disk"
     """Where the batches are read from, as StepReport says it."""
     on_step: Callable[[StepReport], None] = lambda report: None
     on_epoch: Callable[[EpochReport], None] = lambda report: None
+    on_note: Callable[[str], None] = print_note
     on_failure: Callable[[str, str], None] = lambda name, reason: None
 
     def run(self) -> bool:
-        """Until every head is done, or a stop is asked for; whether it was. What is done then is in checkpoints."""
+        """Until every head is done, or a stop is asked for; whether it was. What is done then is in checkpoints, but where
+        `not_kept` says why it is not."""
         self._pace, self._saved = Pace(self.train.stats, self.source), time.monotonic()
         while self._training():
             for head in self._training():
@@ -83,7 +88,10 @@ class TrainingLoop:
                 if self.world.any(self.stop.asked):
                     return True
                 if self.world.any(time.monotonic() - self._saved >= self.checkpoint_seconds):
+                    was_kept = not self.not_kept
                     self._save_checkpoints()
+                    if self.not_kept and was_kept:
+                        self._note_not_kept(self.not_kept)
             if self._pace.is_report_due() and self.world.is_first:
                 self.on_step(self._report())
             if not self._wanting():
@@ -146,12 +154,24 @@ class TrainingLoop:
 
     def _save_checkpoints(self) -> None:
         """Of all heads after the same batch; only then are earlier ones deleted, so that there is always one that all have."""
-        heads = self._training()
+        heads, self.not_kept = self._training(), None
         for head in heads:
-            head.save_checkpoint(self._num_batches, self.position.epoch, self.position.batch)
+            try:
+                head.save_checkpoint(self._num_batches, self.position.epoch, self.position.batch)
+            except OSError as error:  # a full disk; the ranks have met by then, and go on
+                self.not_kept = error
         for head in heads if self.world.is_first else []:
-            head.checkpoints.keep_only(self._num_batches)
+            if self.not_kept:
+                head.checkpoints.forget(self._num_batches)
+            else:
+                head.checkpoints.keep_only(self._num_batches)
         self._saved = time.monotonic()
+
+    def _note_not_kept(self, error: OSError) -> None:
+        self.on_note(
+            f"no checkpoint could be written after batch {self._num_batches}: {error}. The one before is as it was, the training "
+            f"goes on, and every {self.checkpoint_seconds / 60:g} minutes the next is tried."
+        )
 
     def _log_step(self) -> None:
         """Into the logs of the heads of which a line is due."""

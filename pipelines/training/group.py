@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from vcache.pipelines.training.preparation import (
 )
 from vcache.pipelines.training.random_state import RandomState
 from vcache.pipelines.training.reports import EpochReport, StepReport, TrainingPlan, TrainingSummary
+from vcache.pipelines.training.run_lock import held_alone
 from vcache.pipelines.training.step import check_recipe
 from vcache.pipelines.training.stopping import TrainingStopped, stop_on_signals
 from vcache.pipelines.training.world import World, joined_world, state_digest
@@ -75,7 +77,8 @@ def train_group(
     device = select_device(members[0].config.device)
     with joined_world(device) as world, open_training_store(members[0].config) as store:
         told = events if events and world.is_first else TrainingEvents()
-        return _Group(members, told, store, world, resumed_by or members[0].run).train(resume)
+        with _Group(members, told, store, world, resumed_by or members[0].run) as group:
+            return group.train(resume)
 
 
 def resume_command(run: Path, num_processes: int) -> str:
@@ -98,6 +101,13 @@ class _Group:
         self.prepared = [prepare_head(member.config, store, self.device) for member in members]
         self.stream = open_stream(self.prepared, store, self.device, world)
         self.loader, self.val = self.stream.train, self.stream.val
+        self.locks = ExitStack()
+
+    def __enter__(self) -> "_Group":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.locks.close()
 
     def train(self, resume: bool) -> list[TrainingSummary]:
         heads = [self._begin(*pair, resume) for pair in zip(self.members, self.prepared, strict=True)]
@@ -122,14 +132,28 @@ class _Group:
                 on_epoch=self.events.on_epoch,
                 on_failure=self.events.on_failure,
             )
-            stopped = loop.run()
+            stopped = self._run_loop(loop)
         if stopped:
-            raise TrainingStopped(self._stopped(loop.position), stop.signal)
+            raise TrainingStopped(self._stopped(loop.position, loop.not_kept), stop.signal)
         return [self._summary(head) for head in heads]
 
-    def _stopped(self, position: Position) -> str:
+    def _run_loop(self, loop: TrainingLoop) -> bool:
+        try:
+            return loop.run()
+        except OSError as error:  # a full disk, a bucket that does not answer
+            raise RunError(
+                f"{error}: the training has ended. Once that is mended, go on from the last checkpoint with:  "
+                f"{resume_command(self.resumed_by, self.world.size)}"
+            ) from error
+
+    def _stopped(self, position: Position, not_kept: OSError | None) -> str:
         command = resume_command(self.resumed_by, self.world.size)
         done = position.epoch * len(self.loader) + position.batch
+        if not_kept:
+            return (
+                f"stopped after {done} steps, and no checkpoint could be written then: {not_kept}. What was kept before is "
+                f"as it was. Make room, and go on from there with:  {command}"
+            )
         return f"stopped after {done} steps, all of them kept. Go on with:  {command}"
 
     def _begin(self, member: Member, prepared: PreparedHead, resume: bool) -> HeadTraining:
@@ -162,12 +186,18 @@ class _Group:
         if not self.world.is_first:
             return Run(member.run, described)
         if resume and (member.run / "config.json").is_file():
-            run = Run.unfinished(member.run)
+            run = self._held(Run.unfinished(member.run))
             self._check_number_of_processes(run)
             self.store.check_key(run.config["store_key"], run.config["store_spec"])
             run.check_same(described)
             return run
-        return Run.create(member.run, described, self.store.manifest.class_names)
+        if resume:
+            Run.forget_unbegun(member.run)
+        return self._held(Run.create(member.run, described, self.store.manifest.class_names))
+
+    def _held(self, run: Run) -> Run:
+        self.locks.enter_context(held_alone(run.path / "config.json"))
+        return run
 
     def _check_number_of_processes(self, run: Run) -> None:
         """Each process has its own share of a batch and draws the dropout of it: another number would train another head."""

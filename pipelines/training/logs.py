@@ -52,14 +52,14 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return [_parsed(path, number, line) for number, line in enumerate(lines, start=1)]
 
 
-def _note(note: str) -> None:
+def print_note(note: str) -> None:
     console.err.print(f"note: {note}", soft_wrap=True, markup=False, highlight=False)
 
 
 class RunLog:
     """The logs of one head's run. Nothing is made before the first line, and nothing stays open after it."""
 
-    def __init__(self, run: Path, *, on_note: Callable[[str], None] = _note) -> None:
+    def __init__(self, run: Path, *, on_note: Callable[[str], None] = print_note) -> None:
         """`on_note` is told once when TensorBoard files cannot be written, which stops no training."""
         self.run, self.on_note = run, on_note
         self.num_epochs = len(read_log(run / METRICS))

@@ -18,6 +18,7 @@ from typing import Any
 from vcache.pipelines.runs import Run, RunError, check_free, write_text
 from vcache.pipelines.training.config import TrainingError
 from vcache.pipelines.training.group import Member, TrainingEvents, train_group
+from vcache.pipelines.training.run_lock import held_alone
 from vcache.pipelines.training.stopping import TrainingStopped
 from vcache.pipelines.training.sweep_plan import SweepPlan
 from vcache.pipelines.training.sweep_results import METRICS, MemberResult, best_setting, summarise, write_results
@@ -165,16 +166,22 @@ def run_sweep(sweep: Sweep, events: TrainingEvents | None = None, *, resume: boo
 
     Raises:
         WorldError: it is one of several processes.
+        RunError: another process trains it.
         TrainingStopped: by Ctrl-C or SIGTERM, after a checkpoint; `vcache resume` goes on.
     """
     check_one_process()
+    with held_alone(sweep.path / SWEEP_FILE):
+        return _run_groups(sweep, events or TrainingEvents(), resume)
+
+
+def _run_groups(sweep: Sweep, events: TrainingEvents, resume: bool) -> SweepSummary:
     if resume:
         sweep.forget_failures()
     groups = sweep.unfinished()
     try:
         for number, group in enumerate(groups, start=1):
             title = f"group {number} of {len(groups)}" if len(groups) > 1 else ""
-            _train(sweep, group, _titled(events or TrainingEvents(), title), resume)
+            _train(sweep, group, _titled(events, title), resume)
             sweep.write_results()
     finally:
         summary = sweep.write_results()
