@@ -24,6 +24,7 @@ from vcache.pipelines.stored_views import training_views, view_definitions
 from vcache.pipelines.training.config import Resident, TrainingConfig
 from vcache.pipelines.training.mixed_precision import MixedPrecision, training_precision
 from vcache.pipelines.training.world import World
+from vcache.store.object_path import StorePath
 from vcache.store.reader import FeatureStore
 
 STREAM_FIELDS = (
@@ -188,7 +189,7 @@ def open_stream(heads: Sequence[PreparedHead], store: FeatureStore, device: torc
         "rank": world.rank,
         "num_ranks": world.size,
     }
-    shuffle = choose_shuffle("full" if config.shuffle == "auto" and config.balanced else config.shuffle, store.path)
+    shuffle = shuffle_of(config, store.path)
     order = EpochOrder(config.data_seed, balanced=config.balanced, shuffle=shuffle.kind)
     train = ClipLoader(
         store, config.train_split, plans, views=first.views, order=order, subset=_subset(config), **shared
@@ -197,6 +198,11 @@ def open_stream(heads: Sequence[PreparedHead], store: FeatureStore, device: torc
         raise SettingError(f"split {config.train_split!r} of {store.path.name} has no readable video to train on.")
     val = ClipLoader(store, first.val_split, plans, **shared) if first.val_split else None
     return Stream(train=train, val=val if val is not None and len(val) else None, shuffle=shuffle)
+
+
+def shuffle_of(config: TrainingConfig, store: StorePath) -> ShuffleChoice:
+    """How epochs are shuffled of a store that lies there."""
+    return choose_shuffle("full" if config.shuffle == "auto" and config.balanced else config.shuffle, store)
 
 
 def _subset(config: TrainingConfig) -> Subset | None:

@@ -18,6 +18,7 @@ from typing import Any
 from vcache.pipelines.runs import Run, RunError, check_free, write_text
 from vcache.pipelines.training.config import TrainingError
 from vcache.pipelines.training.group import Member, TrainingEvents, train_group
+from vcache.pipelines.training.preparation import shuffle_of
 from vcache.pipelines.training.run_lock import held_alone
 from vcache.pipelines.training.stopping import TrainingStopped
 from vcache.pipelines.training.sweep_plan import SweepPlan
@@ -94,7 +95,10 @@ class Sweep:
 
         def move(member: SweepMember) -> SweepMember:
             config = member.config
-            return replace(member, config=replace(config, store=store or config.store, device=device or config.device))
+            # As in the place where it was: in a bucket, heads that are begun there are shuffled by shards.
+            kind = shuffle_of(config, config.store).kind if store and config.store else config.shuffle
+            moved = {"store": store or config.store, "device": device or config.device, "shuffle": kind}
+            return replace(member, config=replace(config, **moved))  # type: ignore[arg-type]
 
         return Sweep(self.path, replace(self.plan, members=tuple(map(move, self.plan.members))))
 

@@ -81,4 +81,5 @@ def begun_config(run: Path) -> TrainingConfig:
         raise RunError(
             f"{run} was begun by an older vcache, which wrote no checkpoints. Train again into another --out."
         )
-    return TrainingConfig.from_json(begun["training"])
+    # As it was shuffled: a store that is moved to a bucket meanwhile would be by shards.
+    return replace(TrainingConfig.from_json(begun["training"]), shuffle=begun["shuffle"])
