@@ -81,12 +81,12 @@ class Run:
                 f"{path} has no head.safetensors: its training did not finish. Go on with:  "
                 f"{shlex.join(['vcache', 'resume', str(path)])}"
             )
-        return cls(path, _read_config(path / "config.json"))
+        return cls(path, read_config(path / "config.json"))
 
     @classmethod
     def unfinished(cls, path: Path) -> "Run":
         """A run that was begun; `check_same` says whether it can go on."""
-        return cls(path, json.loads((path / "config.json").read_text()))
+        return cls(path, read_config(path / "config.json"))
 
     def check_same(self, config: Mapping[str, Any]) -> None:
         """`config` is what the run would be begun with now.
@@ -161,7 +161,11 @@ class Run:
         return head.eval()
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """
+    Raises:
+        RunError: it holds something else.
+    """
     try:
         config = json.loads(path.read_text())
     except ValueError as error:

@@ -58,7 +58,8 @@ class TrainingConfig:
     allow_incomplete: bool = False
 
     def __post_init__(self) -> None:
-        for name, bound in (("shots", 1), ("frame_step", 1), ("patience", 1), ("checkpoint_minutes", 0)):
+        bounds = {"shots": 1, "frame_step": 1, "patience": 1, "checkpoint_minutes": 0, "data_seed": 0}
+        for name, bound in bounds.items():
             value = getattr(self, name)
             if value is not None and not value >= bound:
                 raise SettingError(f"{name} ({value}) must be at least {bound}.")

@@ -1,12 +1,11 @@
 """Training a head from a store: no video is opened, no backbone is run."""
 
-import json
 import shlex
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
-from vcache.pipelines.runs import RunError, check_free, next_run_folder
+from vcache.pipelines.runs import RunError, check_free, next_run_folder, read_config
 from vcache.pipelines.training.config import TrainingConfig
 from vcache.pipelines.training.group import Member, TrainingEvents, train_group
 from vcache.pipelines.training.preparation import resolve
@@ -76,10 +75,16 @@ def begun_config(run: Path) -> TrainingConfig:
         raise RunError(
             f"{run} is complete: there is nothing to resume. Evaluate it with:  vcache eval {shlex.quote(str(run))}"
         )
-    begun = json.loads((run / "config.json").read_text())
+    begun = read_config(run / "config.json")
     if "training" not in begun:
         raise RunError(
             f"{run} was begun by an older vcache, which wrote no checkpoints. Train again into another --out."
+        )
+    known = {field.name for field in fields(TrainingConfig)}
+    if unknown := [name for name in begun["training"] if name not in known]:
+        raise RunError(
+            f"{run} was begun with {', '.join(unknown)}, which this vcache does not know: by another version of vcache, with "
+            "which it can go on."
         )
     # As it was shuffled: a store that is moved to a bucket meanwhile would be by shards.
     return replace(TrainingConfig.from_json(begun["training"]), shuffle=begun["shuffle"])
