@@ -19,10 +19,11 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rivals import Read, h5py_rows, memmap_rows, tensorstore_rows, zarr_oindex, zarr_rows  # the script beside this one
@@ -52,18 +53,25 @@ SLOW_SECONDS, SLOW_BATCHES = 2.0, 2
 
 
 def make_store(
-    path: Path, num_rows: int, specs: tuple[ArraySpec, ...] = SPECS, rows_per_shard: int = ROWS_PER_SHARD
+    path: Path,
+    num_rows: int,
+    specs: tuple[ArraySpec, ...] = SPECS,
+    rows_per_shard: int = ROWS_PER_SHARD,
+    *,
+    class_names: tuple[str, ...] = ("a",),
+    facts: Mapping[str, Any] | None = None,
 ) -> FeatureStore:
-    """A store of noise, the same for the same arguments."""
+    """A store of noise, the same for the same arguments; heads can be trained from it if `facts` are those of a backbone."""
     names = tuple(map(str, range(num_rows)))
-    table = VideoTable(names, names, np.zeros(num_rows, dtype=np.int64))
+    table = VideoTable(names, names, np.arange(num_rows, dtype=np.int64) % len(class_names))
     manifest = Manifest(
         key="0" * 16,
         spec={},
         dataset="noise",
-        class_names=("a",),
+        class_names=class_names,
         rows_per_shard=rows_per_shard,
         splits={"train": num_rows},
+        facts=dict(facts or {}),
     )
     create_store(path, manifest, {"train": table})
     store = FeatureStore.open(path)
