@@ -1,6 +1,6 @@
 """What does a full shuffle cost on a disk that has to look for every video, against shuffling by shards?
 
-    python benchmarks/shuffling.py [--rounds 3] [--videos 512] [--small-videos 65536]
+    python benchmarks/shuffling.py [--rounds 3] [--videos 1536] [--small-videos 65536]
 
 An epoch of the loader that training uses, nothing computed, with `--shuffle full` and `--shuffle shards`: videos of 2.4 MB (one
 layer of tokens of ViT-B/16) and of 12 kB (CLS alone). The store's files are dropped from this machine's page cache before every
@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where to make the stores (default: the system's temporary folder)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--videos", type=int, default=512)
+    parser.add_argument("--videos", type=int, default=1536)
     parser.add_argument("--small-videos", type=int, default=65536)
     options = parser.parse_args()
     print(f"{machine()}; page cache cold (of this machine alone)")
