@@ -8,7 +8,7 @@ import typer
 from vcache.pipelines import console
 from vcache.pipelines.cli_sweep import resume_sweep
 from vcache.pipelines.options import LOCATION, Json, takes
-from vcache.pipelines.training.options import OF_RECIPE, given_options
+from vcache.pipelines.training.options import OF_RUN, given_options
 from vcache.store.object_path import store_path
 
 
@@ -73,7 +73,9 @@ def train_head(
     head: Annotated[str, typer.Argument(help="A head, see `vcache heads`.")],
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any field of the head or of its recipe; may be repeated."),
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Any field of the head, of its recipe or of the run; may be repeated."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the head: its weights, dropout and mixing.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Run folder to write. Default: runs/HEAD-1, -2, ...")] = None,
@@ -96,15 +98,16 @@ def train_head(
     """
     from dataclasses import asdict
 
-    from vcache.pipelines.settings import parse_pairs
+    from vcache.pipelines.settings import build, parse_pairs
     from vcache.pipelines.training.config import TrainingConfig
     from vcache.pipelines.training.screen import print_training_summary, training_bar
     from vcache.pipelines.training.train_head import train_head as train
 
-    of_recipe = {name: given.pop(name) for name in OF_RECIPE if name in given}
-    if "store" in given:
-        given["store"] = store_path(given["store"])
-    config = TrainingConfig(head=head, settings=parse_pairs(settings or []) | of_recipe, out=out, seed=seed, **given)
+    said: dict[str, Any] = {"seed": seed, **parse_pairs(settings or []), **given}
+    of_run = {name: said.pop(name) for name in (*OF_RUN, "seed") if name in said}
+    if "store" in of_run:
+        of_run["store"] = store_path(of_run["store"])
+    config = build(TrainingConfig, {"head": head, "settings": said, "out": out, **of_run})
     with training_bar(head) as screen:
         summary = train(config, **screen.callbacks)
     console.print_json(asdict(summary)) if as_json else print_training_summary(summary)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from vcache.extract.layers import LayerError, absolute_layer, resolve_layers
 from vcache.heads.registry import get_head
 from vcache.heads.requirements import HeadRequirements
+from vcache.pipelines.console import size
 from vcache.pipelines.derivation import constant_names as weight_names
 from vcache.pipelines.derivation import input_array
 from vcache.pipelines.extract_commands import bytes_per_clip, describe_arrays, extract_command, layers_word
@@ -213,7 +214,7 @@ def _missing_message(
     return (
         f"head {head!r} reads {wants}; {where} of {store.path.name} holds {holds}.\n"
         f"Extract the rest with:  {completing_command(store, plan, behind)}\n"
-        f"(adds {num_bytes / 1e6:.3g} MB per clip; what is stored is kept)"
+        f"(adds {size(num_bytes)} per clip; what is stored is kept)"
     )
 
 

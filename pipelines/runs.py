@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vcache.heads.registry import get_head
+from vcache.pipelines.console import count
 from vcache.pipelines.settings import build
 from vcache.pipelines.training.logs import METRICS, read_log
 from vcache.store.files import sync_folder
@@ -73,6 +74,11 @@ class Run:
     def open(cls, path: Path) -> "Run":
         """A complete run; RunError says what is missing otherwise."""
         if not (path / "config.json").is_file():
+            if of_sweep := sorted(config.parent for config in path.glob("*/config.json")):
+                command = shlex.join(["vcache", "eval", str(of_sweep[0])])
+                raise RunError(
+                    f"{path} is not a run folder: it holds {count(len(of_sweep), 'run')}. Name one of them, as in:  {command}"
+                )
             raise RunError(
                 f"{path} is not a run folder: it has no config.json. `vcache train-head` writes one with --out."
             )

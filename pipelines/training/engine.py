@@ -61,6 +61,8 @@ class TrainingLoop:
                 self._save_checkpoints()
                 return True
             self._end_epoch()
+        if self.world.is_first:
+            self.on_step(self._report())  # what became of each head since the last one
         return False
 
     def _training(self) -> list[HeadTraining]:

@@ -101,6 +101,7 @@ class _Group:
         self.prepared = [prepare_head(member.config, store, self.device) for member in members]
         self.stream = open_stream(self.prepared, store, self.device, world)
         self.loader, self.val = self.stream.train, self.stream.val
+        self.stream.check(self.members[0].config.resident)  # before there is a run folder
         self.locks = ExitStack()
 
     def __enter__(self) -> "_Group":

@@ -1,5 +1,6 @@
 """The options that `vcache train-head` and `vcache sweep` share, each said once."""
 
+import inspect
 from typing import Annotated, Any
 
 import typer
@@ -9,9 +10,6 @@ from vcache.pipelines.training.config import Resident, Shuffle
 
 DATA = "Which videos, views and frames it is trained on"
 """A panel of the help."""
-
-OF_RECIPE = ("epochs", "steps", "batch_size", "lr")
-"""Options that are fields of the head's Recipe; the others are those of a TrainingConfig."""
 
 
 def given_options(
@@ -115,3 +113,9 @@ def given_options(
 ) -> dict[str, Any]:
     """What was given, by name; what was not is left to the head's recipe, to a file, or to TrainingConfig."""
     return {name: value for name, value in locals().items() if value is not None and value is not False}
+
+
+OF_RUN = tuple(
+    name for name in inspect.signature(given_options).parameters if name not in ("epochs", "steps", "batch_size", "lr")
+)
+"""Options that are fields of a TrainingConfig; the others are those of the head's Recipe."""

@@ -150,13 +150,25 @@ class Stream:
     def loaders(self) -> tuple[ClipLoader, ...]:
         return (self.train, self.val) if self.val is not None else (self.train,)
 
+    @property
+    def needed_bytes(self) -> int:
+        """Of the features of both splits."""
+        return sum(loader.needed_bytes for loader in self.loaders)
+
+    def check(self, wanted: Resident) -> None:
+        """
+        Raises:
+            DoesNotFit: it is asked for, and there is no room.
+        """
+        choose_residency(wanted, self.needed_bytes, self.train.device)
+
     def keep(self, wanted: Resident, *, epochs: int, reserve_bytes: int, on_bytes: OnBytes) -> Residency:
         """Read the features into memory if that is asked for, or if there is room and they are needed more than once.
 
         Raises:
             DoesNotFit: it is asked for, and there is no room.
         """
-        needed = sum(loader.needed_bytes for loader in self.loaders)
+        needed = self.needed_bytes
         if wanted == "auto" and epochs <= 1:
             chosen = choose_residency("disk", needed, self.train.device)
             return replace(chosen, reason="Features are read from disk, as one epoch reads each of them once.")

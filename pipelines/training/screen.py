@@ -205,4 +205,5 @@ def _with_epoch(head: HeadProgress, epoch: EpochReport | None) -> HeadProgress:
         train_top1=epoch.train_top1,
         val=epoch.monitored,
         best=max(values, default=None),
+        state="finished" if head.state == "training" and epoch.step >= head.num_steps else head.state,
     )

@@ -32,7 +32,7 @@ def plan_lines(plan: TrainingPlan) -> Iterator[str]:
     optimiser = f"AdamW lr {plan.recipe.lr:g}, weight decay {plan.recipe.weight_decay:g}, {plan.recipe.schedule}"
     yield (
         f"{plan.store.name}: {plan.num_train} videos{views} to train on, {plan.num_val} to validate on; "
-        f"{heads}{plan.num_parameters:,} parameters, {plan.steps} steps of {plan.recipe.batch_size} "
+        f"{heads}{plan.num_parameters:,} parameters, {count(plan.steps, 'step')} of {plan.recipe.batch_size} "
         f"({count(plan.epochs, 'epoch')}){'' if heads else f', {optimiser}'}{precision}"
     )
     begun = "; ".join(filter(None, (plan.group, f"resumed after {plan.resumed_from}" if plan.resumed_from else "")))

@@ -15,8 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from vcache.pipelines.runs import write_text
 
@@ -213,13 +215,13 @@ def _markdown_row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
-def results_table(results: Sequence[MemberResult]) -> Table:
+def results_table(results: Sequence[MemberResult]) -> RenderableType:
     """For the terminal, whole at 80 columns with four settings: titles may take several lines, numbers may not."""
     rows = summarise(results)
     names, best = _varied_names(rows), best_setting(rows)
     titles = [*_heads(rows), *names]
     metrics = _metrics_of(rows)[: 2 if len(titles) < 4 else 1]
-    table = Table(title="Validation, mean ± standard deviation over seeds, in per cent", title_justify="left")
+    table = Table()
     for title in titles:
         words = title.split("_")
         table.add_column(" ".join(words), overflow="fold", min_width=min(9, max(map(len, words))))
@@ -239,7 +241,8 @@ def results_table(results: Sequence[MemberResult]) -> Table:
             _short(row.parameters),
             style="bold" if row.label == best else None,
         )
-    return table
+    spread = ", mean ± standard deviation over seeds" if any(row.num_done > 1 for row in rows) else ""
+    return Group(Text(f"Validation after the last epoch, in per cent{spread}", style="italic"), table)
 
 
 def failure_lines(results: Sequence[MemberResult]) -> list[str]:

@@ -179,6 +179,7 @@ def test_another_number_of_frames_is_mended_by_the_printed_command(
         ("train-head evl", "vcache extract"),
         ("train-head evl --store nowhere.zarr", "nowhere.zarr"),
         ("train-head evl --set lr", "name=value"),
+        ("train-head evl --set shots=0", "shots (0) must be at least 1"),
         ("eval nowhere", "not a run folder"),
         ("info nowhere.zarr", "nowhere.zarr"),
         ("info {folder}", "not a vcache store"),

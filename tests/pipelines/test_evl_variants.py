@@ -97,7 +97,7 @@ def test_missing_cls_layers_are_extracted_by_the_command_that_the_refusal_prints
     assert first.startswith(
         "head 'evl' reads cls of layers 0, 2; split 'train' of tiny.zarr holds tokens of layers 1-2, "
     )
-    assert "cls of layers 1-2" in first and size == "(adds 0.00096 MB per clip; what is stored is kept)"
+    assert "cls of layers 1-2" in first and size == "(adds 960 B per clip; what is stored is kept)"
     command = line.removeprefix("Extract the rest with:  ")
     assert "--layers 0,2" in command and "--cross-frame none" in command
     status, _, said = vcache(command.removeprefix("vcache ") + " --device cpu")

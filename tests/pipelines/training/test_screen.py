@@ -193,6 +193,18 @@ def test_several_heads_are_a_table_and_those_that_end_are_told(
     ]
 
 
+def test_heads_whose_last_epoch_is_done_are_finished_in_the_last_drawing(
+    terminal: Callable[..., Terminal], make_plan: Plan, make_head: Head, make_report: Report, make_epoch: Epoch
+) -> None:
+    seen, names = terminal(), ("evl-1", "evl-2")
+    with training_bar("sweep") as screen:
+        screen.plan(make_plan(num_heads=2))
+        screen.step(make_report(*(make_head(name=name, step=470) for name in names)))
+        for name in names:
+            screen.epoch(make_epoch(head=name, epoch=19, step=500))
+    assert "  2 finished, best evl-1 52.5%" in seen.lines()
+
+
 def test_reading_into_memory_is_drawn_if_it_takes_a_while_and_leaves_nothing(
     terminal: Callable[..., Terminal], make_plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:

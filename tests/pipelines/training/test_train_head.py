@@ -16,6 +16,7 @@ from vcache.pipelines.evaluation.metrics import compute_metrics
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.loading.epoch_order import EpochOrder
 from vcache.pipelines.loading.loader import ClipLoader, IncompleteSplit
+from vcache.pipelines.loading.residency import DoesNotFit
 from vcache.pipelines.matching import HeadStoreMismatch, NoFittingStore, ReadPlan
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.runs import Run, RunError, next_run_folder
@@ -275,3 +276,18 @@ def test_a_recipe_that_the_head_cannot_be_trained_by_leaves_no_run(float32_store
         with pytest.raises(SettingError, match=words):
             train(float32_store, tmp_path / "run", "linear", **settings)
         assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_runs_is_no_run_and_one_of_them_is_named(float32_store: Path, tmp_path: Path) -> None:
+    train(float32_store, tmp_path / "runs" / "linear-1", "linear")
+    with pytest.raises(RunError, match="holds 1 run. Name one of them, as in:  vcache eval .*runs/linear-1"):
+        Run.open(tmp_path / "runs")
+
+
+def test_features_that_do_not_fit_where_they_are_asked_for_leave_no_run_folder(
+    float32_store: Path, tmp_path: Path
+) -> None:
+    config = TrainingConfig(head="linear", store=float32_store, out=tmp_path / "run", resident="gpu", device="cpu")
+    with pytest.raises(DoesNotFit, match="--resident ram"):
+        train_head(config)
+    assert not (tmp_path / "run").exists()
