@@ -1,6 +1,7 @@
 """From what a training is told to what it means on a store: the head's Config, the recipe, what is read, in which order."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ from vcache.pipelines.head_presets import HeadPreset, check_store, find_preset
 from vcache.pipelines.loading.buffers import BatchBuffers
 from vcache.pipelines.loading.epoch_order import EpochOrder
 from vcache.pipelines.loading.loader import ClipLoader
+from vcache.pipelines.loading.readable import readable_by_all
 from vcache.pipelines.loading.residency import Residency, choose_residency
 from vcache.pipelines.loading.resident import OnBytes
 from vcache.pipelines.loading.shuffle_choice import ShuffleChoice, choose_shuffle
@@ -135,6 +137,20 @@ def prepare_head(config: TrainingConfig, store: FeatureStore, device: torch.devi
         views=views,
         val_split=val_split,
     )
+
+
+def readable_digest(head: PreparedHead, store: FeatureStore) -> str:
+    """Of which videos the head can read in which views, to train and to validate on.
+
+    Raises:
+        IncompleteSplit: some of them are not extracted yet, unless that is allowed.
+    """
+    splits = {head.config.train_split: head.views} | ({head.val_split: (0,)} if head.val_split else {})
+    digest = hashlib.blake2b(digest_size=16)
+    for split, views in splits.items():
+        allowed = head.config.allow_incomplete
+        digest.update(readable_by_all(store, split, (head.plan,), views, allow_incomplete=allowed).tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from vcache.heads.registry import get_head
 from vcache.pipelines.device import select_device
 from vcache.pipelines.extract_commands import bytes_per_clip
 from vcache.pipelines.head_presets import UnknownPreset
+from vcache.pipelines.loading.readable import IncompleteSplit
 from vcache.pipelines.matching import HeadStoreMismatch, NoFittingStore
 from vcache.pipelines.settings import SettingError
 from vcache.pipelines.training.config import TrainingConfig
@@ -21,6 +22,7 @@ from vcache.pipelines.training.preparation import (
     PreparedHead,
     open_training_store,
     prepare_head,
+    readable_digest,
     resolve,
 )
 from vcache.pipelines.training.step import check_recipe
@@ -29,7 +31,7 @@ from vcache.pipelines.training.sweep_spec import SweepMember
 from vcache.store.manifest import Manifest
 from vcache.store.reader import FeatureStore
 
-REFUSALS = (SettingError, HeadStoreMismatch, NoFittingStore, LayerError, UnknownPreset, PrecisionError)
+REFUSALS = (SettingError, HeadStoreMismatch, NoFittingStore, IncompleteSplit, LayerError, UnknownPreset, PrecisionError)
 """What is wrong with one member and leaves the others alone."""
 
 
@@ -82,6 +84,8 @@ def plan_sweep(members: Sequence[SweepMember], *, together: int | None = None, s
                 config = replace(member.config, store=store.path.resolve())
                 prepared = replace(prepare_head(member.config, store, device), config=config)
                 demand = demand_of(member.name, prepared, store.manifest)
+                # Alone, each would be trained on what it finds: who finds other videos cannot share its batches.
+                demand = replace(demand, stream={**demand.stream, "readable videos": stores.readable(prepared, store)})
             except REFUSALS as error:
                 refused.append((member.name, str(error)))
                 continue
@@ -105,6 +109,7 @@ class _Stores(ExitStack):
     def __init__(self) -> None:
         super().__init__()
         self._opened: dict[str, FeatureStore] = {}
+        self._readable: dict[Any, str] = {}
 
     def open(self, config: TrainingConfig) -> FeatureStore:
         settings = sorted((name, str(value)) for name, value in resolve(config).head.items())
@@ -112,6 +117,18 @@ class _Stores(ExitStack):
         if key not in self._opened:
             self._opened[key] = self.enter_context(open_training_store(config))
         return self._opened[key]
+
+    def readable(self, head: PreparedHead, store: FeatureStore) -> str:
+        """A digest of what the head can read, each asked once.
+
+        Raises:
+            IncompleteSplit: some of it is not extracted yet.
+        """
+        config = head.config
+        key = (store.path, config.train_split, head.views, config.allow_incomplete, *sorted(head.plan.arrays))
+        if key not in self._readable:
+            self._readable[key] = readable_digest(head, store)
+        return self._readable[key]
 
 
 def demand_of(name: str, prepared: PreparedHead, manifest: Manifest) -> HeadDemand:

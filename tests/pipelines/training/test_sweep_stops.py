@@ -1,13 +1,16 @@
 """A sweep that is stopped at an inconvenient moment goes on from there, and says how."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from stops import stop_after
+from viewed import CLS, fill_view, viewed_store
 
 from vcache.pipelines.loading.loader import ClipLoader
+from vcache.pipelines.runs import Run
 from vcache.pipelines.settings import SettingError
 from vcache.pipelines.training.group import TrainingEvents
 from vcache.pipelines.training.stopping import TrainingStopped
@@ -87,3 +90,42 @@ def test_a_device_for_one_head_alone_is_refused(fixed: dict[str, str], tmp_path:
     (tmp_path / "s.toml").write_text("[[head]]\nhead='linear'\n[[head]]\nhead='evl'\ndevice='cuda'")
     with pytest.raises(SettingError, match="device is the same for all heads of a sweep"):
         read_sweep(str(tmp_path / "s.toml"), {name: value for name, value in fixed.items() if name != "device"}, {})
+
+
+CLS_1 = replace(CLS, name="cls/1")
+
+
+@pytest.fixture
+def unlike_layers(tmp_path: Path) -> Path:
+    """Of one layer a video less can be read than of the other."""
+    with viewed_store(tmp_path / "s.zarr", held={"train": (0,), "val": (0,)}, definitions=()) as store:
+        fill_view(store, "train", 0, (CLS_1,), failed={("train", 0, 3)})
+        fill_view(store, "val", 0, (CLS_1,))
+    return tmp_path / "s.zarr"
+
+
+def test_heads_that_find_other_videos_readable_are_groups_of_their_own(
+    fixed: dict[str, str], unlike_layers: Path, tmp_path: Path
+) -> None:
+    """Together they would be refused, and neither trained."""
+    members = read_sweep("linear", {**fixed, "store": str(unlike_layers), "epochs": "1"}, {"layer": ("2", "1")})
+    sweep = begin(members, tmp_path / "sweep")
+    assert sweep.plan.groups == (("layer=2",), ("layer=1",))
+    assert "share batches only with the same readable videos" in " ".join(sweep.plan.lines)
+    assert [result.status for result in run_sweep(sweep).results] == ["finished", "finished"]
+    numbers = [Run.open(sweep.path / member.folder).config["num_train"] for member in members]
+    assert numbers == [12, 11]
+
+
+def test_a_layer_that_is_still_being_extracted_is_said_before_anything_runs(
+    fixed: dict[str, str], tmp_path: Path
+) -> None:
+    with viewed_store(tmp_path / "s.zarr", held={"train": (0,), "val": (0,)}, definitions=()) as store:
+        fill_view(store, "train", 0, (CLS_1,), missing={("train", 0, 1)})
+        fill_view(store, "val", 0, (CLS_1,))
+    members = read_sweep("linear", {**fixed, "store": str(tmp_path / "s.zarr")}, {"layer": ("2", "1")})
+    with pytest.raises(
+        InvalidMembers, match="layer=1:\n    5 of 12 videos of split 'train' in s.zarr are not extracted yet"
+    ):
+        plan_sweep(members)
+    assert [member.name for member in plan_sweep(members, skip_invalid=True).members] == ["layer=2"]
