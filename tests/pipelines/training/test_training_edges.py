@@ -179,3 +179,20 @@ def test_a_damaged_config_is_said_to_be(float32_store: Path, tmp_path: Path, mon
     file.write_text(text.replace('"patience": null', '"patience": null, "of_tomorrow": 3'))
     with pytest.raises(RunError, match="of_tomorrow.*another version of vcache"):
         resume_run(tmp_path / "run")
+
+
+def test_what_a_head_alone_needs_is_read_no_more_once_it_is_done(float32_store: Path, tmp_path: Path) -> None:
+    """EVL takes tokens, queries and keys for one epoch; a linear head CLS for three, and reads them alone from then on."""
+
+    def linear(name: str) -> Member:
+        return Member(name=name, config=config(float32_store, tmp_path, resident="disk"), run=tmp_path / name)
+
+    def read(run: Path) -> list[int]:
+        return [epoch["read_bytes"] for epoch in Run.open(run).metrics()]
+
+    settings = {"epochs": 1, "batch_size": 5, "layers": "-1:"}
+    evl = TrainingConfig(head="evl", store=float32_store, resident="disk", device="cpu", settings=settings)
+    train_group([linear("beside"), Member(name="evl", config=evl, run=tmp_path / "evl")])
+    train_group([linear("alone")])
+    assert read(tmp_path / "evl")[0] == read(tmp_path / "beside")[0] > read(tmp_path / "alone")[0] > 0
+    assert read(tmp_path / "beside")[1:] == read(tmp_path / "alone")[1:]
