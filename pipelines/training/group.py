@@ -272,7 +272,7 @@ class _Group:
             num_val=len(self.val.rows) if self.val else 0,
             num_failed=sum(loader.num_failed for loader in self.stream.loaders),
             num_parameters=head.num_parameters,
-            epochs=-(-head.step // head.steps_per_epoch),
+            epochs=-(-head.num_steps // head.steps_per_epoch),
             steps=head.step,
             last=head.last,
             best_epoch=head.best.epoch if head.best.epoch >= 0 else None,

@@ -122,7 +122,9 @@ class TrainingSummary:
     """Videos of the two splits that were left out because their extraction failed."""
     num_parameters: int
     epochs: int
+    """Of the whole training, of which one that stopped early took fewer."""
     steps: int
+    """That were taken."""
     last: EpochReport | None
     """None: stopped within the first epoch."""
     best_epoch: int | None

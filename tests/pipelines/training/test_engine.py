@@ -97,11 +97,12 @@ def test_a_head_stops_after_its_patience_and_keeps_its_best_weights(float32_stor
     patient = {"head": "linear", "patience": 2, "settings": {"epochs": 50, "lr": 3e-2}}
     stopped, other = members(float32_store, tmp_path, [patient, SETTINGS[0]])
     reports: list[EpochReport] = []
-    train_group([stopped, other], TrainingEvents(on_epoch=reports.append))
+    summaries = train_group([stopped, other], TrainingEvents(on_epoch=reports.append))
     own = [report for report in reports if report.head == stopped.name]
     best = max(range(len(own)), key=lambda epoch: (own[epoch].val_top1, -epoch))
     assert len(own) == best + 1 + 2 < 50
     assert [report.best for report in own].count(True) >= 1 and own[best].best
+    assert (summaries[0].stopped_early, summaries[0].epochs, summaries[0].steps) == (True, 50, own[-1].step)
     assert [report.epoch for report in reports if report.head == other.name] == [0, 1, 2]
 
 
