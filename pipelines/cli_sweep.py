@@ -80,22 +80,22 @@ def sweep(
         return
     if heads is None:
         raise typer.BadParameter("name a HEAD or a FILE.toml: vcache sweep evl --grid depth=1,2,4")
-    from vcache.pipelines.runs import next_run_folder
     from vcache.pipelines.settings import parse_pairs
-    from vcache.pipelines.training.sweep import Sweep, check_one_process
+    from vcache.pipelines.training.sweep import Sweep
     from vcache.pipelines.training.sweep_file import read_sweep
     from vcache.pipelines.training.sweep_plan import plan_sweep
     from vcache.pipelines.training.sweep_spec import parse_grids
+    from vcache.pipelines.training.torchrun import is_first_process
 
-    check_one_process()
     texts = {name: str(value) for name, value in given.items()}
     members = read_sweep(heads, parse_pairs(settings or []) | texts, parse_grids(grids or []), seeds)
     plan = plan_sweep(members, together=together, skip_invalid=skip_invalid)
     if dry_run:
         console.print_json(plan.to_json()) if as_json else _print_members(plan)
         return
-    begun = Sweep.create(out or next_run_folder("sweep"), plan)
-    _print_groups(plan)
+    begun = Sweep.create(out, plan)
+    if is_first_process():
+        _print_groups(plan)
     train(begun, as_json=as_json)
 
 

@@ -10,6 +10,7 @@ import torch
 from vcache.pipelines.evaluation.metrics import Metrics, compute_metrics
 from vcache.pipelines.evaluation.predicting import Predicted
 from vcache.pipelines.loading.loader import ClipLoader
+from vcache.pipelines.training.config import TrainingError
 from vcache.pipelines.training.head_training import HeadTraining
 from vcache.pipelines.training.logs import print_note
 from vcache.pipelines.training.pace import Pace
@@ -112,14 +113,19 @@ class TrainingLoop:
 
     @contextmanager
     def _surviving(self, head: HeadTraining) -> Iterator[None]:
-        """A head that fails does not stop the others; alone it does, and with several ranks, which would wait for it."""
+        """A head that fails does not stop the others; alone it does.
+
+        Of several ranks, all see a TrainingError at the same step, as losses are summed. What else goes wrong may do so in one
+        alone, for which the others would wait: it ends all.
+        """
         try:
             yield
         except Exception as error:
-            if len(self.heads) == 1 or self.world.size > 1:
+            if len(self.heads) == 1 or (self.world.size > 1 and not isinstance(error, TrainingError)):
                 raise
             head.fail(str(error) or type(error).__name__)
-            self.on_failure(head.name, head.error or "")
+            if self.world.is_first:
+                self.on_failure(head.name, head.error or "")
 
     def _end_epoch(self) -> None:
         for head in self._training():

@@ -87,6 +87,19 @@ def resume_command(run: Path, num_processes: int) -> str:
     return launcher + shlex.join(["vcache", "resume", str(run)])
 
 
+def check_number_of_processes(path: Path, began: int, now: int) -> None:
+    """Each process has its own share of a batch and draws the dropout of it: another number would train another head.
+
+    Raises:
+        RunError: the run or sweep at `path` was begun with another number than there is now.
+    """
+    if began != now:
+        raise RunError(
+            f"{path} was begun with {began} process{'es' * (began > 1)}, and now there {'are' if now > 1 else 'is'} {now}. "
+            f"Go on with:  {resume_command(path, began)}"
+        )
+
+
 class _Group:
     def __init__(
         self,
@@ -188,7 +201,7 @@ class _Group:
             return Run(member.run, described)
         if resume and (member.run / "config.json").is_file():
             run = self._held(Run.unfinished(member.run))
-            self._check_number_of_processes(run)
+            check_number_of_processes(run.path, run.config.get("num_processes", 1), self.world.size)
             self.store.check_key(run.config["store_key"], run.config["store_spec"])
             run.check_same(described)
             return run
@@ -199,15 +212,6 @@ class _Group:
     def _held(self, run: Run) -> Run:
         self.locks.enter_context(held_alone(run.path / "config.json"))
         return run
-
-    def _check_number_of_processes(self, run: Run) -> None:
-        """Each process has its own share of a batch and draws the dropout of it: another number would train another head."""
-        began, now = run.config.get("num_processes", 1), self.world.size
-        if began != now:
-            raise RunError(
-                f"{run.path} was begun with {began} process{'es' * (began > 1)}, and now there {'are' if now > 1 else 'is'} "
-                f"{now}. Go on with:  {resume_command(run.path, began)}"
-            )
 
     def _resume(self, heads: list[HeadTraining]) -> Position:
         """After the last batch of which all have a checkpoint; from the beginning if there is none."""

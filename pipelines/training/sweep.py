@@ -5,26 +5,36 @@ OUT/FOLDER/         the run of a member, as `vcache train-head` writes it
 OUT/failures.json   why members failed, by their folder
 OUT/results.csv     and summary.csv, results.md (sweep_results.py); written anew after each group
 
-What became of a member is read off its folder, so results are the same whether the sweep was stopped in between or not.
+What became of a member is read off its folder, so results are the same whether the sweep was stopped in between or not. Of
+several processes (torchrun) all train every head, each on its share of a batch; the first reads and writes these files.
 """
 
 import json
 import shlex
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vcache.pipelines.runs import Run, RunError, check_free, write_text
+from vcache.pipelines.device import select_device
+from vcache.pipelines.runs import Run, RunError, check_free, next_run_folder, write_text
 from vcache.pipelines.training.config import TrainingError
-from vcache.pipelines.training.group import Member, TrainingEvents, train_group
+from vcache.pipelines.training.group import Member, TrainingEvents, check_number_of_processes, train_group
 from vcache.pipelines.training.preparation import shuffle_of
 from vcache.pipelines.training.run_lock import held_alone
 from vcache.pipelines.training.stopping import TrainingStopped
 from vcache.pipelines.training.sweep_plan import SweepPlan
-from vcache.pipelines.training.sweep_results import METRICS, MemberResult, best_setting, summarise, write_results
+from vcache.pipelines.training.sweep_results import (
+    FILES,
+    METRICS,
+    MemberResult,
+    best_setting,
+    summarise,
+    write_results,
+)
 from vcache.pipelines.training.sweep_spec import SweepMember
-from vcache.pipelines.training.torchrun import WorldError, place_from_environment
+from vcache.pipelines.training.world import World, joined_world
 from vcache.store.object_path import StorePath
 
 SWEEP_FILE = "sweep.json"
@@ -63,18 +73,25 @@ class Sweep:
         self.path, self.plan = path, plan
 
     @classmethod
-    def create(cls, path: Path, plan: SweepPlan) -> "Sweep":
-        """
+    def create(cls, path: Path | None, plan: SweepPlan) -> "Sweep":
+        """At `path`, or in the next free folder below runs/. Of several processes the first writes it.
+
         Raises:
             RunError: there is something at `path`.
         """
+        with _joined_world(plan) as world:
+            written = str(cls._write(path or next_run_folder("sweep"), plan)) if world.is_first else None
+            return cls(Path(world.broadcast_json(written)), plan)
+
+    @staticmethod
+    def _write(path: Path, plan: SweepPlan) -> Path:
         if is_sweep(path):
             command = shlex.join(["vcache", "resume", str(path)])
             raise RunError(f"{path} is a sweep already. Choose another --out, or go on with:  {command}")
         check_free(path)
         path.mkdir(parents=True, exist_ok=True)
         write_text(path / SWEEP_FILE, json.dumps(plan.to_json(), indent=2) + "\n")
-        return cls(path, plan)
+        return path
 
     @classmethod
     def open(cls, path: Path) -> "Sweep":
@@ -125,10 +142,10 @@ class Sweep:
     def _write_failures(self, failures: Mapping[str, Any]) -> None:
         write_text(self.path / "failures.json", json.dumps(failures, indent=2) + "\n")
 
-    def unfinished(self) -> list[list[SweepMember]]:
-        """What is left of each group, without those of which nothing is."""
-        members = {member.name: member for member in self.plan.members}
-        left = [[members[name] for name in group if not self.is_over(members[name])] for group in self.plan.groups]
+    def unfinished(self) -> list[list[str]]:
+        """Names of what is left of each group, without those of which nothing is."""
+        over = {member.name for member in self.plan.members if self.is_over(member)}
+        left = [[name for name in group if name not in over] for group in self.plan.groups]
         return [group for group in left if group]
 
     def is_over(self, member: SweepMember) -> bool:
@@ -143,53 +160,54 @@ class Sweep:
 
     def write_results(self) -> SweepSummary:
         results = self.results()
-        files = write_results(self.path, results)
-        return SweepSummary(sweep=self.path, results=results, skipped=self.plan.skipped, files=tuple(files))
+        write_results(self.path, results)
+        return self.summary(results)
+
+    def summary(self, results: tuple[MemberResult, ...]) -> SweepSummary:
+        files = tuple(self.path / name for name in FILES)
+        return SweepSummary(sweep=self.path, results=results, skipped=self.plan.skipped, files=files)
 
 
 def is_sweep(path: Path) -> bool:
     return (path / SWEEP_FILE).is_file()
 
 
-def check_one_process() -> None:
-    """A head that fails leaves the others alone only where no other process waits for it.
-
-    Raises:
-        WorldError: torchrun started several.
-    """
-    place = place_from_environment()
-    if place is not None and place[1] > 1:
-        raise WorldError(
-            f"a sweep trains in one process, and torchrun started {place[1]}. Give each GPU a sweep of its own with "
-            "--device cuda:N and a part of the --grid, or train a head alone with torchrun ... vcache train-head."
-        )
-
-
 def run_sweep(sweep: Sweep, events: TrainingEvents | None = None, *, resume: bool = False) -> SweepSummary:
     """Train what is left of a sweep, group after group. A member that fails is recorded with its reason and stops no other.
 
+    Of several processes, an error that is not the member's own (a loss that is not finite) ends all; a resume goes on.
+
     Raises:
-        WorldError: it is one of several processes.
-        RunError: another process trains it.
+        RunError: another process trains it, or it was begun with another number of processes.
         TrainingStopped: by Ctrl-C or SIGTERM, after a checkpoint; `vcache resume` goes on.
     """
-    check_one_process()
-    with held_alone(sweep.path / SWEEP_FILE):
-        return _run_groups(sweep, events or TrainingEvents(), resume)
+    with _joined_world(sweep.plan) as world:
+        check_number_of_processes(sweep.path, sweep.plan.num_processes, world.size)
+        with held_alone(sweep.path / SWEEP_FILE) if world.is_first else nullcontext():
+            return _run_groups(sweep, events or TrainingEvents(), resume, world)
 
 
-def _run_groups(sweep: Sweep, events: TrainingEvents, resume: bool) -> SweepSummary:
-    if resume:
+def _run_groups(sweep: Sweep, events: TrainingEvents, resume: bool, world: World) -> SweepSummary:
+    if resume and world.is_first:
         sweep.forget_failures()
-    groups = sweep.unfinished()
+    # One process looks what is left: the files of the others' machines may be older.
+    left = world.broadcast_json(sweep.unfinished() if world.is_first else None)
     try:
-        for number, group in enumerate(groups, start=1):
-            title = f"group {number} of {len(groups)}" if len(groups) > 1 else ""
-            _train(sweep, group, _titled(events, title), resume)
-            sweep.write_results()
+        for number, names in enumerate(left, start=1):
+            title = f"group {number} of {len(left)}" if len(left) > 1 else ""
+            group = [member for member in sweep.plan.members if member.name in names]
+            _train(sweep, group, _titled(events, title), resume, world)
+            if world.is_first:
+                sweep.write_results()
     finally:
-        summary = sweep.write_results()
-    return summary
+        if world.is_first:
+            sweep.write_results()
+    results = world.broadcast_json([asdict(result) for result in sweep.results()] if world.is_first else None)
+    return sweep.summary(tuple(MemberResult(**result) for result in results))
+
+
+def _joined_world(plan: SweepPlan) -> AbstractContextManager[World]:
+    return joined_world(select_device(plan.members[0].config.device))
 
 
 def _titled(events: TrainingEvents, title: str) -> TrainingEvents:
@@ -197,7 +215,7 @@ def _titled(events: TrainingEvents, title: str) -> TrainingEvents:
     return replace(events, on_plan=lambda plan: events.on_plan(replace(plan, group=title)))
 
 
-def _train(sweep: Sweep, group: list[SweepMember], events: TrainingEvents, resume: bool) -> None:
+def _train(sweep: Sweep, group: list[SweepMember], events: TrainingEvents, resume: bool, world: World) -> None:
     folders = {member.name: member.folder for member in group}
 
     def on_failure(name: str, reason: str) -> None:
@@ -208,16 +226,18 @@ def _train(sweep: Sweep, group: list[SweepMember], events: TrainingEvents, resum
     members = [Member(name=member.name, config=member.config, run=sweep.path / member.folder) for member in group]
     try:
         told = replace(events, on_failure=on_failure)
-        summaries = train_group(members, told, resume=resume, resumed_by=sweep.path)
+        train_group(members, told, resume=resume, resumed_by=sweep.path)
     except TrainingStopped:
         raise
     except Exception as error:  # whatever it is, the other groups can do without this one
+        if world.size > 1 and not isinstance(error, TrainingError):
+            raise
+        if not world.is_first:
+            return
         left = [member for member in group if not sweep.is_over(member)]
         sweep.record_failures(
             {member.folder: _reason(error) for member in left}, final=isinstance(error, TrainingError)
         )
-        return
-    sweep.record_failures({Path(summary.run).name: summary.error for summary in summaries if summary.error is not None})
 
 
 def _reason(error: Exception) -> str:

@@ -28,6 +28,8 @@ from vcache.pipelines.training.preparation import (
 from vcache.pipelines.training.step import check_recipe
 from vcache.pipelines.training.sweep_groups import HeadDemand, describe_groups, free_memory, plan_groups
 from vcache.pipelines.training.sweep_spec import SweepMember
+from vcache.pipelines.training.torchrun import num_processes_here
+from vcache.pipelines.training.world import World, joined_world
 from vcache.store.manifest import Manifest
 from vcache.store.reader import FeatureStore
 
@@ -51,6 +53,8 @@ class SweepPlan:
     """(name, reason) of members that cannot be trained."""
     lines: tuple[str, ...]
     """The groups in words."""
+    num_processes: int = 1
+    """That train together; each holds all heads of a group."""
 
     def to_json(self) -> dict[str, Any]:
         """For sweep.json; `from_json` gives it back, so that a sweep goes on in the groups in which it was begun."""
@@ -63,17 +67,25 @@ class SweepPlan:
             groups=tuple(map(tuple, values["groups"])),
             skipped=tuple((name, reason) for name, reason in values["skipped"]),
             lines=tuple(values["lines"]),
+            num_processes=values.get("num_processes", 1),
         )
 
 
 def plan_sweep(members: Sequence[SweepMember], *, together: int | None = None, skip_invalid: bool = False) -> SweepPlan:
     """Hold every member against its store; `together` is how many heads a group has at most, in place of free memory.
 
+    Of several processes the first plans for all.
+
     Raises:
         InvalidMembers: names all that cannot be trained, each with the reason, unless `skip_invalid`; or none can.
         DeviceError, StoreError: what no member could be trained with.
     """
-    device = select_device(members[0].config.device)
+    with joined_world(select_device(members[0].config.device)) as world:
+        plan = _plan(members, world, together, skip_invalid).to_json() if world.is_first else None
+        return SweepPlan.from_json(world.broadcast_json(plan))
+
+
+def _plan(members: Sequence[SweepMember], world: World, together: int | None, skip_invalid: bool) -> SweepPlan:
     ready: list[SweepMember] = []
     demands: list[HeadDemand] = []
     refused: list[tuple[str, str]] = []
@@ -82,8 +94,8 @@ def plan_sweep(members: Sequence[SweepMember], *, together: int | None = None, s
             try:
                 store = stores.open(member.config)
                 config = replace(member.config, store=store.path.resolve())
-                prepared = replace(prepare_head(member.config, store, device), config=config)
-                demand = demand_of(member.name, prepared, store.manifest)
+                prepared = replace(prepare_head(member.config, store, world.device), config=config)
+                demand = demand_of(member.name, prepared, store.manifest, world.size)
                 # Alone, each would be trained on what it finds: who finds other videos cannot share its batches.
                 demand = replace(demand, stream={**demand.stream, "readable videos": stores.readable(prepared, store)})
             except REFUSALS as error:
@@ -93,13 +105,17 @@ def plan_sweep(members: Sequence[SweepMember], *, together: int | None = None, s
             demands.append(demand)
     if refused and not (skip_invalid and ready):
         raise InvalidMembers(_refusal(refused, len(members)))
-    free = free_memory(device)
+    free = free_memory(world.device)
+    if world.device.type == "cpu":  # processes of one machine share it; of GPUs each has its own
+        free //= num_processes_here(world.size)
     groups = plan_groups(demands, free, together)
+    in_each = [f"  in each of {world.size} processes"] if world.size > 1 else []
     return SweepPlan(
         members=tuple(ready),
         groups=tuple(tuple(demand.name for demand in group.demands) for group in groups),
         skipped=tuple(refused),
-        lines=tuple(describe_groups(groups, free, together)),
+        lines=(*describe_groups(groups, free, together), *in_each),
+        num_processes=world.size,
     )
 
 
@@ -131,8 +147,8 @@ class _Stores(ExitStack):
         return self._readable[key]
 
 
-def demand_of(name: str, prepared: PreparedHead, manifest: Manifest) -> HeadDemand:
-    """What a head asks of memory.
+def demand_of(name: str, prepared: PreparedHead, manifest: Manifest, num_processes: int = 1) -> HeadDemand:
+    """What a head asks of the memory of each process, which holds the whole head and its share of a batch.
 
     Raises:
         SettingError: it cannot be trained by its recipe.
@@ -140,7 +156,7 @@ def demand_of(name: str, prepared: PreparedHead, manifest: Manifest) -> HeadDema
     with torch.device("meta"):  # takes no memory
         head = get_head(prepared.config.head)(prepared.head_config)
     check_recipe(head, prepared.recipe)
-    clips, plan = prepared.recipe.batch_size, prepared.plan
+    clips, plan = -(-prepared.recipe.batch_size // num_processes), prepared.plan
     step = plan.frame_step  # of the frames, so many are one that is read
     kinds = {"tokens": plan.tokens, "cls": plan.cls, "maps": plan.maps}
     features = [f"{kind}/{layer}" for kind, layers in kinds.items() for layer in layers.values()]

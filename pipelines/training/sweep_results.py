@@ -24,6 +24,7 @@ from vcache.pipelines.runs import write_text
 
 METRICS = {"top1": "top-1", "top5": "top-5", "mean_class_accuracy": "mean class", "mean_average_precision": "mAP"}
 """The larger the better, and their titles. The first that a sweep has is the one that settings are compared by."""
+FILES = ("results.csv", "summary.csv", "results.md")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,14 +252,10 @@ def failure_lines(results: Sequence[MemberResult]) -> list[str]:
 
 def write_results(folder: Path, results: Sequence[MemberResult]) -> list[Path]:
     """The three files; a reader sees the old ones or the new ones."""
-    texts = {
-        "results.csv": results_csv(results),
-        "summary.csv": summary_csv(summarise(results)),
-        "results.md": results_markdown(results),
-    }
-    for name, text in texts.items():
+    texts = (results_csv(results), summary_csv(summarise(results)), results_markdown(results))
+    for name, text in zip(FILES, texts, strict=True):
         write_text(folder / name, text)
-    return [folder / name for name in texts]
+    return [folder / name for name in FILES]
 
 
 def _varied_names(rows: Sequence[MemberResult] | Sequence[SettingSummary]) -> list[str]:

@@ -38,6 +38,17 @@ def place_from_environment() -> tuple[int, int, int] | None:
     return rank, size, local_rank
 
 
+def is_first_process() -> bool:
+    """Whether this is the one that speaks for all."""
+    place = place_from_environment()
+    return place is None or place[0] == 0
+
+
+def num_processes_here(size: int) -> int:
+    """Of `size` processes, those on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", size))
+
+
 def own_device(device: torch.device, local_rank: int) -> torch.device:
     if device.type != "cuda":
         return device

@@ -218,6 +218,8 @@ def _as_bytes(x: Tensor) -> Tensor:
 def joined_world(device: torch.device, *, timeout: timedelta = TIMEOUT) -> Iterator[World]:
     """The world of the processes that `torchrun` started, left at the end; of a process started without it, one of its own.
 
+    Within a world that is joined already it is the same one, which the outer call leaves.
+
     `world.device` is the device of this process: on GPUs, the one with the number LOCAL_RANK.
 
     Raises:
@@ -231,7 +233,7 @@ def joined_world(device: torch.device, *, timeout: timedelta = TIMEOUT) -> Itera
     world = World(rank=rank, size=size, device=own_device(device, local_rank))
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)  # NCCL speaks from the current device
-    if size == 1:
+    if size == 1 or dist.is_initialized():
         yield world
         return
     _join(world, timeout)

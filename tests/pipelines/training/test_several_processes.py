@@ -1,5 +1,6 @@
-"""`torchrun ... vcache train-head`: two real processes train as one does, each on its own rows, and go on after a stop."""
+"""`torchrun ... vcache train-head` and `sweep`: two real processes train as one, each on its own rows, and go on after a stop."""
 
+import csv
 import json
 import shlex
 import subprocess
@@ -25,6 +26,8 @@ HEADS = {
     "evl": "train-head evl --lr 0.01 --set layers=-2: --set num_heads=4 --set mlp_dropout=0 --set cls_dropout=0",
 }
 DROPOUT = "train-head evl --lr 0.01 --set layers=-1: --set num_heads=4 --set mlp_dropout=0.5"
+SWEEP = "sweep linear --grid lr=0.05,1e30,0.01"
+"""The middle one is lost at its second step."""
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 """The gradients are sums of float32 in another order; AdamW divides by their size."""
 
@@ -58,6 +61,10 @@ def together(float32_store: Path, tmp_path_factory: pytest.TempPathFactory) -> A
     lines.append({"line": line(DROPOUT, "stopped"), "stopped_rank": 1, "stopped_after": 3})
     lines.append({"line": f"resume {shlex.quote(str(folder / 'stopped'))}"})
     lines.append({"line": line(HEADS["linear"], "left"), "stopped_rank": 0, "stopped_after": 1})
+    lines.append({"line": line(SWEEP, "sweep")})
+    lines.append({"line": line(f"{SWEEP} --together 2", "stopped-sweep"), "stopped_rank": 1, "stopped_after": 3})
+    lines.append({"line": f"resume {shlex.quote(str(folder / 'stopped-sweep'))}"})
+    lines.append({"line": line(SWEEP, "left-sweep"), "stopped_rank": 0, "stopped_after": 1})
     return folder, run_in_processes(folder, lines)
 
 
@@ -103,7 +110,7 @@ def test_every_row_is_trained_on_once_per_epoch_and_validated_on_once(together: 
 def test_a_stop_asked_of_one_process_stops_all_and_they_go_on_bit_for_bit(together: Any) -> None:
     """With dropout, whose masks each process draws for itself."""
     folder, done = together
-    assert [[line["status"] for line in of_rank[2:]] for of_rank in done] == [[0, 130, 0, 130]] * NUM_PROCESSES
+    assert [[line["status"] for line in of_rank[2:6]] for of_rank in done] == [[0, 130, 0, 130]] * NUM_PROCESSES
     stopped, whole = (load_file(folder / name / "head.safetensors") for name in ("stopped", "dropout"))
     torch.testing.assert_close(stopped, whole, rtol=0, atol=0)
     seen = [of_rank[3]["rows"]["train epoch 1"] + of_rank[4]["rows"]["train epoch 1"] for of_rank in done]
@@ -115,15 +122,60 @@ def test_the_first_process_alone_speaks(together: Any) -> None:
     folder, _ = together
     said = (folder / "stdout").read_text() + (folder / "stderr").read_text()
     assert said.count(f"vcache eval {folder / 'linear'}") == 1
-    assert said.count("12 videos to train on, 6 to validate on") == 6
+    assert said.count("12 videos to train on, 6 to validate on") == 6 + 5  # the sweep that was stopped has two groups
+    assert said.count("3 heads in 1 group") == 2 and said.count("\n  in each of 2 processes\n") == 3
     command = f"torchrun --nproc-per-node 2 --no-python vcache resume {folder / 'stopped'}\n"
     assert said.count(f"stopped after 3 steps, all of them kept. Go on with:  {command}") == 1
 
 
-def test_another_number_of_processes_cannot_go_on_with_a_run(
-    together: Any, vcache: Callable[[str], tuple[int, str, str]]
+def test_a_sweep_of_two_processes_is_that_of_one_and_loses_the_same_head(
+    together: Any, float32_store: Path, tmp_path: Path, vcache: Callable[[str], tuple[int, str, str]]
 ) -> None:
-    run = together[0] / "left"
+    folder, done = together
+    assert [of_rank[6]["status"] for of_rank in done] == [1, 1]
+    status, _, err = vcache(f"{SWEEP} {common(float32_store)} --out {tmp_path / 'alone'}")
+    assert status == 1, err
+    ours, theirs = results(folder / "sweep"), results(tmp_path / "alone")
+    assert [row["status"] for row in ours] == ["finished", "failed", "finished"]
+    assert "the loss is nan" in ours[1]["error"]
+    for a, b in zip(ours, theirs, strict=True):
+        for same in ("lr", "status", "top1", "top5", "best_epoch", "epochs", "parameters", "error"):
+            assert a[same] == b[same], same
+    for run in ("linear-lr0.05", "linear-lr0.01"):
+        ours, theirs = (load_file(out / run / "head.safetensors") for out in (folder / "sweep", tmp_path / "alone"))
+        torch.testing.assert_close(ours, theirs, **TOLERANCE)
+
+
+def test_the_batches_of_a_sweep_are_shared_and_read_once_for_all_heads(together: Any) -> None:
+    _, done = together
+    shares = [of_rank[6]["rows"]["train epoch 1"] for of_rank in done]
+    assert sorted(row for share in shares for batch in share for row in batch) == list(range(NUM_TRAIN))
+
+
+def test_a_sweep_that_is_stopped_in_one_process_stops_in_all_and_goes_on_bit_for_bit(together: Any) -> None:
+    """Group after group; the head that was lost before the stop is not tried again."""
+    folder, done = together
+    assert [[line["status"] for line in of_rank[7:9]] for of_rank in done] == [[130, 1]] * NUM_PROCESSES
+    said = (folder / "stderr").read_text()
+    assert said.count(f"--no-python vcache resume {folder / 'stopped-sweep'}\n") == 1
+    stopped, whole = results(folder / "stopped-sweep"), results(folder / "sweep")
+    for a, b in zip(stopped, whole, strict=True):
+        assert {**a, "seconds": "", "run": ""} == {**b, "seconds": "", "run": ""}
+    for run in ("linear-lr0.05", "linear-lr0.01"):
+        ours, theirs = (load_file(folder / out / run / "head.safetensors") for out in ("stopped-sweep", "sweep"))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def results(sweep: Path) -> list[dict[str, str]]:
+    with (sweep / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("name", ["left", "left-sweep"])
+def test_another_number_of_processes_cannot_go_on_with_a_run_or_a_sweep(
+    together: Any, name: str, vcache: Callable[[str], tuple[int, str, str]]
+) -> None:
+    run = together[0] / name
     status, _, err = vcache(f"resume {run}")
     assert status == 1
     assert f"{run} was begun with 2 processes, and now there is 1." in err

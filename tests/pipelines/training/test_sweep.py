@@ -311,17 +311,6 @@ def test_a_folder_that_is_there_is_refused(fixed: dict[str, str], tmp_path: Path
         Sweep.open(tmp_path / "other")
 
 
-def test_several_processes_are_refused_before_anything_is_written(
-    vcache: VCache, float32_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    places = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
-    for name, value in places.items():
-        monkeypatch.setenv(name, value)
-    status, _, said = vcache(f"sweep linear --store {shlex.quote(str(float32_store))} --out {tmp_path / 'sweep'}")
-    assert status == 1 and "a sweep trains in one process, and torchrun started 2" in said
-    assert not (tmp_path / "sweep").exists()
-
-
 def test_the_command_trains_tabulates_and_says_how_many_groups(
     vcache: VCache, float32_store: Path, tmp_path: Path
 ) -> None:
