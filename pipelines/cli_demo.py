@@ -33,8 +33,8 @@ def demo(
 ) -> None:
     """Render a small world of moving shapes, extract it with a tiny CLIP, train three heads: everything, offline, in minutes.
 
-    With --ablation, EVL's Table 8 from the same store, beside the paper's numbers. Runs that are finished are not trained again:
-    the command goes on after a stop, and trains only what more seeds add.
+    With --ablation, EVL's Table 8 from the same store, beside the paper's numbers. The runs of a seed are trained side
+    by side, as by `vcache sweep`. The command goes on after a stop, and trains only what more seeds add.
 
     [bold]Examples:[/bold]  vcache demo  |  vcache demo --ablation --seeds 3
     """
@@ -54,12 +54,13 @@ def demo(
 def _ablation(out: Path, seeds: int, tca_gain: float, as_json: bool) -> None:
     from vcache.pipelines.demo.ablation import run_ablation
     from vcache.pipelines.demo.ablation_screen import print_ablation
+    from vcache.pipelines.training.stopping import TrainingStopped
 
     try:
         result = run_ablation(out, seeds=seeds, tca_gain=tca_gain, show=not as_json)
-    except KeyboardInterrupt:
-        console.err.print("stopped; finished runs are kept, and the same command goes on from there")
-        raise typer.Exit(130) from None
+    except (KeyboardInterrupt, TrainingStopped) as stopped:
+        console.err.print("stopped; what is done is kept, and the same command goes on from there")
+        raise typer.Exit(getattr(stopped, "exit_status", 130)) from None
     console.print_json(result) if as_json else print_ablation(result)
     if failed := result["failed"]:
-        console.fail(f"{console.count(len(failed), 'run')} failed, see above. The same command trains them again.")
+        console.fail(f"{console.count(len(failed), 'run')} failed, see above.")

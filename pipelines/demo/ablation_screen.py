@@ -1,94 +1,26 @@
-"""What a person sees of `vcache demo --ablation`: how long it takes, a bar over all runs, and the tables beside the paper's."""
+"""What a person sees of `vcache demo --ablation`: how many runs there are to train, and the tables beside the paper's."""
 
-from __future__ import annotations
-
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Column, Table
+from rich.table import Table
 
 from vcache.pipelines import console
 from vcache.pipelines.demo.table8 import MODULES, PAPER_DEEPER
 
-if TYPE_CHECKING:  # imported late: it loads torch
-    from vcache.pipelines.training.reports import StepReport, TrainingPlan
 
-
-def announce(total: int, left: int, seconds: float, *, timed: bool) -> None:
-    """How many runs there are to train and how long they take, before the first."""
-    there = f"{total - left} of {console.count(total, 'run')} there already, " if left < total else ""
+def announce(total: int, left: int, num_groups: int) -> None:
+    """How many runs there are to train, before the first."""
     if not left:
-        console.err.print(f"\nall {console.count(total, 'run')} there already", highlight=False)
+        console.err.print(f"\nnothing left to train of {console.count(total, 'run')}", highlight=False)
         return
-    source = "by the runs that are there" if timed else "on two quiet cores; the first run will tell of this machine"
+    there = f"{total - left} of {console.count(total, 'run')} there already, " if left < total else ""
+    groups = f", in {num_groups} groups one after the other" if num_groups > 1 else ""
     console.err.print(
-        f"\n{there}{console.count(left, 'run')} to train: about {console.duration(seconds)} {source}.\n"
-        "Stopped at any time, the same command goes on after the last finished run.",
+        f"\n{there}{console.count(left, 'run')} to train side by side{groups}.\n"
+        "Stopped at any time, the same command goes on.",
         highlight=False,
     )
-
-
-@contextmanager
-def ablation_bar(total: int, done: int) -> Iterator[AblationScreen]:
-    """Two bars, the run at work and all runs; yields what moves them."""
-    columns = (
-        TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=36)),
-        BarColumn(bar_width=16),
-        TextColumn("{task.fields[count]}", table_column=Column(no_wrap=True)),
-        TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True)),
-    )
-    with Progress(*columns, console=console.err, transient=True) as progress:
-        yield AblationScreen(progress, total, done)
-
-
-class AblationScreen:
-    """One after the other: `begin`, the callbacks `plan` and `step` of `train_head`, `finish`."""
-
-    def __init__(self, progress: Progress, total: int, done: int) -> None:
-        self.progress, self.total, self.done = progress, total, done
-        self.run = progress.add_task("", total=None, count="", state="")
-        self.all = progress.add_task("all runs", total=total, completed=done, count=self._count(), state="")
-
-    def begin(self, name: str, seconds: float, seconds_after: float) -> None:
-        """A run begins that is expected to take `seconds`, and those after it `seconds_after`."""
-        self.name, self.expected, self.after, self.began = name, seconds, seconds_after, time.monotonic()
-        self.progress.update(self.run, description=escape(name), completed=0, total=None, count="", state="")
-        self._show_left(0.0)
-
-    def plan(self, plan: TrainingPlan) -> None:
-        self.progress.update(self.run, total=plan.steps)
-        self.steps = plan.steps
-
-    def step(self, report: StepReport) -> None:
-        head = report.heads[0]
-        loss = "" if head.loss is None else f"loss {head.loss:.3f}"
-        self.progress.update(self.run, completed=head.step, count=f"{head.step}/{self.steps} steps", state=loss)
-        self._show_left(head.step / self.steps)
-
-    def finish(self, top1: float | None, seconds: float, error: str | None, seconds_after: float) -> None:
-        """A line that stays, also in a log file. `seconds_after`: what is left, now that this run has been timed."""
-        self.done += 1
-        came_to = f"[red]failed[/red]  {escape(error)}" if error else f"top-1 {top1:6.1%}  {seconds:4.0f} s"
-        left = f"  ETA {console.duration(seconds_after)}" if self.done < self.total else ""
-        self.progress.console.print(
-            f"{self.done:>{len(str(self.total))}}/{self.total}  {escape(self.name):<28}  {came_to}{left}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        self.progress.update(self.all, completed=self.done, count=self._count())
-
-    def _count(self) -> str:
-        return f"{self.done}/{self.total} runs"
-
-    def _show_left(self, share: float) -> None:
-        """The run at work by its own speed, once that is known; the others as expected."""
-        own = (time.monotonic() - self.began) / share if share > 0.05 else self.expected
-        left = own * (1 - share) + self.after
-        self.progress.update(self.all, completed=self.done + share, state=f"ETA {console.duration(left)}")
 
 
 def print_ablation(result: dict[str, Any]) -> None:
@@ -121,14 +53,13 @@ def _print_table(title: str, first: tuple[str, ...], rows: list[dict[str, Any]],
     table = Table(title=title, title_justify="left")
     for name in first:
         table.add_column(name, justify="center")
-    for name in ("top-1 here", "a run", "paper K-400", "paper SSv2"):
+    for name in ("top-1 here", "paper K-400", "paper SSv2"):
         table.add_column(name, justify="right")
     for row in rows:
         marks = [_mark(row[name]) for name in MODULES]
         numbers = [_number(row[f"paper_{dataset}"]) for dataset in ("k400", "ssv2")]
         settings = marks if first[0] in MODULES.values() else [str(row["depth"]), f"-{row['depth']}:"]
-        seconds = "" if row["seconds"] is None else f"{row['seconds']:.0f} s"
-        table.add_row(*settings, _accuracy(row, len(seeds)), seconds, *numbers)
+        table.add_row(*settings, _accuracy(row, len(seeds)), *numbers)
     console.out.print(table)
     console.out.print()
 

@@ -32,9 +32,13 @@ class Variant:
         return modules if self.depth == 4 else f"{modules}, depth {self.depth}"
 
     @property
-    def quiet_seconds(self) -> float:
-        """A guess at the demo's 20 epochs on two quiet cores, after 27 s of the first row of 8a and 112 s of the last."""
-        return self.depth * (27.0 if self.temporal_cross_attention else 9.0)
+    def slug(self) -> str:
+        """ "evl-conv_on-pe_off-ca_on-depth4", the start of a folder's name."""
+        words = [
+            f"{word.removeprefix('T-').lower()}_{'on' if getattr(self, name) else 'off'}"
+            for name, word in MODULES.items()
+        ]
+        return "-".join(["evl", *words, f"depth{self.depth}"])
 
 
 @dataclass(frozen=True)

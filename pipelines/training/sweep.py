@@ -83,14 +83,14 @@ class Sweep:
             written = str(cls._write(path or next_run_folder("sweep"), plan)) if world.is_first else None
             return cls(Path(world.broadcast_json(written)), plan)
 
-    @staticmethod
-    def _write(path: Path, plan: SweepPlan) -> Path:
+    @classmethod
+    def _write(cls, path: Path, plan: SweepPlan) -> Path:
         if is_sweep(path):
             command = shlex.join(["vcache", "resume", str(path)])
             raise RunError(f"{path} is a sweep already. Choose another --out, or go on with:  {command}")
         check_free(path)
         path.mkdir(parents=True, exist_ok=True)
-        write_text(path / SWEEP_FILE, json.dumps(plan.to_json(), indent=2) + "\n")
+        cls._write_plan(path, plan)
         return path
 
     @classmethod
@@ -98,6 +98,17 @@ class Sweep:
         if not is_sweep(path):
             raise RunError(f"{path} is not a sweep: it has no {SWEEP_FILE}. `vcache sweep` writes one with --out.")
         return cls(path, SweepPlan.from_json(json.loads((path / SWEEP_FILE).read_text())))
+
+    def replanned(self, plan: SweepPlan) -> "Sweep":
+        """The same folder with other members: runs of those that stay go on, and those of others are left as they are."""
+        with _joined_world(plan) as world:
+            if world.is_first:
+                self._write_plan(self.path, plan)
+        return Sweep(self.path, plan)
+
+    @staticmethod
+    def _write_plan(path: Path, plan: SweepPlan) -> None:
+        write_text(path / SWEEP_FILE, json.dumps(plan.to_json(), indent=2) + "\n")
 
     def moved(self, store: StorePath | None = None, device: str | None = None) -> "Sweep":
         """The same with its store, which all members share, in another place, or on another device.
