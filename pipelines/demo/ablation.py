@@ -111,8 +111,8 @@ def _check_same_runs(sweep: Sweep, path: Path) -> None:
         if not file.is_file():
             continue
         begun = json.loads(file.read_text())
-        where = {"store": member.config.store, "device": member.config.device}
-        told = replace(TrainingConfig.from_json(begun["training"]), **where)
+        told = TrainingConfig.from_json(begun["training"])
+        told = replace(told, store=member.config.store, device=member.config.device)
         if told != member.config or any(begun[name] != value for name, value in is_on.items()):
             raise RunError(
                 f"{file.parent} was trained with other settings, or on another world, than it would be now. Choose another "
