@@ -1,6 +1,7 @@
 """When a training listens: to the first signal at the next step, to a second one at once; when it agrees and keeps."""
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,15 +18,23 @@ from vcache.pipelines.training.head_training import HeadTraining
 from vcache.pipelines.training.stopping import TrainingStopped, stop_on_signals
 
 
+@pytest.fixture
+def _ctrl_c_interrupts() -> Iterator[None]:
+    """As in a terminal; what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_ctrl_c_interrupts")
 def test_the_first_ctrl_c_asks_and_the_second_does_what_it_always_does() -> None:
-    before = signal.getsignal(signal.SIGINT)
     with stop_on_signals() as request:
         assert not request.asked
         signal.raise_signal(signal.SIGINT)
         assert request.asked and request.signal == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert TrainingStopped("", signal.SIGTERM).exit_status == 143
 
 
