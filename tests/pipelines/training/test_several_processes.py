@@ -65,6 +65,7 @@ def together(float32_store: Path, tmp_path_factory: pytest.TempPathFactory) -> A
     lines.append({"line": line(f"{SWEEP} --together 2", "stopped-sweep"), "stopped_rank": 1, "stopped_after": 3})
     lines.append({"line": f"resume {shlex.quote(str(folder / 'stopped-sweep'))}"})
     lines.append({"line": line(SWEEP, "left-sweep"), "stopped_rank": 0, "stopped_after": 1})
+    lines.append({"line": line(f"{SWEEP} --together 1", "one-by-one")})
     return folder, run_in_processes(folder, lines)
 
 
@@ -122,8 +123,8 @@ def test_the_first_process_alone_speaks(together: Any) -> None:
     folder, _ = together
     said = (folder / "stdout").read_text() + (folder / "stderr").read_text()
     assert said.count(f"vcache eval {folder / 'linear'}") == 1
-    assert said.count("12 videos to train on, 6 to validate on") == 6 + 5  # the sweep that was stopped has two groups
-    assert said.count("3 heads in 1 group") == 2 and said.count("\n  in each of 2 processes\n") == 3
+    assert said.count("12 videos to train on, 6 to validate on") == 6 + 8  # of the sweeps, some have several groups
+    assert said.count("3 heads in 1 group") == 2 and said.count("\n  in each of 2 processes\n") == 4
     command = f"torchrun --nproc-per-node 2 --no-python vcache resume {folder / 'stopped'}\n"
     assert said.count(f"stopped after 3 steps, all of them kept. Go on with:  {command}") == 1
 
@@ -164,6 +165,14 @@ def test_a_sweep_that_is_stopped_in_one_process_stops_in_all_and_goes_on_bit_for
     for run in ("linear-lr0.05", "linear-lr0.01"):
         ours, theirs = (load_file(folder / out / run / "head.safetensors") for out in ("stopped-sweep", "sweep"))
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_a_head_that_is_lost_in_a_group_of_its_own_leaves_the_next_groups_alone(together: Any) -> None:
+    folder, done = together
+    assert [of_rank[10]["status"] for of_rank in done] == [1, 1]
+    alone, beside = results(folder / "one-by-one"), results(folder / "sweep")
+    for a, b in zip(alone, beside, strict=True):
+        assert {**a, "seconds": "", "run": ""} == {**b, "seconds": "", "run": ""}
 
 
 def results(sweep: Path) -> list[dict[str, str]]:
