@@ -260,12 +260,9 @@ class _Group:
         return "; ".join(filter(None, ((self.loader.subset_note or "").removesuffix("."), balanced)))
 
     def _where_from(self, residency: Residency) -> str:
-        """A sentence, and of features that are read from a spinning disk another."""
-        hints = (
-            [self.stream.shuffle.reason]
-            if residency.kind == "disk" and "--shuffle" in self.stream.shuffle.reason
-            else []
-        )
+        """A sentence; where a spinning disk would seek for every clip, as memory cannot hold what it has read, another."""
+        seeks = residency.kind == "disk" and residency.needed_bytes > residency.free_bytes
+        hints = [self.stream.shuffle.reason] if seeks and "--shuffle" in self.stream.shuffle.reason else []
         return " ".join([residency.reason, *hints]).removesuffix(".")
 
     def _summary(self, head: HeadTraining) -> TrainingSummary:
