@@ -1,7 +1,7 @@
 """One process at a time trains a run: two would write over each other's logs and delete each other's checkpoints.
 
-What is locked (flock) is a file that the run has anyway and that is never written again; the lock ends with the process, however
-that dies. On network file systems other machines see it, unless they are mounted with `local_lock`.
+What is locked (flock) is a file that the run has anyway and that nobody else writes meanwhile; the lock ends with the process,
+however that dies. On network file systems other machines see it, unless they are mounted with `local_lock`.
 """
 
 import fcntl

@@ -100,10 +100,15 @@ class Sweep:
         return cls(path, SweepPlan.from_json(json.loads((path / SWEEP_FILE).read_text())))
 
     def replanned(self, plan: SweepPlan) -> "Sweep":
-        """The same folder with other members: runs of those that stay go on, and those of others are left as they are."""
+        """The same folder with other members: runs of those that stay go on, and those of others are left as they are.
+
+        Raises:
+            RunError: another process trains it.
+        """
         with _joined_world(plan) as world:
             if world.is_first:
-                self._write_plan(self.path, plan)
+                with held_alone(self.path / SWEEP_FILE):
+                    self._write_plan(self.path, plan)
         return Sweep(self.path, plan)
 
     @staticmethod

@@ -24,6 +24,7 @@ from vcache.pipelines.runs import RunError
 from vcache.pipelines.training import group
 from vcache.pipelines.training.config import TrainingError
 from vcache.pipelines.training.head_training import HeadTraining
+from vcache.pipelines.training.run_lock import held_alone
 from vcache.pipelines.training.stopping import TrainingStopped
 
 SETTINGS = {"epochs": 1, "batch_size": 5}
@@ -175,6 +176,14 @@ def test_runs_of_other_settings_or_another_world_are_refused(
     (run / "config.json").write_text(json.dumps({**config, what: changed}))
     with pytest.raises(RunError, match=f"^{run} was trained with other settings, or on another world"):
         ablate(out, 2)
+
+
+def test_a_second_command_beside_one_that_trains_is_refused_and_changes_nothing(session: Session) -> None:
+    plan = session.out / "ablation" / "sweep.json"
+    before = plan.read_text()
+    with held_alone(plan), pytest.raises(RunError, match="another process is training"):
+        ablate(session.out, 1)
+    assert plan.read_text() == before
 
 
 def test_the_folder_can_be_moved(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
