@@ -1,5 +1,6 @@
 """The members of an ensemble: each one's file of predictions found, read, and its scores made probabilities."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -12,6 +13,9 @@ from torch import Tensor
 from vcache.pipelines.evaluation.alignment import EnsembleError, Member, align
 from vcache.pipelines.evaluation.predictions import Predictions
 from vcache.pipelines.runs import Run
+
+_PLAIN_NAME = re.compile(r".+-\d+x\d+")
+"""SPLIT-VIEWS; other weights and averages add their names behind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,8 @@ class Members:
 def find_predictions(path: Path, *, split: str | None = None, views: str | None = None) -> Path:
     """The file of predictions that `path` means: itself, or of a run folder the one of that split and these views.
 
+    Where `vcache eval` was run in several ways, that of the last weights and the usual average, which has the plain name.
+
     Raises:
         EnsembleError: nothing is there, or none or several of the run's files fit.
     """
@@ -56,8 +62,10 @@ def find_predictions(path: Path, *, split: str | None = None, views: str | None 
         raise EnsembleError(f"{path} is not there. Name a run folder, or a .npz with an array `scores`.")
     run = Run.open(path)
     fitting = [file for file in sorted((path / "predictions").glob("*.npz")) if _fits(file, split, views)]
-    if len(fitting) == 1:
-        return fitting[0]
+    plain = [file for file in fitting if _PLAIN_NAME.fullmatch(file.stem)]
+    for files in (fitting, plain):
+        if len(files) == 1:
+            return files[0]
     if fitting:
         listed = ", ".join(file.name for file in fitting)
         raise EnsembleError(

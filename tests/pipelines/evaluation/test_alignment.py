@@ -157,6 +157,12 @@ def test_a_runs_only_predictions_are_taken(run: Path) -> None:
     assert find_predictions(run) == find_predictions(run, split="val") == find_predictions(path) == path
 
 
+def test_the_last_weights_and_the_usual_average_come_before_others(run: Path) -> None:
+    for suffix in ("", "-best", "-logits", "-best-logits"):
+        write(run / "predictions" / f"val-1x1{suffix}.npz", split="val", views="1x1")
+    assert find_predictions(run).name == "val-1x1.npz"
+
+
 def test_of_several_the_split_and_the_views_choose(run: Path) -> None:
     for split, views in (("val", "1x1"), ("val", "3x1"), ("test", "1x1")):
         write(run / "predictions" / f"{split}-{views}.npz", split=split, views=views)
