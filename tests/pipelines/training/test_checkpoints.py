@@ -59,7 +59,7 @@ def test_damaged_tensors_are_refused(tmp_path: Path, damage: str) -> None:
 
 def test_heads_go_on_from_the_last_step_that_all_of_them_have(tmp_path: Path) -> None:
     runs = [Checkpoints(tmp_path / name) for name in "abc"]
-    for run, steps in zip(runs, [(4, 8), (4, 8, 12), (8,)], strict=True):
+    for run, steps in zip(runs, [(4, 8), (4, 8, 12), (4, 8)], strict=True):
         run.folder.parent.mkdir()
         for step in steps:
             run.save(checkpoint(step))

@@ -105,3 +105,10 @@ def test_free_memory_is_between_nothing_and_all_of_the_machine() -> None:
 def test_averages_of_the_weights_are_counted(averaged: bool) -> None:
     one = demand("a", parameters=7)
     assert HeadDemand(**{**vars(one), "averaged": averaged}).state == (140 if averaged else 112)
+
+
+def test_a_tenth_of_the_free_memory_is_left_to_the_allocator() -> None:
+    """Two heads that take what is free to the last byte are two groups; with a ninth more they are one."""
+    heads = [demand("a", parameters=10_000), demand("b", parameters=10_000)]
+    needed = SweepGroup(demands=tuple(heads)).num_bytes
+    assert [len(plan_groups(heads, free)) for free in (needed, needed * 10 // 9 + 1)] == [2, 1]

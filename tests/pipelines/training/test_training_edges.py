@@ -15,9 +15,10 @@ from torch import Tensor
 from viewed import fill_view, manifest, video_ids, viewed_store
 
 from vcache.heads.linear import LinearHead
-from vcache.pipelines.evaluation.metrics import ScoresError
+from vcache.pipelines.evaluation.metrics import Metrics, ScoresError
 from vcache.pipelines.runs import Run, RunError
 from vcache.pipelines.settings import SettingError
+from vcache.pipelines.training import engine
 from vcache.pipelines.training.config import TrainingConfig
 from vcache.pipelines.training.group import Member, train_group
 from vcache.pipelines.training.stopping import TrainingStopped
@@ -196,3 +197,14 @@ def test_what_a_head_alone_needs_is_read_no_more_once_it_is_done(float32_store: 
     train_group([linear("alone")])
     assert read(tmp_path / "evl")[0] == read(tmp_path / "beside")[0] > read(tmp_path / "alone")[0] > 0
     assert read(tmp_path / "beside")[1:] == read(tmp_path / "alone")[1:]
+
+
+def test_of_equal_validations_the_first_is_the_best(
+    float32_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Patience, too, counts from the first."""
+    equal = Metrics(num_videos=6, top1=0.5, top5=1.0, mean_class_accuracy=0.5, loss=1.0)
+    monkeypatch.setattr(engine, "compute_metrics", lambda *given: equal)
+    summary = train_head(config(float32_store, tmp_path / "run", patience=2, settings={"epochs": 5}))
+    assert [epoch["best"] for epoch in Run.open(tmp_path / "run").metrics()] == [True, False, False]
+    assert summary.best_epoch == 0 and summary.stopped_early
