@@ -159,7 +159,7 @@ class Stream:
 
     train: ClipLoader
     val: ClipLoader | None
-    """None: there is nothing to validate on."""
+    """None: there is nothing to validate on, as a test split without its labels."""
     shuffle: ShuffleChoice
 
     @property
@@ -204,7 +204,7 @@ def open_stream(heads: Sequence[PreparedHead], store: FeatureStore, device: torc
     Raises:
         IncompleteSplit: videos are missing, unless that is allowed.
         UnlikePlans: alone, one of the heads would be trained on other videos.
-        SettingError: there is no video to train on.
+        SettingError: there is no video to train on, or one of them has no label.
     """
     first = heads[0]
     config, batch_size = first.config, first.recipe.batch_size
@@ -224,8 +224,20 @@ def open_stream(heads: Sequence[PreparedHead], store: FeatureStore, device: torc
     )
     if not len(train):
         raise SettingError(f"split {config.train_split!r} of {store.path.name} has no readable video to train on.")
+    if unlabelled := _num_unlabelled(train):
+        raise SettingError(
+            f"{unlabelled} of {len(train.rows)} videos of split {config.train_split!r} in {store.path.name} have no label. "
+            "Choose another split with --train-split, or extract from a list with the labels of all videos."
+        )
     val = ClipLoader(store, first.val_split, plans, **shared) if first.val_split else None
-    return Stream(train=train, val=val if val is not None and len(val) else None, shuffle=shuffle)
+    can_validate = val is not None and len(val) and not _num_unlabelled(val)
+    return Stream(train=train, val=val if can_validate else None, shuffle=shuffle)
+
+
+def _num_unlabelled(loader: ClipLoader) -> int:
+    """Videos without a class; where videos may have several, none is an answer too."""
+    targets = loader.targets[loader.rows]
+    return 0 if targets.is_floating_point() else int((targets < 0).sum())
 
 
 def shuffle_of(config: TrainingConfig, store: StorePath) -> ShuffleChoice:

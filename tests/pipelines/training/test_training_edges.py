@@ -208,3 +208,29 @@ def test_of_equal_validations_the_first_is_the_best(
     summary = train_head(config(float32_store, tmp_path / "run", patience=2, settings={"epochs": 5}))
     assert [epoch["best"] for epoch in Run.open(tmp_path / "run").metrics()] == [True, False, False]
     assert summary.best_epoch == 0 and summary.stopped_early
+
+
+def one_class(path: Path, labels: dict[str, list[int]]) -> Path:
+    """Videos of one of three classes, or of -1, which is none."""
+    made = manifest({split: len(found) for split, found in labels.items()}, definitions=())
+    tables = {}
+    for split, found in labels.items():
+        ids = video_ids(len(found), split)
+        tables[split] = VideoTable(ids, ids, np.array(found, dtype=np.int64), {})
+    create_store(path, made, tables)
+    with FeatureStore.open(path) as store:
+        for split in labels:
+            fill_view(store, split, 0)
+    return path
+
+
+def test_videos_without_a_label_are_not_trained_on_and_not_validated_on(tmp_path: Path) -> None:
+    store = one_class(tmp_path / "store.zarr", {"train": [0, 1, -1, 2, -1], "test": [0, 1, 2]})
+    with pytest.raises(SettingError, match="2 of 5 videos of split 'train' in store.zarr have no label. Choose"):
+        train_head(config(store, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    summary = train_head(config(store, tmp_path / "run", train_split="test"))
+    assert (summary.num_train, summary.num_val) == (3, 0)
+    hidden = one_class(tmp_path / "hidden.zarr", {"train": [0, 1, 2, 1], "test": [-1, -1, -1]})
+    summary = train_head(config(hidden, tmp_path / "hidden"))
+    assert (summary.num_train, summary.num_val, summary.best_epoch) == (4, 0, None)
