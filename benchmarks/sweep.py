@@ -14,7 +14,7 @@ Slowed down is every read of every contestant: it takes as long as its bytes tak
 The limit is the bytes of an epoch at the disk's rate: the stated one, or that of a plain read of the same files just before. Of
 `ram` and `compute` it is the steps of all heads alone, on batches that are in memory. An epoch is timed after each head has
 done one; the whole command has that one, the making of heads and the saving of weights in it. A member of the sweep must end
-with the weights of its own run, bit for bit: the script fails if not.
+with the weights of its own run, bit for bit: the script fails if not (of `ram`, where only one is run alone, that one).
 """
 
 import argparse
