@@ -1,10 +1,11 @@
 """What do 8 heads take in one sweep, against 8 runs one after the other, and against one run?
 
-    python benchmarks/sweep.py [--rounds 3] [--cases slow,mixed,cold,ram,compute] [--shrink 4]
+    python benchmarks/sweep.py [--rounds 3] [--cases slow,slower,mixed,cold,ram,compute] [--shrink 4]
 
 Heads on clips of ViT-B/16 (noise, 400 classes), on the CPU, through `vcache sweep` and `vcache train-head`, in turns:
 
     slow     8 EVL heads of one layer, spatial means, from a disk that is slowed down so far that one of them waits for it
+    slower   the same at half of that rate: of the 8 heads together, too, the disk is what limits
     mixed    2 such heads and 6 linear ones, from a faster disk; the run alone is that of an EVL head
     cold     8 linear heads; the store's files are dropped from this machine's page cache before every epoch
     ram      as slow, with `--resident ram`: the disk is read once, before the first epoch
@@ -79,6 +80,7 @@ SLOW = Case(
 )
 CASES = {
     "slow": SLOW,
+    "slower": replace(SLOW, mb_per_second=25.0),
     "mixed": replace(
         SLOW,
         arrays=("tokens/11", "cls/11"),
