@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vcache.pipelines.loading.buffers import BatchBuffers
-from vcache.pipelines.loading.sources import ArraySelection, Part, StoreReader, read_ahead
+from vcache.pipelines.loading.sources import ArraySelection, Part, StoreReader, gather, read_ahead
 from vcache.store.errors import RowNotCommitted
 
 _BYTES_AT_ONCE = 64 << 20
@@ -84,8 +84,7 @@ class ResidentSource:
         assert self._buffers is not None
         out, slots = self._buffers.take(chosen.specs, len(part.rows)), self._places(part)
         for name, array in out.items():
-            # Four times as fast as torch's index_select here (measured); "clip" as any other mode would go through a copy.
-            np.take(self._arrays[name].numpy(), slots, axis=0, out=array.numpy(), mode="clip")
+            gather(self._arrays[name], slots, array.numpy())
         return out
 
     def _on_device(self, part: Part, chosen: ArraySelection) -> dict[str, Tensor]:

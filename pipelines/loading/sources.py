@@ -116,6 +116,12 @@ class DiskSource:
         return arrays
 
 
+def gather(array: Tensor, slots: np.ndarray, out: np.ndarray) -> None:
+    """`out` becomes the rows of an array in memory that are at these slots."""
+    # Four times as fast as torch's index_select here (measured); "clip" as any other mode would go through a copy.
+    np.take(array.numpy(), slots, axis=0, out=out, mode="clip")
+
+
 def read_ahead(read: Callable[[Part], dict[str, Tensor]], parts: Sequence[Part]) -> Iterator[dict[str, Tensor]]:
     """What `read` gives for each part; while one is used, a thread reads the next."""
     with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from vcache.pipelines.loading.buffers import BatchBuffers
-from vcache.pipelines.loading.sources import ArraySelection, Part, StoreReader, read_ahead
+from vcache.pipelines.loading.sources import ArraySelection, Part, StoreReader, gather, read_ahead
 from vcache.store.reader import FeatureStore
 
 
@@ -59,11 +59,15 @@ class WindowSource:
 
     def _gather(self, part: Part, windows: "_Windows", wanted: ArraySelection) -> dict[str, Tensor]:
         out, own = self._buffers.take(wanted.specs, len(part.rows)), self._window_of[part.rows]
-        for number in np.unique(own).tolist():
+        numbers = np.unique(own).tolist()
+        for number in numbers:
             places = np.flatnonzero(own == number)
             arrays, slots = windows.get(number, part.rows[places])
             for name, array in out.items():
-                array.numpy()[places] = arrays[name].numpy()[slots]
+                if len(numbers) == 1:
+                    gather(arrays[name], slots, array.numpy())
+                else:  # a batch on the border of two windows, sorted by view: its rows of one are not neighbours
+                    array.numpy()[places] = arrays[name].numpy()[slots]
             del arrays  # its memory is for the window after the next
         return out
 

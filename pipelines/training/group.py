@@ -17,10 +17,8 @@ from vcache.pipelines.training.engine import Position, TrainingLoop
 from vcache.pipelines.training.head_training import HeadTraining
 from vcache.pipelines.training.preparation import (
     PreparedHead,
-    open_stream,
     open_training_store,
     prepare_head,
-    run_config,
     training_length,
 )
 from vcache.pipelines.training.random_state import RandomState
@@ -28,6 +26,7 @@ from vcache.pipelines.training.reports import EpochReport, StepReport, TrainingP
 from vcache.pipelines.training.run_lock import held_alone
 from vcache.pipelines.training.step import check_recipe
 from vcache.pipelines.training.stopping import TrainingStopped, stop_on_signals
+from vcache.pipelines.training.stream import open_stream, run_config
 from vcache.pipelines.training.world import World, joined_world, state_digest
 from vcache.store.reader import FeatureStore
 
