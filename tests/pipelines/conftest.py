@@ -54,9 +54,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-@pytest.fixture
-def config(video_folder: Path, tiny_clip: Path, tmp_path: Path) -> Callable[..., ExtractionConfig]:
-    """An extraction of the tiny videos with the tiny CLIP; any field can be given."""
+@pytest.fixture(scope="session")
+def tiny_extraction(video_folder: Path, tiny_clip: Path) -> Callable[..., ExtractionConfig]:
+    """Layers 1 and 2 of 3 with Q/K in float32, 5 frames of stride 3, of the tiny videos; any field can be given."""
 
     def make(**fields: object) -> ExtractionConfig:
         defaults: dict[str, object] = {
@@ -67,13 +67,17 @@ def config(video_folder: Path, tiny_clip: Path, tmp_path: Path) -> Callable[...,
             "model": f"local-dir:{tiny_clip}",
             "pretrained": None,
             "dtype": "float32",
-            "store": tmp_path / "store.zarr",
-            "batch_size": 3,
             "device": "cpu",
         }
         return ExtractionConfig(**{**defaults, **fields})  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture
+def config(tiny_extraction: Callable[..., ExtractionConfig], tmp_path: Path) -> Callable[..., ExtractionConfig]:
+    """The same into a store of the test, in batches of three."""
+    return lambda **fields: tiny_extraction(**{"store": tmp_path / "store.zarr", "batch_size": 3, **fields})
 
 
 @pytest.fixture
@@ -96,22 +100,10 @@ def die_after() -> Callable[[pytest.MonkeyPatch, int], None]:
 
 
 @pytest.fixture(scope="session")
-def float32_store(video_folder: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Layers 1 and 2 of 3 with Q/K in float32, 5 frames of stride 3; read only."""
+def float32_store(tiny_extraction: Callable[..., ExtractionConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `tiny_extraction` makes; read only."""
     path = tmp_path_factory.mktemp("store") / "tiny.zarr"
-    run_extraction(
-        ExtractionConfig(
-            dataset=str(video_folder),
-            layers="-2:",
-            frames=5,
-            stride=3,
-            model=f"local-dir:{tiny_clip}",
-            pretrained=None,
-            dtype="float32",
-            store=path,
-            device="cpu",
-        )
-    )
+    run_extraction(tiny_extraction(store=path))
     return path
 
 

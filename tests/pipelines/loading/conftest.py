@@ -1,5 +1,6 @@
 """Stores that several tests of the loader read."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,24 +11,10 @@ from vcache.pipelines.request import ExtractionConfig
 
 
 @pytest.fixture(scope="session")
-def int8_store(video_folder: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def int8_store(tiny_extraction: Callable[..., ExtractionConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Layers 1 and 2 of 3 in int8, cross-frame attention to be derived, 5 frames of stride 3; read only."""
     path = tmp_path_factory.mktemp("int8") / "int8.zarr"
-    run_extraction(
-        ExtractionConfig(
-            dataset=str(video_folder),
-            layers="-2:",
-            frames=5,
-            stride=3,
-            model=f"local-dir:{tiny_clip}",
-            pretrained=None,
-            dtype="int8",
-            cross_frame="derive",
-            store=path,
-            device="cpu",
-            max_error=1.0,
-        )
-    )
+    run_extraction(tiny_extraction(store=path, dtype="int8", cross_frame="derive", max_error=1.0))
     return path
 
 
