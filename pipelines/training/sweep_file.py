@@ -145,7 +145,9 @@ def _block(common: _Table, own: _Table, where: str, beside: _Table) -> HeadGrid:
         settings = {name: value for name, value in settings.items() if name not in said} | dict(table.settings)
         grid = {name: values for name, values in grid.items() if name not in said} | dict(table.grid)
     if "head" not in settings:
-        raise SettingError(f'{where}: which head? Say it as  head = "evl"')
+        near = difflib.get_close_matches("head", settings, n=1)
+        hint = f"; it has {near[0]!r}, which is no setting" if near else ""
+        raise SettingError(f'{where}: which head? Say it as  head = "evl"{hint}')
     seeds = next((table.seeds for table in (beside, own, common) if table.seeds is not None), (0,))
     return HeadGrid(head=settings.pop("head"), settings=settings, grid=grid, seeds=seeds)
 

@@ -81,6 +81,7 @@ def test_the_command_line_goes_before_a_head_and_a_head_before_what_is_common(tm
         ("head = 1", "names no head"),
         ("common = 3\n[[head]]\nhead = 'evl'", "[common]: a table expected, got 3"),
         ("[[head]]\nepochs = 1", "[[head]] 1: which head?"),
+        ("[[head]]\nhed = 'evl'", "head = \"evl\"; it has 'hed', which is no setting"),
         ("[[head]]\nhead = 'evl'\ngrid = { lr = 1 }", "[[head]] 1 grid.lr: a list of values expected, got 1"),
         (
             "[[head]]\nhead = 'evl'\ngrid = { lr = [] }",
