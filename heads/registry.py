@@ -1,14 +1,15 @@
 """Finds the heads of this folder by name. A new head is one new file; nothing else changes.
 
 A head is an `nn.Module` with
-    Config       a nested frozen, keyword-only dataclass. Fields named num_classes, num_frames, width, num_heads, grid
-                 and embed_dim are filled from the store; every other field has the paper's value as its default
+    Config       a nested frozen, keyword-only dataclass. Fields named as in matching.STORE_FACTS (num_classes,
+                 num_frames, width, grid, ...) are filled from the store; every other field has the paper's value as its default
     requires     a static method, Config -> HeadRequirements: what it reads
     recipe       a Recipe: how its paper trains it
     summary      one line for `vcache heads`
     __init__     takes the Config and keeps it as `self.config`
     forward      ClipFeatures -> logits (B, K); never writes to the features
 and may have
+    set_text     ClassText -> None: where `requires` names `text`, whoever makes a head gives it the text before the first forward
     attention    ClipFeatures -> [(layer as asked, (B, H, T, N)), ...]: what a query for the whole clip gives each token of the
                  layers that it reads one after the other, per attention head, summing to 1 over T*N; `vcache explain` draws it
     training_loss  (ClipFeatures, targets, gather) -> (loss, logits (B, K)): its own loss in place of cross-entropy, per clip (B,)

@@ -1,12 +1,12 @@
 """The contract between a head and whoever feeds it: what it reads, what it gets, and how its paper trains it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 
@@ -22,6 +22,12 @@ class HeadRequirements:
     """Layers whose head-mean attention between adjacent frames is read (vcache.heads.cross_frame.cross_frame_maps)."""
     embed: bool = False
     """The projected CLS embedding, not normalised."""
+    pixels: int = 0
+    """Frames whose pixels are read, for each frame of the clip, itself the first of them; 0 for none."""
+    text: str | None = None
+    """The set of templates whose text embeddings classify, as "label": the head is given them by `set_text` (text.py)."""
+    streamed: bool = False
+    """Takes the tokens layer by layer, and again for the gradients: each layer is made when it is asked for, and not kept."""
     num_frames: int | None = None
     """Frames per clip; None: any number."""
 
@@ -32,6 +38,34 @@ class HeadRequirements:
                 raise ValueError(f"{name} ({layers}) must name each layer once")
         if self.num_frames is not None and self.num_frames < 1:
             raise ValueError(f"num_frames ({self.num_frames}) must be at least 1")
+        if self.pixels < 0:
+            raise ValueError(f"pixels ({self.pixels}) must be at least 0")
+
+
+class OnDemand(Mapping[int, Tensor]):
+    """Features by layer that are made each time they are asked for, and not kept: of many layers one at a time is in memory."""
+
+    def __init__(self, layers: Iterable[int], make: Callable[[int], Tensor]) -> None:
+        """`make` gives the same values for a layer whenever it is called."""
+        self._layers, self._make = tuple(layers), make
+
+    def __getitem__(self, layer: int) -> Tensor:
+        if layer not in self._layers:
+            raise KeyError(layer)
+        return self._make(layer)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+
+def each_layer(features: Mapping[int, Tensor], change: Callable[[Tensor], Tensor]) -> Mapping[int, Tensor]:
+    """The features of every layer, changed: now, or where they are made on demand, each time that they are."""
+    if isinstance(features, OnDemand):
+        return OnDemand(features, lambda layer: change(features[layer]))
+    return {layer: change(x) for layer, x in features.items()}
 
 
 @dataclass(frozen=True)
@@ -41,12 +75,15 @@ class ClipFeatures:
     The keys are the layers AS THE HEAD ASKED: a head that requires layer -1 finds layer -1.
     """
 
-    tokens: dict[int, Float[Tensor, "B T N D"]] = field(default_factory=dict)
+    tokens: Mapping[int, Float[Tensor, "B T N D"]] = field(default_factory=dict)
+    """`OnDemand` for a head that says it is `streamed`."""
     cls: dict[int, Float[Tensor, "B T D"]] = field(default_factory=dict)
     maps: dict[int, Float[Tensor, "B pairs 2 P P"]] = field(default_factory=dict)
     """Pair p is frames p and p+1. maps[l][b, p, 0] (PREV) has queries of frame p+1 and keys of frame p;
     maps[l][b, p, 1] (NEXT) queries of p and keys of p+1. Rows are query patches and sum to 1; CLS is dropped."""
     embed: Float[Tensor, "B T E"] | None = None
+    pixels: UInt8[Tensor, "B F height width 3"] | None = None
+    """What the backbone saw, before it was normalised; of F = T * HeadRequirements.pixels frames."""
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -57,17 +94,18 @@ class ClipFeatures:
     def to(self, device: torch.device | str) -> "ClipFeatures":
         """The same features on a device; those that are there already are shared, not copied."""
         return ClipFeatures(
-            tokens={layer: x.to(device, non_blocking=True) for layer, x in self.tokens.items()},
+            tokens=each_layer(self.tokens, lambda x: x.to(device, non_blocking=True)),
             cls={layer: x.to(device, non_blocking=True) for layer, x in self.cls.items()},
             maps={layer: x.to(device, non_blocking=True) for layer, x in self.maps.items()},
             embed=None if self.embed is None else self.embed.to(device, non_blocking=True),
+            pixels=None if self.pixels is None else self.pixels.to(device, non_blocking=True),
         )
 
     def _tensors(self) -> Iterator[Tensor]:
-        for features in (self.tokens, self.cls, self.maps):
+        """What is there first, and what has to be made last."""
+        yield from (x for x in (self.pixels, self.embed) if x is not None)
+        for features in (self.cls, self.maps, self.tokens):
             yield from features.values()
-        if self.embed is not None:
-            yield self.embed
 
 
 @dataclass(frozen=True, kw_only=True)

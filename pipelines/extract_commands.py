@@ -81,8 +81,7 @@ def describe_arrays(names: Collection[str]) -> str:
         if slash and kind != "k" and not kind.endswith("_scale"):
             layers.setdefault("Q/K" if kind == "q" else kind, []).append(int(layer))
     words = [f"{kind} of layers {_ranges(sorted(numbers))}" for kind, numbers in sorted(layers.items(), reverse=True)]
-    if "embed" in names:
-        words.append("the embedding")
+    words += [word for name, word in (("embed", "the embedding"), ("pixels", "pixels")) if name in names]
     return ", ".join(words)
 
 
@@ -97,8 +96,10 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join(words)
 
 
-def bytes_per_clip(names: Collection[str], manifest: Manifest, dtype: str | None = None) -> int:
-    """Bytes that one clip's rows of these arrays take, in the store or as this dtype."""
+def bytes_per_clip(
+    names: Collection[str], manifest: Manifest, dtype: str | None = None, *, num_pixel_frames: int = 0
+) -> int:
+    """Bytes that one clip's rows of these arrays take, in the store or as this dtype; pixels are bytes in any."""
     backbone, frames = manifest.facts["backbone"], manifest.facts["request"]["frames"]
     dtype = dtype or manifest.facts["request"]["dtype"]
     width, tokens = backbone["width"], backbone["num_tokens"]
@@ -107,7 +108,9 @@ def bytes_per_clip(names: Collection[str], manifest: Manifest, dtype: str | None
     sizes |= dict.fromkeys(("tokens_scale", "block_input_scale"), tokens)
     sizes |= dict.fromkeys(("q_scale", "k_scale"), tokens * backbone["num_heads"])
     kinds = [name.split("/")[0] for name in names]
-    return sum((frames - (kind == "maps")) * _item_bytes(kind, dtype) * sizes[kind] for kind in kinds)
+    by_frame = [kind for kind in kinds if kind != "pixels"]
+    of_pixels = num_pixel_frames * 3 * backbone["image_size"] ** 2 if "pixels" in kinds else 0
+    return of_pixels + sum((frames - (kind == "maps")) * _item_bytes(kind, dtype) * sizes[kind] for kind in by_frame)
 
 
 def _item_bytes(kind: str, dtype: str) -> int:

@@ -1,6 +1,7 @@
 """Head requirements x what a store holds -> a ReadPlan, or an error that prints the command which mends it."""
 
 import dataclasses
+import math
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any, Literal
 from vcache.extract.layers import LayerError, absolute_layer, resolve_layers
 from vcache.heads.registry import get_head
 from vcache.heads.requirements import HeadRequirements
+from vcache.pipelines.class_text import text_constant
 from vcache.pipelines.console import size
 from vcache.pipelines.derivation import constant_names as weight_names
 from vcache.pipelines.derivation import input_array
@@ -18,12 +20,24 @@ from vcache.pipelines.settings import SettingError, build
 from vcache.pipelines.stored_views import extraction_words, training_views, view_definitions
 from vcache.pipelines.stores import open_stores, vcache_home
 from vcache.store.errors import StoreError
+from vcache.store.layout import ArraySpec
 from vcache.store.manifest import Manifest
 from vcache.store.object_path import StorePath
 from vcache.store.quantise import QUANTISED_KINDS, constant_names, scale_name
 from vcache.store.reader import FeatureStore
 
-STORE_FACTS = ("num_classes", "num_frames", "width", "num_heads", "grid", "embed_dim")
+STORE_FACTS = (
+    "num_classes",
+    "num_frames",
+    "num_layers",
+    "width",
+    "num_heads",
+    "grid",
+    "patch_size",
+    "embed_dim",
+    "pixel_mean",
+    "pixel_std",
+)
 """Fields of a head's Config that are filled from the store."""
 
 SETTABLE_FACTS = ("num_frames", "num_heads")
@@ -55,6 +69,18 @@ class ReadPlan:
     """Whether tokens, queries and keys are stored as int8, with scales."""
     frame_step: int = 1
     """Every so many of the stored frames are read, from the first on."""
+    pixels: int = 0
+    """Frames whose pixels are read, for each frame that is read; 0 for none."""
+    pixel_step: int = 1
+    """Every so many of the stored pixel frames are read."""
+    text: str | None = None
+    """The set of templates whose text embeddings are read."""
+    streamed: bool = False
+    """Whether the tokens are made layer by layer; see HeadRequirements."""
+
+    def step_of(self, name: str) -> int:
+        """Every so many of the frames of an array are read, if it has frames."""
+        return self.pixel_step if name == "pixels" else self.frame_step
 
     @property
     def arrays(self) -> tuple[str, ...]:
@@ -73,6 +99,7 @@ class ReadPlan:
         names += [f"cls/{layer}" for layer in self.cls.values()]
         names += [name for layer in self.maps.values() for name in _map_arrays(self.maps_from, layer)]
         names += ["embed"] if self.embed else []
+        names += ["pixels"] if self.pixels else []
         return tuple(dict.fromkeys(names))
 
     @property
@@ -115,12 +142,19 @@ def build_head_config(head: str, settings: Mapping[str, Any], manifest: Manifest
         "grid": tuple(backbone["grid"]),
     }
     names = {field.name for field in dataclasses.fields(config)}
+    facts |= pixel_statistics(manifest) if "pixel_mean" in names else {}
     if fixed := [name for name in STORE_FACTS if name in settings and name not in SETTABLE_FACTS]:
         raise SettingError(f"--set {fixed[0]}: it comes from the store, which has {facts[fixed[0]]}. Leave it out.")
     values = {name: facts[name] for name in STORE_FACTS if name in names} | dict(settings)
     if isinstance(layers := values.get("layers"), str) and (":" in layers or layers == "all"):
         values["layers"] = resolve_layers(layers, backbone["num_layers"])
     return build(config, values)
+
+
+def pixel_statistics(manifest: Manifest) -> dict[str, tuple[float, ...]]:
+    """What the backbone's images were normalised by: mean and deviation of each colour, of values from 0 to 1."""
+    preprocessing = manifest.spec["preprocessing"]
+    return {f"pixel_{name}": tuple(preprocessing[name]) for name in ("mean", "std")}
 
 
 def match(
@@ -149,19 +183,58 @@ def match(
             cls={layer: absolute_layer(layer, facts["num_layers"]) for layer in requirements.cls},
             maps={layer: absolute_layer(layer, facts["num_layers"]) for layer in requirements.maps},
             embed=requirements.embed,
+            pixels=requirements.pixels,
+            text=requirements.text,
+            streamed=requirements.streamed,
         )
     except LayerError as error:
         raise HeadStoreMismatch(f"head {head!r} reads a layer that {facts['model']} does not have: {error}") from error
     reads = [(split, tuple((views or {}).get(split, (0,)))) for split in splits]
     int8 = store.manifest.spec.get("dtype") == "int8"
     plan = dataclasses.replace(plan, int8=int8, frame_step=frame_step)
+    plan = dataclasses.replace(plan, pixel_step=_pixel_step(head, plan, store, reads))
     plan = dataclasses.replace(plan, maps_from=_maps_source(plan, store, reads))
     _check_frames(head, requirements.num_frames, plan, store)
     for split, numbers in reads:
         missing = {view: set(plan.arrays) - _held(store, split, view) for view in numbers}
         if any(missing.values()) or set(plan.constants) - store.manifest.constants.keys():
             raise HeadStoreMismatch(_missing_message(head, plan, store, split, missing))
+    if plan.text is not None and text_constant(plan.text) not in store.manifest.constants:
+        raise HeadStoreMismatch(
+            f"head {head!r} classifies by text embeddings of the class names, and {store.path.name} holds none of the templates "
+            f"{plan.text!r}.\nAdd them with:  {shlex.join(['vcache', 'text', str(store.path), '--templates', plan.text])}"
+        )
     return plan
+
+
+def _pixel_step(head: str, plan: ReadPlan, store: FeatureStore, reads: list[tuple[str, tuple[int, ...]]]) -> int:
+    """Every so many of the stored pixel frames are as many for each frame as the head asks for."""
+    counts = {spec.shape[0] for split, views in reads for view in views for spec in _pixel_specs(store, split, view)}
+    if not plan.pixels or not counts:
+        return 1
+    (stored,) = counts  # of a store all clips have the same number
+    frames = store.manifest.facts["request"]["frames"]
+    step, rest = divmod(stored * plan.frame_step, frames * plan.pixels)
+    if rest or not step:
+        wanted = pixel_frames(plan, store.manifest)
+        path = store.path.parent / f"{store.path.name.removesuffix('.zarr')}-{wanted}-pixel-frames.zarr"
+        own = _command_for(plan, store.manifest, store=path, words={"pixels": wanted})
+        raise HeadStoreMismatch(
+            f"head {head!r} reads the pixels of {plan.pixels} frames for each frame of a clip; {store.path.name} holds those of "
+            f"{stored} for {frames // plan.frame_step} frames.\nExtract a store of its own with:  {own}"
+        )
+    return step
+
+
+def _pixel_specs(store: FeatureStore, split: str, view: int) -> list[ArraySpec]:
+    return [store.arrays(split, view)["pixels"]] if "pixels" in _held(store, split, view) else []
+
+
+def pixel_frames(plan: ReadPlan, manifest: Manifest) -> int:
+    """The number of pixel frames of a clip, as `vcache extract --pixels` takes it, that a plan can be read from; 0 for none."""
+    return manifest.facts["request"]["frames"] * (
+        plan.pixels // math.gcd(plan.pixels, plan.frame_step) if plan.pixels else 0
+    )
 
 
 def _held(store: FeatureStore, split: str, view: int) -> set[str]:
@@ -210,7 +283,8 @@ def _missing_message(
     wants = describe_arrays(plan.arrays) + (f" in {len(missing)} views" if len(missing) > 1 else "")
     where = f"view {view} of split {split!r}" if view else f"split {split!r}"
     holds = describe_arrays(_held(store, split, view)) or "no features"
-    num_bytes = bytes_per_clip(missing.get(view, ()), store.manifest)
+    num_pixels = pixel_frames(plan, store.manifest)
+    num_bytes = bytes_per_clip(missing.get(view, ()), store.manifest, num_pixel_frames=num_pixels)
     return (
         f"head {head!r} reads {wants}; {where} of {store.path.name} holds {holds}.\n"
         f"Extract the rest with:  {completing_command(store, plan, behind)}\n"
@@ -240,9 +314,10 @@ def _command_for(
     """The line that extracts the layers of a plan; where it reads none, the last layer, which is the least one can ask for."""
     word = layers_word(list(plan.layers), manifest.facts["backbone"]["num_layers"]) or "-1"
     cross_frame = plan.maps_from if plan.maps else "none"
-    return extract_command(
-        manifest, layers=word, frames=frames, store=store, cross_frame=cross_frame, words=words or {}
-    )
+    asked = dict(words or {})
+    if plan.pixels and "pixels" not in asked:
+        asked["pixels"] = frames * plan.pixels if frames else pixel_frames(plan, manifest)
+    return extract_command(manifest, layers=word, frames=frames, store=store, cross_frame=cross_frame, words=asked)
 
 
 def find_store(

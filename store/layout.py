@@ -107,7 +107,7 @@ class ArraySpec:
     @property
     def by_frame(self) -> bool:
         """Whether single frames can be read."""
-        return self.dims[:1] == ("frame",) and self.chunk[0] == 1
+        return self.dims[:1] in (("frame",), ("pixel_frame",)) and self.chunk[0] == 1
 
     @property
     def fill_value(self) -> float | int:

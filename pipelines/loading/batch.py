@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vcache.heads.cross_frame import cross_frame_maps
 from vcache.heads.query_key import QueryKeyProjection
-from vcache.heads.requirements import ClipFeatures
+from vcache.heads.requirements import ClipFeatures, OnDemand
 from vcache.pipelines.derivation import input_array, load_projection
 from vcache.pipelines.matching import ReadPlan
 from vcache.pipelines.precision import channel_constants, dequantised
@@ -56,7 +56,7 @@ class BatchFeatures:
     ) -> None:
         """`steps` says of each array that every so many of the stored frames were read; `plans` are those that will ask."""
         self._arrays, self._steps, self._weights = arrays, steps, weights
-        self._asked = {f"tokens/{layer}" for plan in plans for layer in plan.tokens.values()}
+        self._asked = {f"tokens/{layer}" for plan in plans if not plan.streamed for layer in plan.tokens.values()}
         self._made: dict[tuple[str, int], Tensor] = {}
 
     def of(self, plan: ReadPlan) -> ClipFeatures:
@@ -68,26 +68,41 @@ class BatchFeatures:
         self._check(plan)
         step = plan.frame_step
         return ClipFeatures(
-            tokens={asked: self._values(f"tokens/{layer}", step) for asked, layer in plan.tokens.items()},
+            tokens=self._tokens(plan),
             cls={asked: self._values(f"cls/{layer}", step) for asked, layer in plan.cls.items()},
             maps={asked: self._maps(plan, layer) for asked, layer in plan.maps.items()},
             embed=self._values("embed", step) if plan.embed else None,
+            pixels=self._frames("pixels", plan.pixel_step) if plan.pixels else None,
         )
 
     def _check(self, plan: ReadPlan) -> None:
         missing = [
-            name for name in plan.arrays if name not in self._arrays or self._read_step(name, plan.frame_step) is None
+            name
+            for name in plan.arrays
+            if name not in self._arrays or self._read_step(name, plan.step_of(name)) is None
         ]
         if missing:
             there = ", ".join(self._arrays) or "nothing"
             raise PlanNotRead(
-                f"features of {', '.join(missing)} were asked for (every {plan.frame_step}. frame); of this batch were read: "
-                f"{there}. Name the plan when the epoch begins."
+                f"features of {', '.join(missing)} were asked for (every {plan.step_of(missing[0])}. frame); of this batch were "
+                f"read: {there}. Name the plan when the epoch begins."
             )
 
     def _read_step(self, name: str, step: int) -> int | None:
         """Of the frames that were read every so many are meant by every `step`-th stored frame; None where not all were read."""
         return step // self._steps[name] if step % self._steps[name] == 0 else None
+
+    def _tokens(self, plan: ReadPlan) -> Mapping[int, Tensor]:
+        """Streamed, each layer is made anew whenever it is asked for, unless another plan has had it made and kept."""
+        step = plan.frame_step
+        if not plan.streamed:
+            return {asked: self._values(f"tokens/{layer}", step) for asked, layer in plan.tokens.items()}
+
+        def make(asked: int) -> Tensor:
+            name = f"tokens/{plan.tokens[asked]}"
+            return self._made[name, step] if (name, step) in self._made else self._dequantised(name, step)
+
+        return OnDemand(plan.tokens, make)
 
     def _values(self, name: str, step: int) -> Tensor:
         """Features as heads get them, kept for the next who asks."""

@@ -47,7 +47,7 @@ def select_arrays(stored: Mapping[str, ArraySpec], plans: Iterable[ReadPlan]) ->
     steps: dict[str, int] = {}
     for plan in plans:
         for name in plan.arrays:
-            wanted = plan.frame_step if stored[name].by_frame else 1
+            wanted = plan.step_of(name) if stored[name].by_frame else 1
             steps[name] = math.gcd(steps.get(name, 0), wanted)
     return ArraySelection({name: _strided(stored[name], step) for name, step in steps.items()}, steps)
 

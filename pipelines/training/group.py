@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vcache.heads.registry import get_head
+from vcache.pipelines.class_text import give_text
 from vcache.pipelines.device import select_device
 from vcache.pipelines.loading.residency import Residency
 from vcache.pipelines.runs import Run, RunError
@@ -173,7 +174,9 @@ class _Group:
         config = prepared.config
         random = RandomState(config.seed, self.device)
         with random.active():
-            head = get_head(config.head)(prepared.head_config).to(self.device)
+            head = get_head(config.head)(prepared.head_config)
+        give_text(head, prepared.plan.text, self.store)
+        head.to(self.device)
         check_recipe(head, prepared.recipe)  # before there is a run folder
         if self.world.rank:
             random.seed(config.seed + 1_000_003 * self.world.rank)  # its own dropout; rank 0 draws what it would alone

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from vcache.heads.requirements import ClipFeatures, HeadRequirements, Recipe
+from vcache.heads.requirements import ClipFeatures, HeadRequirements, Recipe, each_layer
 from vcache.pipelines.settings import SettingError
 from vcache.pipelines.training.losses import ClipTargets, as_shares
 
@@ -69,12 +69,13 @@ class Mixing:
         """New features; those given are shared among heads and stay as they are."""
         if mix.share == 1:
             return features
-        maps, tokens = features.maps, features.tokens
+        maps = features.maps
         return ClipFeatures(
-            tokens={layer: self._mixed_tokens(x, mix) for layer, x in tokens.items()},
+            tokens=each_layer(features.tokens, torch.no_grad()(lambda x: self._mixed_tokens(x, mix))),
             cls={layer: _averaged(x, mix.share) for layer, x in features.cls.items()},
             maps={layer: self._mixed_maps(x, mix) for layer, x in maps.items()},
             embed=None if features.embed is None else _averaged(features.embed, mix.share),
+            pixels=None if features.pixels is None else self._mixed_pixels(features.pixels, mix),
         )
 
     def _mixed_tokens(self, x: Float[Tensor, "B T N D"], mix: Mix) -> Float[Tensor, "B T N D"]:
@@ -95,6 +96,18 @@ class Mixing:
         self._paste(mixed, maps, mix.box, axis=3)
         return mixed
 
+    def _mixed_pixels(self, x: UInt8[Tensor, "B F H W 3"], mix: Mix) -> UInt8[Tensor, "B F H W 3"]:
+        """CutMix pastes the pixels of the patches, from side to side of the box; MixUp rounds, as the store did."""
+        if mix.box is None:
+            return torch.stack(
+                [_averaged(clips.float(), mix.share).round_().to(torch.uint8) for clips in x.unbind(1)], dim=1
+            )
+        mixed, grid = x.clone(), self.grid or (1, 1)
+        height, width = x.shape[2] // grid[0], x.shape[3] // grid[1]
+        box = (slice(mix.box.top * height, mix.box.bottom * height), slice(mix.box.left * width, mix.box.right * width))
+        mixed[:, :, *box] = x[:, :, *box].flip(0)
+        return mixed
+
     def _paste(self, mixed: Tensor, x: Tensor, box: Box, axis: int) -> None:
         """Into `mixed`, from the other clip of each, the patches of the box; the patches are on `axis`."""
         grid = self.grid or _square(x.shape[axis])
@@ -102,8 +115,10 @@ class Mixing:
         mixed.unflatten(axis, grid)[inside] = x.unflatten(axis, grid)[inside].flip(0)
 
     def _grid_of(self, features: ClipFeatures) -> tuple[int, int]:
+        if self.grid:
+            return self.grid
         patches = [x.shape[2] - 1 for x in features.tokens.values()] + [x.shape[3] for x in features.maps.values()]
-        return self.grid or _square(patches[0])
+        return _square(patches[0])
 
 
 def check_mixing(head: nn.Module, recipe: Recipe) -> None:

@@ -157,17 +157,24 @@ def demand_of(name: str, prepared: PreparedHead, manifest: Manifest, num_process
         head = get_head(prepared.config.head)(prepared.head_config)
     check_recipe(head, prepared.recipe)
     clips, plan = -(-prepared.recipe.batch_size // num_processes), prepared.plan
-    step = plan.frame_step  # of the frames, so many are one that is read
-    kinds = {"tokens": plan.tokens, "cls": plan.cls, "maps": plan.maps}
+    # Streamed tokens are in memory one layer at a time.
+    tokens = dict(list(plan.tokens.items())[:1]) if plan.streamed else plan.tokens
+    kinds = {"tokens": tokens, "cls": plan.cls, "maps": plan.maps}
     features = [f"{kind}/{layer}" for kind, layers in kinds.items() for layer in layers.values()]
     features += ["embed"] if plan.embed else []
+
+    def num_bytes(array: str, dtype: str | None = None) -> int:
+        """Of so many of the frames, one is read."""
+        pixels = manifest.facts["request"]["frames"] * plan.pixels
+        return clips * bytes_per_clip([array], manifest, dtype, num_pixel_frames=pixels) // plan.frame_step
+
     return HeadDemand(
         name=name,
         stream=dict(zip((*STREAM_FIELDS, "batch_size"), prepared.stream(), strict=True)),
         num_parameters=sum(parameter.numel() for parameter in head.parameters() if parameter.requires_grad),
         averaged=prepared.recipe.ema_decay is not None,
-        arrays={array: clips * bytes_per_clip([array], manifest) // step for array in plan.arrays},
-        features={feature: clips * bytes_per_clip([feature], manifest, "float32") // step for feature in features},
+        arrays={array: num_bytes(array) for array in plan.arrays},
+        features={feature: num_bytes(feature, "float32") for feature in features},
     )
 
 

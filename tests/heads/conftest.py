@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from vcache.heads.requirements import ClipFeatures
+from vcache.heads.text import ClassText
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """B clips, T frames, a grid of h x w patches, D width, H heads of the backbone, K classes, E embedding width."""
+    """B clips, T frames, a grid of h x w patches, D width, H heads of the backbone, K classes, E embedding width,
+    patches of p x p pixels, L layers."""
 
     B: int = 2
     T: int = 4
@@ -21,6 +23,8 @@ class Sizes:
     H: int = 6
     K: int = 7
     E: int = 10
+    p: int = 2
+    L: int = 3
 
     @property
     def P(self) -> int:
@@ -47,6 +51,14 @@ def make_features(sizes: Sizes) -> Callable[..., ClipFeatures]:
             cls={layer: draw(s.B, s.T, s.D) for layer in layers},
             maps={layer: draw(s.B, s.T - 1, 2, s.P, s.P).softmax(dim=-1) for layer in layers},
             embed=draw(s.B, s.T, s.E),
+            pixels=torch.randint(256, (s.B, 2 * s.T, s.h * s.p, s.w * s.p, 3), dtype=torch.uint8, generator=generator),
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def class_text(sizes: Sizes) -> ClassText:
+    """Text embeddings of the classes in two templates."""
+    embeddings = torch.randn(sizes.K, 2, sizes.E, generator=torch.Generator().manual_seed(5))
+    return ClassText(embeddings=embeddings, logit_scale=2.0)

@@ -1,26 +1,29 @@
 """What every registered head must do, run over all of them; a new head is tested by being registered."""
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
 from vcache.heads.registry import get_head, list_heads
-from vcache.heads.requirements import ClipFeatures, HeadRequirements, Recipe
+from vcache.heads.requirements import ClipFeatures, HeadRequirements, Recipe, each_layer
 
 HEADS = list(list_heads())
 
 
 @pytest.fixture(params=HEADS)
-def head(request, sizes) -> nn.Module:
+def head(request, sizes, class_text) -> nn.Module:
     """The head as a user would get it from a store of these sizes, with no parameter left at zero."""
     from_store = {
         "num_classes": sizes.K,
         "num_frames": sizes.T,
         "width": sizes.D,
         "num_heads": sizes.H,
+        "num_layers": sizes.L,
         "grid": (sizes.h, sizes.w),
+        "patch_size": sizes.p,
         "embed_dim": sizes.E,
     }
     head_class = get_head(request.param)
@@ -30,6 +33,8 @@ def head(request, sizes) -> nn.Module:
     for parameter in head.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.1)
+    if head.requires(head.config).text:
+        head.set_text(class_text)
     return head
 
 
@@ -43,12 +48,24 @@ def features(head, make_features) -> ClipFeatures:
         cls={layer: everything.cls[layer] for layer in asked.cls},
         maps={layer: everything.maps[layer] for layer in asked.maps},
         embed=everything.embed if asked.embed else None,
+        pixels=everything.pixels if asked.pixels else None,
+    )
+
+
+def changed(features: ClipFeatures, change: Callable[[torch.Tensor], torch.Tensor]) -> ClipFeatures:
+    return ClipFeatures(
+        tokens=each_layer(features.tokens, change),
+        cls={layer: change(x) for layer, x in features.cls.items()},
+        maps={layer: change(x) for layer, x in features.maps.items()},
+        embed=None if features.embed is None else change(features.embed),
+        pixels=None if features.pixels is None else change(features.pixels),
     )
 
 
 def tensors_of(features: ClipFeatures) -> dict[str, torch.Tensor]:
     named = {f"{kind}/{layer}": x for kind in ("tokens", "cls", "maps") for layer, x in getattr(features, kind).items()}
-    return named if features.embed is None else named | {"embed": features.embed}
+    rest = {"embed": features.embed, "pixels": features.pixels}
+    return named | {name: x for name, x in rest.items() if x is not None}
 
 
 def test_forward_and_backward_leave_the_cached_features_untouched(head, features):  # EVL upstream adds in place
@@ -63,12 +80,7 @@ def test_forward_gives_one_row_of_logits_per_clip(head, features, sizes):
 
 def test_clips_do_not_mix(head, features, sizes):
     head.eval()
-    last = ClipFeatures(
-        tokens={layer: x[-1:] for layer, x in features.tokens.items()},
-        cls={layer: x[-1:] for layer, x in features.cls.items()},
-        maps={layer: x[-1:] for layer, x in features.maps.items()},
-        embed=None if features.embed is None else features.embed[-1:],
-    )
+    last = changed(features, lambda x: x[-1:])
     torch.testing.assert_close(head(last), head(features)[-1:], rtol=1e-5, atol=1e-5)
 
 
@@ -100,16 +112,13 @@ def test_evaluation_is_deterministic(head, features):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_features_are_cast_to_the_parameters(head, features, dtype):
     def cast(to: torch.dtype) -> ClipFeatures:
-        return ClipFeatures(
-            tokens={layer: x.to(dtype).to(to) for layer, x in features.tokens.items()},
-            cls={layer: x.to(dtype).to(to) for layer, x in features.cls.items()},
-            maps={layer: x.to(dtype).to(to) for layer, x in features.maps.items()},
-            embed=None if features.embed is None else features.embed.to(dtype).to(to),
-        )
+        return changed(features, lambda x: x.to(dtype).to(to) if x.is_floating_point() else x)
 
     def run(half_or_single: ClipFeatures) -> tuple[torch.Tensor, list[torch.Tensor]]:
         logits = head(half_or_single)
-        return logits, list(torch.autograd.grad(logits.square().sum(), list(head.parameters())))
+        return logits, list(
+            torch.autograd.grad(logits.square().sum(), [p for p in head.parameters() if p.requires_grad])
+        )
 
     head.eval()
     got = run(cast(dtype))
