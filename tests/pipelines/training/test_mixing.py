@@ -13,7 +13,7 @@ from torch import nn
 
 from vcache.heads.evl import EVL
 from vcache.heads.linear import LinearHead
-from vcache.heads.requirements import ClipFeatures, Recipe
+from vcache.heads.requirements import ClipFeatures, OnDemand, Recipe
 from vcache.pipelines.settings import SettingError
 from vcache.pipelines.training.losses import clip_losses
 from vcache.pipelines.training.mixing import Box, Mix, Mixing, box_around, check_mixing, mixed_targets
@@ -183,3 +183,48 @@ def test_a_grid_that_a_head_does_not_tell_is_square_or_refused() -> None:
     expected = square.tokens[-1][:, :, 1:].unflatten(2, (5, 5)).clone()
     expected[:, :, 1:3, 2:5] = expected.flip(0)[:, :, 1:3, 2:5]
     assert torch.equal(found, expected)
+
+
+PATCH = 3
+
+
+def make_pixels() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(6)
+    return torch.randint(256, (B, 2 * T, PATCH * h, PATCH * w, 3), dtype=torch.uint8, generator=generator)
+
+
+def test_cutmix_pastes_the_pixels_of_the_patches_that_it_pastes():
+    pixels = make_pixels()
+    mixed = make_mixing().features(ClipFeatures(pixels=pixels), BOX).pixels
+    assert mixed is not None and BOX.box is not None
+    rows, columns = (
+        slice(PATCH * a, PATCH * b) for a, b in ((BOX.box.top, BOX.box.bottom), (BOX.box.left, BOX.box.right))
+    )
+    expected = pixels.clone()
+    expected[:, :, rows, columns] = pixels.flip(0)[:, :, rows, columns]
+    assert torch.equal(mixed, expected) and not torch.equal(mixed, pixels)
+
+
+def test_mixup_of_pixels_is_timms_to_half_a_step():
+    pixels, mix = make_pixels(), Mix(0.3)
+    mixed = make_mixing().features(ClipFeatures(pixels=pixels), mix).pixels
+    images = pixels.float().flatten(0, 1).permute(0, 3, 1, 2).unflatten(0, (B, 2 * T)).flatten(1, 2)
+    expected, _ = timm_mixed(images, torch.zeros(B, dtype=torch.int64), mix, 0.0)
+    assert mixed is not None
+    given = mixed.float().permute(0, 1, 4, 2, 3).flatten(1, 2)
+    assert (given - expected).abs().max() <= 0.5 + 1e-4
+
+
+@pytest.mark.parametrize("mix", [BOX, Mix(0.3)], ids=["cutmix", "mixup"])
+def test_tokens_that_are_made_on_demand_are_mixed_on_demand(mix):
+    features, made = make_features(), []
+
+    def make(layer: int) -> torch.Tensor:
+        made.append(layer)
+        return features.tokens[layer].clone()
+
+    mixed = make_mixing().features(ClipFeatures(tokens=OnDemand([-1], make)), mix).tokens
+    made.clear()  # the type checks of the tests look in
+    expected = make_mixing().features(features, mix).tokens[-1]
+    assert torch.equal(mixed[-1], expected) and torch.equal(mixed[-1], expected)
+    assert made == [-1, -1]
