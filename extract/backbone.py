@@ -34,9 +34,10 @@ from vcache.extract.weights import (
     Checkpoint,
     RandomWeightsRefused,
     UnsupportedBackbone,
-    activation_mismatch,
+    check_activation,
     find_architecture,
     find_checkpoint,
+    misfit,
     read_checkpoint,
     weights_sha256,
 )
@@ -241,29 +242,10 @@ def _check_supported(visual: nn.Module, name: str) -> None:
 
 def _load(visual: nn.Module, architecture: Architecture, checkpoint: Checkpoint) -> None:
     """Every weight of the tower from the checkpoint, and no weight left over."""
-    if checkpoint.quick_gelu is not None and checkpoint.quick_gelu != architecture.quick_gelu:
-        raise activation_mismatch(
-            architecture.name, f"the weights in {checkpoint.path}", trained_with_quick_gelu=checkpoint.quick_gelu
-        )
-    if misfit := _misfit(visual.state_dict(), checkpoint.weights):
-        raise RandomWeightsRefused(f"{checkpoint.path} does not fit {architecture.name}: weights {misfit}.")
+    check_activation(architecture, checkpoint)
+    if differs := misfit(visual.state_dict(), checkpoint.weights):
+        raise RandomWeightsRefused(f"{checkpoint.path} does not fit {architecture.name}: weights {differs}.")
     visual.load_state_dict(checkpoint.weights, strict=True, assign=True)
-
-
-def _misfit(wanted: dict[str, Tensor], given: dict[str, Tensor]) -> str:
-    """What differs in names and shapes, with one example of each kind; empty if nothing does."""
-    missing, left_over = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
-    reshaped = [
-        f"{name} is {list(given[name].shape)}, not {list(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & given.keys())
-        if wanted[name].shape != given[name].shape
-    ]
-    kinds = (
-        (missing, "missing"),
-        (left_over, "left over"),
-        (reshaped, "of another shape"),
-    )
-    return ", ".join(f"{len(found)} {kind} ({found[0]})" for found, kind in kinds if found)
 
 
 def _facts(visual: VisionTransformer, architecture: Architecture) -> BackboneFacts:

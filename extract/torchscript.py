@@ -109,8 +109,9 @@ def is_torchscript(path: Path) -> bool:
         return _root(archive) is not None
 
 
-def read_torchscript(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], set[str]]:
-    """The tensors whose names begin with `prefix`, as `torch.jit.load(path).state_dict()` has them, and all class names.
+def read_torchscript(path: Path, prefix: str | tuple[str, ...] = "") -> tuple[dict[str, Tensor], set[str]]:
+    """The tensors whose names begin with `prefix` or one of several, as `torch.jit.load(path).state_dict()` has them; and the
+    names of all classes.
 
     Raises:
         TorchScriptError: it takes the file's own code to read it, or it is damaged.

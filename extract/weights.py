@@ -9,9 +9,10 @@ import difflib
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import open_clip
 import torch
@@ -31,6 +32,19 @@ WEIGHT_FILES = (
 )
 # Numbers that OpenAI keeps among its weights, and nobody else does: such a state dict is OpenAI's, so QuickGELU.
 _OPENAI_NAMES = {"input_resolution", "context_length", "vocab_size"}
+# open_clip's CLIP has the text tower beside `visual`, its CustomTextCLIP in `text`.
+_TOWERS = {
+    "image": ("visual.",),
+    "text": (
+        "text.",
+        "token_embedding.",
+        "positional_embedding",
+        "transformer.",
+        "ln_final.",
+        "text_projection",
+        "logit_scale",
+    ),
+}
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode", "fill_color", "mode")
 
 
@@ -40,7 +54,8 @@ class BackboneError(ValueError):
     BackboneError
     ├── RandomWeightsRefused   no weights were given, found, downloaded or fitting
     ├── ActivationMismatch     the weights were trained with QuickGELU and the model computes GELU, or the reverse
-    └── UnsupportedBackbone    not a model of open_clip, or an image tower without class token, queries and keys
+    ├── UnsupportedBackbone    not a model of open_clip, or an image tower without class token, queries and keys
+    └── NoTextTower            a model or a checkpoint without a text tower, or with one that vcache cannot run
     """
 
 
@@ -56,6 +71,10 @@ class UnsupportedBackbone(BackboneError):
     """A model without the class token, the queries and the keys that vcache stores."""
 
 
+class NoTextTower(BackboneError):
+    """Class names cannot be embedded with this model; its image features are not affected."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """An image tower as open_clip's configuration describes it, before any weight."""
@@ -67,15 +86,17 @@ class Architecture:
     vision: dict[str, Any]
     preprocess: dict[str, Any]
     """What the configuration or the pretrained tag sets of open_clip's preprocessing."""
+    text: dict[str, Any] = field(default_factory=dict)
+    """The text tower beside it; empty where the configuration names none. No part of the name: it changes no feature."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The image tower's weights in a file."""
+    """The weights of one tower in a file."""
 
     path: Path
     weights: dict[str, Tensor]
-    """float32, under the names of the image tower ("visual." removed)."""
+    """float32, under the names of the tower ("visual." or "text." removed)."""
     quick_gelu: bool | None
     """What the file says about the activation; None: state dicts say nothing."""
 
@@ -133,30 +154,60 @@ def find_checkpoint(model: str, pretrained: str | None, architecture: Architectu
     return path
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """The image tower in a .safetensors file, a state dict or training checkpoint of torch, or a TorchScript archive.
+def read_checkpoint(path: Path, tower: Literal["image", "text"] = "image") -> Checkpoint:
+    """One tower in a .safetensors file, a state dict or training checkpoint of torch, or a TorchScript archive.
 
-    Of .safetensors and TorchScript only the image tower is read; of the others the text tower is dropped on return. Code
-    that a file holds is not run, and a file that cannot be read without is refused.
+    Of .safetensors and TorchScript only that tower is read; of the others the rest is dropped on return. Code that a file
+    holds is not run, and a file that cannot be read without is refused.
 
     Raises:
         RandomWeightsRefused: the file cannot be read, or holds no image tower under open_clip's names.
+        NoTextTower: it holds no text tower under them.
     """
     try:
-        state, quick_gelu = _read_state(path)
+        state, quick_gelu = _read_state(path, _TOWERS[tower])
     # A file that is something else makes the readers raise nearly anything.
     except Exception as error:
         raise RandomWeightsRefused(f"{path} cannot be read as a checkpoint: {_why_unread(error)}.") from error
     weights = {
-        name.removeprefix("visual."): tensor.detach().float()
+        name.removeprefix("visual.").removeprefix("text."): tensor.detach().float()
         for name, tensor in state.items()
-        if name.startswith("visual.")
+        # OpenAI's archive keeps the causal mask among the tensors of each block.
+        if name.startswith(_TOWERS[tower]) and not name.endswith("attn_mask")
     }
+    if not weights and tower == "text":
+        raise NoTextTower(
+            f"{path} holds no text tower under open_clip's names (token_embedding.weight, transformer.*)."
+        )
     if not weights:
         raise RandomWeightsRefused(
             f"{path} holds no image tower under open_clip's names (visual.*): pass a checkpoint of open_clip or OpenAI."
         )
     return Checkpoint(path=path, weights=weights, quick_gelu=quick_gelu)
+
+
+def misfit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """What differs in names and shapes, with one example of each kind; empty if nothing does."""
+    missing, left_over = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
+    reshaped = [
+        f"{name} is {list(given[name].shape)}, not {list(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & given.keys())
+        if wanted[name].shape != given[name].shape
+    ]
+    kinds = (
+        (missing, "missing"),
+        (left_over, "left over"),
+        (reshaped, "of another shape"),
+    )
+    return ", ".join(f"{len(found)} {kind} ({found[0]})" for found, kind in kinds if found)
+
+
+def check_activation(architecture: Architecture, checkpoint: Checkpoint) -> None:
+    """Raise ActivationMismatch if the file tells of another GELU than the model computes."""
+    if checkpoint.quick_gelu not in (None, architecture.quick_gelu):
+        raise activation_mismatch(
+            architecture.name, f"the weights in {checkpoint.path}", trained_with_quick_gelu=bool(checkpoint.quick_gelu)
+        )
 
 
 def activation_mismatch(name: str, weights: str, *, trained_with_quick_gelu: bool) -> ActivationMismatch:
@@ -185,6 +236,7 @@ def _architecture(name: str, config: dict[str, Any], preprocess: dict[str, Any])
         embed_dim=config["embed_dim"],
         quick_gelu=config.get("quick_gelu", False),
         vision=config["vision_cfg"],
+        text=config.get("text_cfg") or {},
         preprocess={key: preprocess[key] for key in _PREPROCESS_KEYS if preprocess.get(key) is not None},
     )
 
@@ -233,13 +285,13 @@ def _download(name: str, tag: str, config: dict[str, Any]) -> Path:
         ) from error
 
 
-def _read_state(path: Path) -> tuple[dict[str, Tensor], bool | None]:
-    """Names and tensors of a file, and whether its model is QuickGELU where the file tells."""
+def _read_state(path: Path, prefixes: tuple[str, ...]) -> tuple[dict[str, Tensor], bool | None]:
+    """Names and tensors of a file, of most files those with one of the prefixes; and whether it is QuickGELU where it tells."""
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys() if name.startswith("visual.")}, None  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefixes)}, None  # noqa: SIM118
     if is_torchscript(path):
-        tensors, class_names = read_torchscript(path, "visual.")
+        tensors, class_names = read_torchscript(path, prefixes)
         return tensors, "QuickGELU" in class_names
     state = _plain_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return state, True if state.keys() >= _OPENAI_NAMES else None

@@ -1,5 +1,6 @@
 """Real tiny videos, a real tiny CLIP and a real store: what the tests of the pipelines stand on."""
 
+import gzip
 import http.client
 import json
 import os
@@ -19,6 +20,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from open_clip.tokenizer import default_bpe
 from safetensors.torch import save_file
 
 REPO = Path(__file__).parents[1]
@@ -75,6 +77,24 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
     with torch.random.fork_rng():
         torch.manual_seed(7)
+        model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+        state = {name: tensor + 0.05 * torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def worded_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `tiny_clip` that can read: of CLIP's vocabulary the bytes and six merges, which a text tower of 2 blocks knows."""
+    folder = tmp_path_factory.mktemp("worded-clip")
+    text = {"context_length": 11, "vocab_size": 520, "width": 24, "heads": 3, "layers": 2}
+    config = {"embed_dim": TINY_EMBED, "quick_gelu": True, "vision_cfg": TINY_VISION, "text_cfg": text}
+    preprocess = {"mean": [0.5, 0.4, 0.3], "std": [0.25, 0.2, 0.3]}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
+    lines = gzip.decompress(Path(default_bpe()).read_bytes()).decode().split("\n")[:7]
+    (folder / "bpe_tiny.txt.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
         model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
         state = {name: tensor + 0.05 * torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
     save_file(state, folder / "open_clip_model.safetensors")
