@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from vcache.heads.text import ClassText
+from vcache.store.manifest import Manifest
 from vcache.store.reader import FeatureStore
 
 LOGIT_SCALE = "text/logit_scale"
@@ -15,6 +16,16 @@ LOGIT_SCALE = "text/logit_scale"
 def text_constant(templates: str) -> str:
     """Of a template set, float32 (class, template, E), not normalised."""
     return f"text/{templates}"
+
+
+def stored_sets(manifest: Manifest) -> dict[str, tuple[str, ...] | None]:
+    """The templates of each set that a store holds, by name; None of one that does not say them."""
+    told = manifest.facts.get("text", {}).get("templates", {})
+    prefix = text_constant("")
+    names = [
+        name.removeprefix(prefix) for name in manifest.constants if name.startswith(prefix) and name != LOGIT_SCALE
+    ]
+    return {name: tuple(told[name]) if name in told else None for name in names}
 
 
 def class_text(store: FeatureStore, templates: str, classes: Sequence[int] | None = None) -> ClassText:

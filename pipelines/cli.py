@@ -38,6 +38,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "info": cli_stores.info,
         "verify": cli_stores.verify,
         "repair": cli_stores.repair,
+        "text": cli_stores.text,
     },
     "Demo": {"demo": cli_demo.demo},
 }

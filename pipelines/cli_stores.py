@@ -1,4 +1,4 @@
-"""`vcache ls`, `info`, `verify` and `repair`: what lies in a store, and whether it is whole."""
+"""`vcache ls`, `info`, `verify`, `repair` and `text`: what lies in a store, whether it is whole, and the names of its classes."""
 
 from pathlib import Path
 from typing import Annotated
@@ -88,3 +88,44 @@ def repair(
     console.print_json(result) if as_json else print_repair(result)
     if not result["ok"]:
         raise typer.Exit(1)
+
+
+def text(
+    store: Annotated[str, typer.Argument(help="A store.", metavar="STORE")],
+    templates: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A set of templates: label (the name alone), or a file with one template a line and {} for the name, as "
+            "'a video of {}'; the set is called as the file is. May be repeated. \\[default: label]",
+            metavar="NAME|FILE",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Where the store's model lies, if it was moved: a name, or local-dir:FOLDER.")
+    ] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="The store's checkpoint, if it was moved: a tag, or a file.")
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Add text embeddings of the class names, which heads classify by, to a store that is there.
+
+    `vcache extract` adds the set "label" itself. Another checkpoint than the store's is refused, and what is stored is never
+    changed: other templates need another name.
+
+    [bold]Examples:[/bold]  vcache text STORE.zarr  |  vcache text STORE.zarr --templates my_prompts.txt
+    """
+    from vcache.pipelines.text_command import add_text, print_text
+
+    with console.stages() as on_stage:
+        result = add_text(
+            store_path(store),
+            templates or ["label"],
+            model=model,
+            pretrained=pretrained,
+            device=device,
+            on_stage=on_stage,
+        )
+    console.print_json(result) if as_json else print_text(result)

@@ -183,6 +183,8 @@ def print_extraction_summary(summary: ExtractionSummary, num_stores: int = 1) ->
         out.print(f"  {limited_by(summary.progress.limits)}", soft_wrap=True, highlight=False)
     for split, num_added in summary.added.items():
         out.print(f"  {count(num_added, 'new video')} added to {split}", soft_wrap=True)
+    if summary.text_note is not None:
+        out.print(f"  {escape(summary.text_note)}", soft_wrap=True, highlight=False)
     if summary.retried is not None:
         print_retry(summary.retried)
     if summary.partial:

@@ -14,6 +14,7 @@ from vcache.pipelines.room import check_room, tasks_bytes
 from vcache.pipelines.setup import ExtractionSetup, versions_of
 from vcache.pipelines.shards import ShardTask, missing_shards
 from vcache.pipelines.stores import anything_at
+from vcache.pipelines.text_sets import text_bytes
 from vcache.store.constants import write_constants
 from vcache.store.manifest import Manifest
 from vcache.store.parts import PartName, part_name
@@ -64,6 +65,12 @@ def bytes_left(setup: ExtractionSetup, store: FeatureStore | None, to_add: Mappi
     rows_per_shard = store.manifest.rows_per_shard if store is not None else setup.rows_per_shard
     stored = store.manifest.constants if store is not None else {}
     constants = sum(constant.values.nbytes for name, constant in setup.constants.items() if name not in stored)
+    constants += text_bytes(
+        setup.config,
+        store.manifest if store is not None else None,
+        len(setup.dataset.class_names),
+        setup.backbone.facts.embed_dim,
+    )
     return tasks_bytes(tasks_left(setup, store, to_add), rows_per_shard) + constants
 
 

@@ -27,6 +27,7 @@ from vcache.pipelines.shards import ShardJob, ShardTask, Target, TargetTask, joi
 from vcache.pipelines.stages import run_jobs
 from vcache.pipelines.stored_views import failed_in_any, partial_in_any
 from vcache.pipelines.stores import anything_at
+from vcache.pipelines.text_sets import add_label_text
 from vcache.store.locks import set_up_turn, shared_writer, sole_writer
 from vcache.store.reader import FeatureStore
 from vcache.store.retry import RetrySummary
@@ -59,6 +60,8 @@ class ExtractionSummary:
     """All rows of these splits that are stored although their video is damaged."""
     retried: RetrySummary | None = None
     """What became of earlier failures; None unless they were to be tried again."""
+    text_note: str | None = None
+    """Why the store has no text embeddings of the class names, or what was cut from them; None where there is nothing to say."""
     failures_file: str | None = None
     """Where failures and partial rows are listed; None if there are none, and for a store in a bucket unless it was named."""
 
@@ -81,6 +84,7 @@ class _OpenStore:
     added: dict[str, int]
     missing: tuple[ShardTask, ...]
     retried: RetrySummary | None
+    text_note: str | None
 
     @property
     def tasks(self) -> list[ShardTask]:
@@ -208,6 +212,7 @@ def _open(
     calibration = calibration or _calibrate(setup, target.extractor, stored_calibration(store), on_stage)
     added = extend(store, setup, to_add)
     record_calibration(store, calibration)
+    text_note = add_label_text(store, setup.config, on_stage)
     missing = tuple(
         task for split in setup.dataset.splits for task in missing_shards(store, [split], setup.view_arrays(split))
     )
@@ -215,7 +220,7 @@ def _open(
     target.extractor.constants = channel_constants(store, quantised, setup.backbone.device)
     # Not before: what int8 is made with comes from whole videos.
     target.extractor.allow_partial = setup.config.allow_partial
-    return _OpenStore(setup=setup, target=target, added=added, missing=missing, retried=retried)
+    return _OpenStore(setup=setup, target=target, added=added, missing=missing, retried=retried, text_note=text_note)
 
 
 def _retry(setup: ExtractionSetup, store: FeatureStore, on_stage: Callable[[str], None]) -> RetrySummary:
@@ -277,6 +282,7 @@ def _summary(one: _OpenStore, progress: ExtractionProgress) -> ExtractionSummary
         failures=tuple(failure for split in splits for failure in failed_in_any(store, split)),
         partial=tuple(row for split in splits for row in partial_in_any(store, split)),
         retried=one.retried,
+        text_note=one.text_note,
         failures_file=str(listed) if listed else None,
     )
 

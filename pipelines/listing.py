@@ -8,7 +8,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from vcache.pipelines.console import out, size
+from vcache.pipelines.class_text import stored_sets
+from vcache.pipelines.console import count, out, size
 from vcache.pipelines.stored_views import describe_view, failed_in_any, partial_in_any, view_definitions
 from vcache.pipelines.stores import open_stores
 from vcache.store.errors import StoreError
@@ -35,6 +36,7 @@ def describe_store(path: StorePath) -> dict[str, Any]:
             "spec": manifest.spec,
             "errors": manifest.facts.get("errors", {}),
             "views": list(view_definitions(manifest)),
+            "text": {name: None if one is None else list(one) for name, one in stored_sets(manifest).items()},
         }
 
 
@@ -88,6 +90,9 @@ def print_store(store: dict[str, Any]) -> None:
     out.print(
         "  sampling " + ", ".join(f"{k} {v}" for k, v in spec["sampling"].items()), soft_wrap=True, highlight=False
     )
+    if store["text"]:
+        sets = ", ".join(_text_set(name, templates) for name, templates in store["text"].items())
+        out.print(f"  text embeddings of the class names: {sets}", soft_wrap=True, highlight=False)
     splits = store["splits"]
     for name, split in splits.items():
         for line in _view_lines(store, split):
@@ -107,10 +112,14 @@ def print_store(store: dict[str, Any]) -> None:
     if store["errors"]:
         out.print("  error: of the standardised features, measured on a sample; --json has more", highlight=False)
     for name, split in splits.items():
-        for kind, count in Counter(failure["kind"] for failure in split["failures"]).most_common():
-            out.print(f"  {name}: {count} failed, {kind}", highlight=False)
-        for kind, count in Counter(row["kind"] for row in split["partial"]).most_common():
-            out.print(f"  {name}: {count} stored from damaged videos, {kind}", highlight=False)
+        for kind, number in Counter(failure["kind"] for failure in split["failures"]).most_common():
+            out.print(f"  {name}: {number} failed, {kind}", highlight=False)
+        for kind, number in Counter(row["kind"] for row in split["partial"]).most_common():
+            out.print(f"  {name}: {number} stored from damaged videos, {kind}", highlight=False)
+
+
+def _text_set(name: str, templates: list[str] | None) -> str:
+    return name if templates is None else f"{name} ({count(len(templates), 'template')})"
 
 
 def _view_lines(store: dict[str, Any], split: dict[str, Any]) -> Iterator[str]:
@@ -192,7 +201,7 @@ def print_folder(folder: StorePath, rows: list[dict[str, Any]]) -> None:
         if "error" in row:
             table.add_row(name, f"[red]{escape(row['error'])}[/red]", "", "", "", "")
             continue
-        splits = ", ".join(_sized(split, count, row["parts"][split]) for split, count in row["splits"].items())
+        splits = ", ".join(_sized(split, videos, row["parts"][split]) for split, videos in row["splits"].items())
         layers = ",".join(map(str, row["layers"]))
         table.add_row(name, splits, layers, row["dtype"], row["cross_frame"], size(row["size_bytes"]))
     out.print(table)

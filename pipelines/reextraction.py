@@ -26,6 +26,7 @@ from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.setup import extraction_spec, stored_precision
 from vcache.pipelines.shards import slot_of
 from vcache.pipelines.stages import PreparedVideo
+from vcache.pipelines.text_sets import text_constant_again
 from vcache.store.constants import Constant
 from vcache.store.errors import CannotRecompute, StoreError
 from vcache.store.key import spec_difference
@@ -114,11 +115,14 @@ class Reextraction:
             raise CannotRecompute(f"the videos of {part!r} cannot be listed: {error}") from error
 
     def constant(self, name: str) -> Constant:
-        """The frozen weights of a block, or channel statistics of int8, taken once more from the same sample of videos."""
+        """The frozen weights of a block, text embeddings of the classes, or channel statistics of int8, taken once more from the
+        same sample of videos."""
         kind, _, rest = name.partition("/")
         layer = rest.partition("/")[0]
         if kind == "blocks" and layer.isdecimal():
             made = projection_constants(self._backbone, [int(layer)])
+        elif kind == "text":
+            made = text_constant_again(self.store.manifest, name, self.config, self.device)
         else:
             made = self._channel_statistics(name)
         if name not in made:

@@ -32,6 +32,9 @@ class Constant:
 
     dims: tuple[str, ...]
     values: np.ndarray
+    exact: bool = True
+    """Whether these bits are the only right ones. Not so of what a device computes from what is proven to be the same: made
+    again on another machine, its last bits may differ."""
 
     def __post_init__(self) -> None:
         if len(self.dims) != self.values.ndim or not self.values.size:

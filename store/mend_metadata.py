@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from vcache.store.constants import checksum, rewrite_constant
 from vcache.store.errors import CannotRecompute, CorruptStore
 from vcache.store.files import sync_folder, write_durably
 from vcache.store.findings import Finding
+from vcache.store.groups import write_manifest
 from vcache.store.layout import (
     CRC_BYTES,
     DTYPE_ATTRIBUTE,
@@ -106,12 +108,19 @@ def _mend_table_attributes(folder: Path, table: VideoTable) -> bool:
 def mend_constant(store: FeatureStore, finding: Finding, origin: Origin) -> str:
     """An array of the whole store, made again.
 
+    Where its last bits are those of a machine (`Constant.exact`), the manifest gets the checksum of the new ones.
+
     Raises:
         CannotRecompute: it cannot be made, or comes out with other values.
     """
     assert finding.array is not None
-    constant = origin.constant(finding.array)
-    if checksum(constant.values) != store.manifest.constants[finding.array]:
+    constant, manifest = origin.constant(finding.array), store.manifest
+    made = checksum(constant.values)
+    if made != manifest.constants[finding.array] and not constant.exact:
+        rewrite_constant(store.path, finding.array, constant)
+        write_manifest(store.path, replace(manifest, constants={**manifest.constants, finding.array: made}))
+        return "is made again of what it was made of at first; last bits differ on this machine, and the manifest has them now"
+    if made != manifest.constants[finding.array]:
         raise CannotRecompute(
             f"{finding.path} is damaged, and made again it has other values than the manifest names: the rows stored with it "
             "would be read wrongly. Restore the folder from a copy"

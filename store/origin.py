@@ -44,5 +44,5 @@ class Origin(Protocol):
         ...
 
     def constant(self, name: str) -> Constant:
-        """An array of the whole store; the caller compares its checksum."""
+        """An array of the whole store; the caller compares its checksum, if the array is exact."""
         ...

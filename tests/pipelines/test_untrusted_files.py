@@ -1,5 +1,6 @@
 """Every door through which a file of somebody else comes in: a payload in it is refused in words, and does not run."""
 
+import gzip
 import io
 import json
 import pickle
@@ -21,13 +22,15 @@ from torch import Tensor, nn
 from vcache.extract.backbone import load_backbone
 from vcache.extract.datasets.base import DatasetError
 from vcache.extract.datasets.registry import load_dataset
+from vcache.extract.text import load_text_tower
 from vcache.extract.torchscript import read_torchscript
-from vcache.extract.weights import BackboneError, RandomWeightsRefused, read_checkpoint
+from vcache.extract.weights import BackboneError, NoTextTower, RandomWeightsRefused, read_checkpoint
 from vcache.pipelines.checkpoint_file import CheckpointError
 from vcache.pipelines.class_file import ClassFileError, read_class_names
 from vcache.pipelines.evaluation.predictions import Predictions, PredictionsError
 from vcache.pipelines.importing import ImportConfig, import_head
 from vcache.pipelines.runs import Run, RunError
+from vcache.pipelines.templates import TemplateError, template_set
 from vcache.store.errors import CorruptStore, StoreError
 from vcache.store.reader import FeatureStore
 
@@ -172,6 +175,33 @@ def test_extract_configuration_of_a_folder(marker: Path, tmp_path: Path) -> None
     with pytest.raises(BackboneError, match="is not a configuration of open_clip"):
         load_backbone(f"local-dir:{tmp_path}", None)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("write", CHECKPOINTS)
+def test_text_tower_in_a_file(write: Write, marker: Path, tmp_path: Path) -> None:
+    write(tmp_path / "a.pt", Payload(marker))
+    with pytest.raises(RandomWeightsRefused, match=REFUSED):
+        read_checkpoint(tmp_path / "a.pt", "text")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_vocabulary_in_a_folder(compress: bool, worded_clip: Path, marker: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(worded_clip, tmp_path / "clip"))
+    vocabulary = folder / "bpe_tiny.txt.gz"
+    write_raw(vocabulary, Payload(marker))
+    if compress:
+        vocabulary.write_bytes(gzip.compress(vocabulary.read_bytes()))
+    with pytest.raises(NoTextTower, match=r"bpe_tiny\.txt\.gz (cannot be read as a vocabulary|has 514)"):
+        load_text_tower(f"local-dir:{folder}", None)
+    assert not marker.exists()
+
+
+def test_a_vocabulary_that_unpacks_to_more_than_the_memory_holds(worded_clip: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(worded_clip, tmp_path / "clip"))
+    (folder / "bpe_tiny.txt.gz").write_bytes(gzip.compress(bytes(2**25)))
+    with pytest.raises(NoTextTower, match="unpacks to more than 32 MB: it is no vocabulary"):
+        load_text_tower(f"local-dir:{folder}", None)
 
 
 # TorchScript: code beside weights, which torch.jit.load runs.
@@ -359,6 +389,21 @@ def test_names_of_classes(suffix: str, marker: Path, tmp_path: Path) -> None:
     with pytest.raises(ClassFileError, match="gives no class names"):
         read_class_names(tmp_path / f"names{suffix}", 3)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("write", CHECKPOINTS)
+def test_templates(write: Write, marker: Path, tmp_path: Path) -> None:
+    write(tmp_path / "prompts.txt", Payload(marker))
+    with pytest.raises(TemplateError, match="gives no templates: it is not UTF-8|a template has {}"):
+        template_set(str(tmp_path / "prompts.txt"))
+    assert not marker.exists()
+
+
+def test_a_template_formats_nothing(tmp_path: Path) -> None:
+    """str.format would reach into the objects that it is given."""
+    (tmp_path / "prompts.txt").write_text("{} {0.__class__.__init__.__globals__}\n")
+    (text,) = template_set(str(tmp_path / "prompts.txt")).fill("jump")
+    assert text == "jump {0.__class__.__init__.__globals__}"
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".txt"])

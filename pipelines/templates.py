@@ -1,0 +1,96 @@
+"""What class names are put into before the text tower reads them: named sets of templates.
+
+A new set is one entry of TEMPLATE_SETS, or a file of the user's.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SLOT = "{}"
+"""Where a template takes the name of the class."""
+
+_NAME = re.compile(r"(?!c$)[A-Za-z0-9_]+")  # of an array in a store
+_RESERVED = ("logit_scale",)
+_JOINED_WORDS = re.compile(r"(?:[A-Z][a-z]+){2,}")
+
+
+class TemplateError(ValueError):
+    """Not a set of templates, and no file of one."""
+
+
+@dataclass(frozen=True)
+class TemplateSet:
+    """Templates under the name that a store keeps their embeddings by."""
+
+    name: str
+    templates: tuple[str, ...]
+
+    def fill(self, words: str) -> tuple[str, ...]:
+        """The texts of one class, one of each template."""
+        return tuple(template.replace(SLOT, words) for template in self.templates)
+
+
+TEMPLATE_SETS = {
+    one.name: one
+    for one in (
+        TemplateSet("label", (SLOT,)),  # DiST: "text.replace('"', '').strip()", base_dataset.py 104-107 at 4b3a09b
+    )
+}
+"""By name."""
+
+
+def template_set(word: str) -> TemplateSet:
+    """The set of that name, or that in a file: one template a line with {} for the name of the class, called as the file is.
+
+    Raises:
+        TemplateError: there is neither; a line has no {}, or the file's name cannot be that of an array.
+    """
+    if word in TEMPLATE_SETS:
+        return TEMPLATE_SETS[word]
+    path = Path(word).expanduser()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError as error:
+        raise TemplateError(
+            f"--templates {word}: neither a file nor a set of templates; there are: {', '.join(TEMPLATE_SETS)}."
+        ) from error
+    except OSError as error:
+        raise TemplateError(f"--templates {word} cannot be read: {(error.strerror or str(error)).lower()}.") from error
+    except ValueError as error:
+        raise TemplateError(f"--templates {word} gives no templates: it is not UTF-8.") from error
+    return TemplateSet(_checked_name(path), _checked_templates(path, lines))
+
+
+def _checked_name(path: Path) -> str:
+    if path.stem in TEMPLATE_SETS:
+        raise TemplateError(f"{path}: {path.stem!r} is a set of vcache's own. Give the file another name.")
+    if not _NAME.fullmatch(path.stem) or path.stem in _RESERVED:
+        raise TemplateError(
+            f"{path}: the set is called as the file is, and {path.stem!r} cannot be the name of an array. Rename the file: "
+            "letters, digits and '_'."
+        )
+    return path.stem
+
+
+def _checked_templates(path: Path, lines: Sequence[str]) -> tuple[str, ...]:
+    templates = tuple(line.strip() for line in lines if line.strip())
+    if not templates:
+        raise TemplateError(f"{path} gives no templates: it is empty. Write one a line, as: a video of {SLOT}.")
+    if odd := [number for number, line in enumerate(lines, 1) if line.strip() and SLOT not in line]:
+        raise TemplateError(f"{path}, line {odd[0]}: a template has {SLOT} where the name of the class goes.")
+    return templates
+
+
+def class_words(class_name: str) -> str:
+    """The name of a class as words, which is what a template takes.
+
+    Double quotes go, as DiST takes them out ('"celebrating" a goal' keeps them in lists of Kinetics). "brush_hair" of HMDB-51 is
+    brush hair, and "ApplyEyeMakeup" of UCF101 is Apply Eye Makeup, as CLIP's authors wrote them. The rest stays as it is: the
+    tokenizer lowers the letters itself.
+    """
+    words = " ".join(class_name.replace('"', "").replace("_", " ").split())
+    if _JOINED_WORDS.fullmatch(words):
+        words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", words)
+    return words or class_name

@@ -1,0 +1,100 @@
+"""`vcache text`: text embeddings of the class names, added to a store that is there."""
+
+import shlex
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.markup import escape
+
+from vcache.extract.text import FrozenTextTower, load_text_tower
+from vcache.extract.weights import LOCAL_DIR
+from vcache.pipelines.class_text import stored_sets
+from vcache.pipelines.console import count, out
+from vcache.pipelines.device import select_device
+from vcache.pipelines.templates import template_set
+from vcache.pipelines.text_sets import TextMismatch, describe_cut, missing_sets, write_sets
+from vcache.store.locks import sole_writer
+from vcache.store.object_path import StorePath
+from vcache.store.reader import FeatureStore
+
+
+def add_text(
+    path: StorePath,
+    words: Sequence[str],
+    *,
+    model: str | None = None,
+    pretrained: str | None = None,
+    device: str = "auto",
+    on_stage: Callable[[str], None] = lambda name: None,
+) -> dict[str, Any]:
+    """Add the sets of templates that `words` name, each a set of vcache's or a file; a dict of what was added and what is there.
+
+    Args:
+        model, pretrained: where the store's own checkpoint lies, if not where it was.
+
+    Raises:
+        TemplateError: a word names no templates.
+        TextMismatch: the checkpoint is not the store's, or a set of that name has other templates; nothing is changed then.
+        NoTextTower, RandomWeightsRefused: the checkpoint has no text tower, or is not there.
+        StoreBusy: an extraction is running.
+    """
+    sets = [template_set(word) for word in words]
+    with FeatureStore.open(path) as store:
+        missing, note = missing_sets(store, sets), None
+        if missing:
+            on_stage("loading the text tower")
+            tower = _tower_of(store, model, pretrained, device)
+            with sole_writer(path):
+                store.refresh()
+                missing = missing_sets(store, sets)  # of what is there now that no other process changes it
+                on_stage("encoding the class names")
+                note = describe_cut(write_sets(store, tower, missing), tower)
+        return {
+            "store": str(path),
+            "num_classes": len(store.manifest.class_names),
+            "added": [one.name for one in missing],
+            "sets": {name: templates and list(templates) for name, templates in stored_sets(store.manifest).items()},
+            "note": note,
+        }
+
+
+def _tower_of(store: FeatureStore, model: str | None, pretrained: str | None, device: str) -> FrozenTextTower:
+    """The text tower beside the image tower that the store's features are of."""
+    request, spec = store.manifest.facts["request"], store.manifest.spec
+    name = model or request["model"]
+    if pretrained is None and not name.startswith(LOCAL_DIR):  # a folder has its weights
+        pretrained = request["pretrained"]
+    random_weights = request["random_weights"] and pretrained == request["pretrained"] and model is None
+    tower = load_text_tower(name, pretrained, random_weights=random_weights, device=select_device(device))
+    if (tower.model, tower.visual_sha256) != (spec["model"], spec["weights_sha256"]):
+        option = ["--model", "local-dir:FOLDER"] if name.startswith(LOCAL_DIR) else ["--pretrained", "FILE"]
+        again = shlex.join(["vcache", "text", str(store.path), *option])
+        raise TextMismatch(
+            f"{store.path} was made with {_told(spec['model'], spec['weights_sha256'])}; {pretrained or name} has "
+            f"{_told(tower.model, tower.visual_sha256)}. Text and features must be of one checkpoint. Name the store's with:  "
+            f"{again}"
+        )
+    return tower
+
+
+def _told(model: str, sha256: str) -> str:
+    return f"the image tower {model} of weights {sha256[:16]}"
+
+
+def print_text(result: dict[str, Any]) -> None:
+    """What was added, and all that the store holds now."""
+    added, store = ", ".join(result["added"]), escape(result["store"])
+    what = f"text embeddings of {count(result['num_classes'], 'class name')}"
+    held = ", ".join(
+        name if one is None else f"{name} ({count(len(one), 'template')})" for name, one in result["sets"].items()
+    )
+    out.print(
+        f"[bold]{store}[/bold]  {what}: added {escape(added)}"
+        if added
+        else f"[bold]{store}[/bold]  {what}: nothing to add",
+        soft_wrap=True,
+        highlight=False,
+    )
+    out.print(f"  it holds {escape(held)}", soft_wrap=True, highlight=False)
+    if result["note"]:
+        out.print(f"  {escape(result['note'])}", soft_wrap=True, highlight=False)
