@@ -7,6 +7,7 @@ import typer
 
 from vcache.pipelines import console
 from vcache.pipelines.options import Device, Json
+from vcache.pipelines.templates import TEMPLATE_SETS
 from vcache.store.object_path import store_path
 
 
@@ -95,8 +96,8 @@ def text(
     templates: Annotated[
         list[str] | None,
         typer.Option(
-            help="A set of templates: label (the name alone), or a file with one template a line and {} for the name, as "
-            "'a video of {}'; the set is called as the file is. May be repeated. \\[default: label]",
+            help=f"A set of templates ({', '.join(TEMPLATE_SETS)}), or a file with one template a line and {{}} for the name, as "
+            "'a video of {}'; the set is called as the file is. May be repeated. \\[default: label, the name alone]",
             metavar="NAME|FILE",
             show_default=False,
         ),
