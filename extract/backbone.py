@@ -27,19 +27,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vcache.extract.layers import LayerError
+from vcache.extract.tower_weights import Checkpoint, check_activation, misfit, read_checkpoint, weights_sha256
 from vcache.extract.weights import (
     ActivationMismatch,
     Architecture,
     BackboneError,
-    Checkpoint,
     RandomWeightsRefused,
     UnsupportedBackbone,
-    check_activation,
     find_architecture,
     find_checkpoint,
-    misfit,
-    read_checkpoint,
-    weights_sha256,
 )
 
 __all__ = [

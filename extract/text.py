@@ -23,17 +23,13 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
 from vcache.extract.backbone import load_backbone
+from vcache.extract.tower_weights import Checkpoint, check_activation, misfit, read_checkpoint, weights_sha256
 from vcache.extract.weights import (
     LOCAL_DIR,
     Architecture,
-    Checkpoint,
     NoTextTower,
-    check_activation,
     find_architecture,
     find_checkpoint,
-    misfit,
-    read_checkpoint,
-    weights_sha256,
 )
 
 __all__ = ["FrozenTextTower", "NoTextTower", "check_text_tower", "load_text_tower"]

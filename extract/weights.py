@@ -2,24 +2,17 @@
 
 open_clip answers several requests with a model that was never trained and at most a line in the log: no `pretrained`, a
 `local-dir:` folder without a weight file, a hub repository whose download failed. Features of such a model look like
-features. So the checkpoint is found and read here, and each of these is an error that says what to pass.
+features. So the checkpoint is found here, and each of these is an error that says what to pass; tower_weights.py reads it.
 """
 
 import difflib
 import hashlib
 import json
-import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import open_clip
-import torch
-from safetensors import safe_open
-from torch import Tensor
-
-from vcache.extract.torchscript import is_torchscript, read_torchscript
 
 LOCAL_DIR = "local-dir:"
 CONFIG_FILE = "open_clip_config.json"
@@ -30,21 +23,6 @@ WEIGHT_FILES = (
     "open_clip_pytorch_model.bin",
     "open_clip_pytorch_model.pth",
 )
-# Numbers that OpenAI keeps among its weights, and nobody else does: such a state dict is OpenAI's, so QuickGELU.
-_OPENAI_NAMES = {"input_resolution", "context_length", "vocab_size"}
-# open_clip's CLIP has the text tower beside `visual`, its CustomTextCLIP in `text`.
-_TOWERS = {
-    "image": ("visual.",),
-    "text": (
-        "text.",
-        "token_embedding.",
-        "positional_embedding",
-        "transformer.",
-        "ln_final.",
-        "text_projection",
-        "logit_scale",
-    ),
-}
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode", "fill_color", "mode")
 
 
@@ -88,17 +66,6 @@ class Architecture:
     """What the configuration or the pretrained tag sets of open_clip's preprocessing."""
     text: dict[str, Any] = field(default_factory=dict)
     """The text tower beside it; empty where the configuration names none. No part of the name: it changes no feature."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """The weights of one tower in a file."""
-
-    path: Path
-    weights: dict[str, Tensor]
-    """float32, under the names of the tower ("visual." or "text." removed)."""
-    quick_gelu: bool | None
-    """What the file says about the activation; None: state dicts say nothing."""
 
 
 def find_architecture(model: str, pretrained: str | None) -> Architecture:
@@ -154,62 +121,6 @@ def find_checkpoint(model: str, pretrained: str | None, architecture: Architectu
     return path
 
 
-def read_checkpoint(path: Path, tower: Literal["image", "text"] = "image") -> Checkpoint:
-    """One tower in a .safetensors file, a state dict or training checkpoint of torch, or a TorchScript archive.
-
-    Of .safetensors and TorchScript only that tower is read; of the others the rest is dropped on return. Code that a file
-    holds is not run, and a file that cannot be read without is refused.
-
-    Raises:
-        RandomWeightsRefused: the file cannot be read, or holds no image tower under open_clip's names.
-        NoTextTower: it holds no text tower under them.
-    """
-    try:
-        state, quick_gelu = _read_state(path, _TOWERS[tower])
-    # A file that is something else makes the readers raise nearly anything.
-    except Exception as error:
-        raise RandomWeightsRefused(f"{path} cannot be read as a checkpoint: {_why_unread(error)}.") from error
-    weights = {
-        name.removeprefix("visual.").removeprefix("text."): tensor.detach().float()
-        for name, tensor in state.items()
-        # OpenAI's archive keeps the causal mask among the tensors of each block.
-        if name.startswith(_TOWERS[tower]) and not name.endswith("attn_mask")
-    }
-    if not weights and tower == "text":
-        raise NoTextTower(
-            f"{path} holds no text tower under open_clip's names (token_embedding.weight, transformer.*)."
-        )
-    if not weights:
-        raise RandomWeightsRefused(
-            f"{path} holds no image tower under open_clip's names (visual.*): pass a checkpoint of open_clip or OpenAI."
-        )
-    return Checkpoint(path=path, weights=weights, quick_gelu=quick_gelu)
-
-
-def misfit(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    """What differs in names and shapes, with one example of each kind; empty if nothing does."""
-    missing, left_over = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
-    reshaped = [
-        f"{name} is {list(given[name].shape)}, not {list(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & given.keys())
-        if wanted[name].shape != given[name].shape
-    ]
-    kinds = (
-        (missing, "missing"),
-        (left_over, "left over"),
-        (reshaped, "of another shape"),
-    )
-    return ", ".join(f"{len(found)} {kind} ({found[0]})" for found, kind in kinds if found)
-
-
-def check_activation(architecture: Architecture, checkpoint: Checkpoint) -> None:
-    """Raise ActivationMismatch if the file tells of another GELU than the model computes."""
-    if checkpoint.quick_gelu not in (None, architecture.quick_gelu):
-        raise activation_mismatch(
-            architecture.name, f"the weights in {checkpoint.path}", trained_with_quick_gelu=bool(checkpoint.quick_gelu)
-        )
-
-
 def activation_mismatch(name: str, weights: str, *, trained_with_quick_gelu: bool) -> ActivationMismatch:
     """`weights` is how the message names them."""
     base = name.removesuffix("-quickgelu")
@@ -218,16 +129,6 @@ def activation_mismatch(name: str, weights: str, *, trained_with_quick_gelu: boo
     in_config = f'set "quick_gelu": {str(trained_with_quick_gelu).lower()} in {CONFIG_FILE}'
     mend = f"pass --model {right}" if right in open_clip.list_models() else in_config
     return ActivationMismatch(f"{weights} were trained with {trained}, and {name} computes {computed}: {mend}.")
-
-
-def weights_sha256(state: dict[str, Tensor]) -> str:
-    """Digest of names, dtypes, shapes and little-endian bytes by sorted name: equal for any file format and device."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        values = state[name].detach().cpu().contiguous().numpy()
-        digest.update(f"{name} {values.dtype.name} {list(values.shape)}\n".encode())
-        digest.update(values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes())
-    return digest.hexdigest()
 
 
 def _architecture(name: str, config: dict[str, Any], preprocess: dict[str, Any]) -> Architecture:
@@ -281,26 +182,8 @@ def _download(name: str, tag: str, config: dict[str, Any]) -> Path:
     except (OSError, RuntimeError, ValueError) as error:
         raise RandomWeightsRefused(
             f"the {tag!r} weights of {name} could not be downloaded: pass a copy of them with --pretrained FILE "
-            f"({_first_line(error)})."
+            f"({first_line(error)})."
         ) from error
-
-
-def _read_state(path: Path, prefixes: tuple[str, ...]) -> tuple[dict[str, Tensor], bool | None]:
-    """Names and tensors of a file, of most files those with one of the prefixes; and whether it is QuickGELU where it tells."""
-    if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefixes)}, None  # noqa: SIM118
-    if is_torchscript(path):
-        tensors, class_names = read_torchscript(path, prefixes)
-        return tensors, "QuickGELU" in class_names
-    state = _plain_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return state, True if state.keys() >= _OPENAI_NAMES else None
-
-
-def _plain_state_dict(loaded: dict[str, Any]) -> dict[str, Tensor]:
-    """Out of a training checkpoint, and without the prefix that data-parallel training adds."""
-    state = loaded.get("state_dict", loaded)
-    return {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def _usable_tags(architecture: Architecture) -> list[str]:
@@ -326,12 +209,6 @@ def _listed(tags: list[str]) -> str:
     return ", ".join(tags[:6]) + (f" and {len(tags) - 6} more" if len(tags) > 6 else "")
 
 
-def _why_unread(error: Exception) -> str:
-    """torch's own advice, to load the file with its safety off, is left out."""
-    if found := re.search(r"GLOBAL (\S+)", str(error)):
-        return f"it holds {found[1]}, which only running code of the file could make, and vcache runs none"
-    return _first_line(error).split(". ")[0]
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What of a message fits into a sentence."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")

@@ -19,7 +19,7 @@ from vcache.extract.backbone import (
     UnsupportedBackbone,
     load_backbone,
 )
-from vcache.extract.weights import weights_sha256
+from vcache.extract.tower_weights import weights_sha256
 
 TINY = "tiny-vit"
 VISION = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 2, "head_width": 12}

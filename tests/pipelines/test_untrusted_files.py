@@ -24,7 +24,8 @@ from vcache.extract.datasets.base import DatasetError
 from vcache.extract.datasets.registry import load_dataset
 from vcache.extract.text import load_text_tower
 from vcache.extract.torchscript import read_torchscript
-from vcache.extract.weights import BackboneError, NoTextTower, RandomWeightsRefused, read_checkpoint
+from vcache.extract.tower_weights import read_checkpoint
+from vcache.extract.weights import BackboneError, NoTextTower, RandomWeightsRefused
 from vcache.pipelines.checkpoint_file import CheckpointError
 from vcache.pipelines.class_file import ClassFileError, read_class_names
 from vcache.pipelines.evaluation.predictions import Predictions, PredictionsError
