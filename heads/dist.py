@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from vcache.heads.evl import QuickGELU
 from vcache.heads.registry import register_head
-from vcache.heads.requirements import ClipFeatures, HeadRequirements, Recipe
+from vcache.heads.requirements import ClipFeatures, HeadRequirements, InnerFeatures, Recipe
 from vcache.heads.text import ClassText, TextClassifier
 
 TemporalBlock = Literal["r2plus1d", "c3d", "tada", "joint"]
@@ -190,6 +190,23 @@ class DiST(nn.Module):
         for pooling in self.adapooling_nets:
             s, g = cast(AdaptivePooling, pooling)(fused, s, g)
         return self.ln_post(g[:, 0] + self.proj_spatial_cls_token(x[:, :, 0].mean(dim=1))) @ self.proj
+
+    @torch.no_grad()
+    def inner_features(self, features: ClipFeatures) -> list[InnerFeatures]:
+        """X, U and Z (after the T-Block) of the patches, of each layer that is read."""
+        assert features.pixels is not None
+        z, found = self.temporal_stem(self._normalised(features.pixels)), []
+        carried: Tensor | float = 0.0
+        for i, layer in enumerate(self.config.read_layers):
+            x = features.tokens[layer].to(self.proj.dtype)
+            z = self.temporal_nets[i](z)
+            m = self.input_linears[i](x) + carried
+            u = m + self.temporal2integration_nets[i](z)
+            temporal = z.flatten(3).permute(0, 2, 3, 1)
+            found.append(InnerFeatures(layer=layer, spatial=x[:, :, 1:], integrated=u[:, :, 1:], temporal=temporal))
+            z = z + self.integration2temporal_nets[i](m)
+            carried = self.integration_nets[i](u)
+        return found
 
     def _normalised(self, pixels: UInt8[Tensor, "B F H W 3"]) -> Float[Tensor, "B 3 F H W"]:
         mean, std = (torch.tensor(x, device=pixels.device) for x in (self.config.pixel_mean, self.config.pixel_std))

@@ -26,7 +26,7 @@ from vcache.heads.attention import SingleQueryAttention
 from vcache.heads.cross_frame import TemporalCrossAttention
 from vcache.heads.modulated_pooling import Pooling, TemporalTerms, pool
 from vcache.heads.registry import register_head
-from vcache.heads.requirements import ClipFeatures, HeadRequirements, Recipe
+from vcache.heads.requirements import ClipFeatures, HeadRequirements, InnerFeatures, Recipe
 from vcache.heads.temporal_conv import TemporalConvolution
 
 Formulation = Literal["absorbed", "plain"]
@@ -148,6 +148,16 @@ class EVL(nn.Module):
         """
         return self.decoder.attention(features)
 
+    def inner_features(self, features: ClipFeatures) -> list[InnerFeatures]:
+        """X and Y of the patches, of the layer that each decoder layer reads.
+
+        Raises:
+            ValueError: with `pooling` "cls" no patches are read.
+        """
+        if self.config.pooling == "cls":
+            raise ValueError("the head reads CLS tokens alone (pooling='cls'), so there are no patches to look at")
+        return self.decoder.inner_features(features)
+
 
 class EVLDecoder(nn.Module):
     """M decoder layers and the query token that they refine."""
@@ -212,6 +222,17 @@ class EVLDecoder(nn.Module):
             weights.append((layer, flat.unflatten(-1, y.shape[1:3])))
             query = block(query, x, maps, self.terms(i))
         return weights
+
+    @torch.no_grad()
+    def inner_features(self, features: ClipFeatures) -> list[InnerFeatures]:
+        """The patches of X and Y of every decoder layer, first to last."""
+        found = []
+        for i, layer in enumerate(self.config.layers):
+            x = self._read(features, layer)
+            maps = features.maps[layer] if self.config.temporal_cross_attention else None
+            y = self.modulate(i, x, maps)
+            found.append(InnerFeatures(layer=layer, spatial=x[:, :, 1:], integrated=y[:, :, 1:], temporal=None))
+        return found
 
     def _read(self, features: ClipFeatures, layer: int) -> Tensor:
         """X of a layer, (B, T, N, D): all tokens, or the CLS token alone."""

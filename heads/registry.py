@@ -12,6 +12,9 @@ and may have
     set_text     ClassText -> None: where `requires` names `text`, whoever makes a head gives it the text before the first forward
     attention    ClipFeatures -> [(layer as asked, (B, H, T, N)), ...]: what a query for the whole clip gives each token of the
                  layers that it reads one after the other, per attention head, summing to 1 over T*N; `vcache explain` draws it
+    inner_features
+                 ClipFeatures -> [InnerFeatures, ...]: what it makes of the patches of each layer that it reads, first to last,
+                 without gradients; `vcache explain` draws its size where there is no `attention`, `vcache cka` compares it
     training_loss  (ClipFeatures, targets, gather) -> (loss, logits (B, K)): its own loss in place of cross-entropy, per clip (B,)
                  or summed over the clips. targets are Int (B,), or Float (B, K) where a clip may have several classes.
                  gather: Tensor (B, ...) -> the rows of all processes, differentiable, the tensor itself in one process; a

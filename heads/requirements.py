@@ -109,6 +109,20 @@ class ClipFeatures:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InnerFeatures:
+    """The patches of one frozen layer, and what a head makes of them on its way: for looking at, not for training."""
+
+    layer: int
+    """As the head asked."""
+    spatial: Float[Tensor, "B T P D"]
+    """What the frozen layer gives, without CLS."""
+    integrated: Float[Tensor, "B T P d"] | None
+    """What the head makes of it before it pools; None where it makes nothing."""
+    temporal: Float[Tensor, "B F P c"] | None
+    """What an encoder of the pixels sees beside this layer, of F = T * HeadRequirements.pixels frames; None without one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a head is trained by default: AdamW on its trainable parameters, as its paper or its official code says.
 

@@ -94,6 +94,20 @@ def test_an_embedding_classified_is_what_forward_gives(head, features, sizes):
     torch.testing.assert_close(head.classify_embedding(embedding), head(features), rtol=0, atol=0)
 
 
+def test_inner_features_are_those_of_every_layer_that_is_read_without_cls(head, features, sizes):
+    if not hasattr(head, "inner_features"):
+        pytest.skip("the head shows nothing of what it makes")
+    head.eval()
+    inner, pixels = head.inner_features(features), head.requires(head.config).pixels
+    assert [one.layer for one in inner] == list(features.tokens)
+    for one in inner:
+        torch.testing.assert_close(one.spatial, features.tokens[one.layer][:, :, 1:], rtol=0, atol=0)
+        assert one.integrated is None or one.integrated.shape[:3] == (sizes.B, sizes.T, sizes.P)
+        assert (one.temporal is None) == (not pixels)
+        assert one.temporal is None or one.temporal.shape[:3] == (sizes.B, sizes.T * pixels, sizes.P)
+        assert not any(x.requires_grad for x in (one.integrated, one.temporal) if x is not None)
+
+
 def test_a_paper_averages_views_in_a_way_that_there_is(head):
     ways = ("softmax", "logits", *(("embeddings",) if hasattr(head, "embed") else ()))
     assert getattr(head, "view_average", "softmax") in ways
