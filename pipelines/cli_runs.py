@@ -173,7 +173,7 @@ def explain(
     layer: Annotated[
         str | None,
         typer.Option(
-            help="The backbone layer whose decoder layer is shown, or all. Default: the last one.", metavar="N|all"
+            help="A backbone layer that the head reads, or all. Default: the one that it reads last.", metavar="N|all"
         ),
     ] = None,
     frame: Annotated[
@@ -191,12 +191,14 @@ def explain(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Draw what a trained head attends to in a video, beside the attention of CLIP's own CLS token.
+    """Draw what a trained head makes of a video, beside what CLIP does.
 
-    The video is decoded and goes through the store's backbone once more. attention.png has the weights of the head's query over
-    all frames, cross-frame.png those of one patch over the frames before and after it, explain.json the numbers.
+    The video is decoded and goes through the store's backbone once more. Of a head with a query (evl), attention.png has its
+    weights over all frames beside CLIP's own CLS, and cross-frame.png those of one patch over the frames before and after it. Of
+    a head with a temporal encoder (dist), magnitude.png has the size of its features beside CLIP's and the change of the pixels.
+    explain.json has the numbers.
 
-    [bold]Examples:[/bold]  vcache explain runs/evl-1 VIDEO.mp4  |  vcache explain runs/evl-1 --row 12 --layer all
+    [bold]Examples:[/bold]  vcache explain runs/evl-1 VIDEO.mp4  |  vcache explain runs/dist-1 --row 12 --layer all
     """
     from vcache.pipelines.explaining import explain as ask
     from vcache.pipelines.explanation import Question, parse_layer, parse_patch
@@ -211,5 +213,6 @@ def explain(
         patch=parse_patch(patch) if patch else None,
     )
     where = store_path(store) if store else None
-    described = write_explanation(ask(run, question, store=where, root=root, device=device), out)
-    console.print_json(described) if as_json else print_explanation(described)
+    explanation = ask(run, question, store=where, root=root, device=device)
+    described = write_explanation(explanation, out)
+    console.print_json(described) if as_json else print_explanation(explanation, described)

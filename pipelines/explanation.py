@@ -1,12 +1,13 @@
-"""What can be asked of a trained head about one video, and what is found: for explaining.py and explanation_sheets.py."""
+"""What can be asked of a trained head about one video, and what is found: for explaining*.py and the sheets."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from vcache.pipelines.pictures import Tiling
+from vcache.pipelines.pictures import Tiling, percent
 
 
 class ExplainError(ValueError):
@@ -23,9 +24,9 @@ class Question:
     """A row of the split, in place of `video`."""
     split: str | None = None
     layer: int | str | None = None
-    """The backbone layer that a decoder layer reads, or "all"; None: that of the last decoder layer."""
+    """A backbone layer that the head reads, or "all"; None: the one that it reads last."""
     frame: int | None = None
-    """Of the clip, 0-based; None: that of the patch."""
+    """Of the clip, 0-based; None: that of the patch. It and the patch are for heads that attend."""
     patch: tuple[int, int] | None = None
     """Row and column; None: the patch that the query of the last shown decoder layer attends to most."""
 
@@ -62,6 +63,53 @@ class CrossFrame:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Attention:
+    """What a head with a query attends to."""
+
+    layers: tuple[LayerAttention, ...]
+    cross_frame: CrossFrame | None
+    """None of a clip of one frame."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionCorrelation:
+    """Spearman's rank correlation, over patches and frames, of the norm of features with how much the patch changed since the
+    pixel frame before. None where one of both is the same everywhere."""
+
+    temporal: float | None
+    """Of the temporal encoder, in all frames but the first."""
+    temporal_at_clip_frames: float | None
+    """In those of them that the backbone sees too, to compare with `spatial`."""
+    spatial: float | None
+    """Of the backbone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerMagnitude:
+    """L2 norms over the channels, patch by patch, of what is known at one layer of the backbone."""
+
+    layer: int
+    """Of the backbone, absolute."""
+    spatial: Float[np.ndarray, "T h w"]
+    """Of the frozen layer."""
+    temporal: Float[np.ndarray, "F h w"]
+    """Of the temporal encoder, of F = gamma*T frames; frame gamma*t is frame t of the clip."""
+    correlation: MotionCorrelation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Magnitudes:
+    """How large the features of a temporal encoder and of the backbone are, beside the motion in the pixels."""
+
+    layers: tuple[LayerMagnitude, ...]
+    pixels: UInt8[np.ndarray, "F S S 3"]
+    pixel_index: tuple[int, ...]
+    """Which frames of the video these are."""
+    motion: Float[np.ndarray, "changes h w"]
+    """Mean |x_t - x_(t-1)| of the pixels of a patch, of values from 0 to 1, for t = 1, 2, ..."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Explanation:
     """What was found out about one video."""
 
@@ -79,11 +127,26 @@ class Explanation:
     frame_index: tuple[int, ...]
     """Which frames of the video these are."""
     tiling: Tiling
-    layers: tuple[LayerAttention, ...]
-    cross_frame: CrossFrame | None
-    """None of a clip of one frame."""
+    found: Attention | Magnitudes
     notes: tuple[str, ...]
     """What a reader has to know: other versions, other features than the stored ones, damage."""
+
+    @property
+    def title(self) -> list[str]:
+        """Lines above every sheet of pictures."""
+        predicted = ", ".join(f"{name} {percent(p)}" for name, p in self.predictions)
+        truth = f"Ground truth: {self.truth}" if self.truth else "Ground truth: not known"
+        return [self.video_id, truth, f"Prediction: {predicted}"]
+
+    @property
+    def headers(self) -> list[str]:
+        """Which frame each one of the clip is."""
+        return frame_headers(self.frame_index)
+
+
+def frame_headers(frame_index: Sequence[int]) -> list[str]:
+    """Words over frames of a clip, of which these are the numbers in the video."""
+    return [f"{t}  (video frame {number})" for t, number in enumerate(frame_index)]
 
 
 def parse_layer(word: str) -> int | str:

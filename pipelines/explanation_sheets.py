@@ -1,36 +1,47 @@
 """An explanation as pictures for people and as numbers for programs."""
 
 import json
-import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
 from vcache.pipelines import console
-from vcache.pipelines.explanation import CrossFrame, Explanation, LayerAttention
-from vcache.pipelines.pictures import Row, Scale, enlarged, marked, overlay, percent, sheet
+from vcache.pipelines.attention_sheets import attention_lines, attention_numbers, attention_pictures
+from vcache.pipelines.explanation import Attention, Explanation, Magnitudes
+from vcache.pipelines.magnitude_sheets import magnitude_lines, magnitude_numbers, magnitude_pictures
+from vcache.pipelines.pictures import percent
 
-COLUMNS = 8
-"""Frames beside each other; longer clips go on below."""
-_SMALLEST, _SMALLEST_OF_THREE = 160, 224
-"""Pixels that a frame is at least drawn with: it is enlarged by a whole number."""
+
+@dataclass(frozen=True)
+class _Sheets:
+    """How one kind of findings is told."""
+
+    pictures: Callable[[Explanation, Any], dict[str, Image.Image]]
+    """By their names: "cross_frame" is written as cross-frame.png."""
+    numbers: Callable[[Explanation, Any], dict[str, Any]]
+    """In types that JSON has."""
+    lines: Callable[[dict[str, Any]], list[str]]
+    """What a person reads of these numbers."""
+
+
+_SHEETS: dict[type, _Sheets] = {
+    Attention: _Sheets(attention_pictures, attention_numbers, attention_lines),
+    Magnitudes: _Sheets(magnitude_pictures, magnitude_numbers, magnitude_lines),
+}
 
 
 def write_explanation(explanation: Explanation, out: Path | None = None) -> dict[str, Any]:
-    """Write attention.png, cross-frame.png and explain.json; returns what is in explain.json.
+    """Write the pictures and explain.json; returns what is in explain.json.
 
     `out` is a folder, RUN/explain/VIDEO-ID if it is not named; earlier pictures in it are written over.
     """
     folder = out or explanation.run / "explain" / folder_name(explanation.video_id)
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {"attention": attention_sheet(explanation)}
-    if explanation.cross_frame:
-        pictures["cross_frame"] = cross_frame_sheet(explanation, explanation.cross_frame)
+    pictures = _SHEETS[type(explanation.found)].pictures(explanation, explanation.found)
     paths = {name: folder / f"{name.replace('_', '-')}.png" for name in pictures}
     for name, picture in pictures.items():
         picture.save(paths[name])
@@ -39,17 +50,13 @@ def write_explanation(explanation: Explanation, out: Path | None = None) -> dict
     return described
 
 
-def print_explanation(described: dict[str, Any]) -> None:
+def print_explanation(explanation: Explanation, described: dict[str, Any]) -> None:
     """What a person reads of explain.json."""
     predicted = ", ".join(f"{one['class']} {percent(one['probability'])}" for one in described["predictions"])
     truth = f"  (ground truth {described['truth']})" if described["truth"] else ""
+    found = _SHEETS[type(explanation.found)].lines(described)
     lines = [f"{described['video_id']}: {predicted}{truth}"]
-    for layer in described["layers"]:
-        frame, (row, column) = layer["most_attended"]["frame"], layer["most_attended"]["patch"]
-        shares = " ".join(percent(share) for share in layer["frame_share"])
-        most = f"most at frame {frame}, patch {row},{column}: {percent(layer['most_attended']['weight'])}"
-        lines.append(f"  layer {layer['layer']}: share of each frame {shares}; {most}")
-    lines += [f"  {path}" for path in described["pictures"].values()]
+    lines += [f"  {line}" for line in (*found, *described["pictures"].values())]
     for line in lines:
         console.out.print(line, markup=False, highlight=False, soft_wrap=True)
     for note in described["notes"]:
@@ -61,51 +68,8 @@ def folder_name(video_id: str) -> str:
     return re.sub(r"[^\w.-]", "_", video_id).strip(".") or "_"
 
 
-def attention_sheet(explanation: Explanation) -> Image.Image:
-    """The frames, CLIP's CLS over the patches of each, and the head's query over all of them (figure 4 of the paper).
-
-    A row has one scale, whatever the frame. What lies on CLS is no part of a map, and told below it.
-    """
-    factor = _factor(explanation, _SMALLEST)
-    frames = [enlarged(image, factor) for image in explanation.images]
-    blocks = list(_blocks(len(frames)))
-    rows: list[Row] = []
-    for block in blocks:
-        rows.append(Row(words=["frames"], pictures=frames[block], captions=_headers(explanation)[block]))
-        for one in explanation.layers:
-            rows += [_cls_row(explanation, one, block, factor), _query_row(explanation, one, block, factor)]
-    return sheet(_title(explanation), [""] * min(COLUMNS, len(frames)), rows)
-
-
-def cross_frame_sheet(explanation: Explanation, cross: CrossFrame) -> Image.Image:
-    """The marked patch, and its attention over the frame before and the frame after on one scale (figure 6)."""
-    factor, image_of = _factor(explanation, _SMALLEST_OF_THREE), explanation.images
-    box = explanation.tiling.box(*cross.patch, factor)
-    sides = {cross.frame - 1: cross.previous, cross.frame: None, cross.frame + 1: cross.next}
-    shown = {t: weights for t, weights in sides.items() if t == cross.frame or weights is not None}
-    largest = max(float(weights.max()) for weights in shown.values() if weights is not None)
-    plain = [marked(enlarged(image_of[t], factor), box, width=2) for t in shown]
-    maps = [_cross_map(explanation, t, weights, largest, factor) for t, weights in shown.items()]
-    captions = [_cross_caption(cross, weights) for weights in shown.values()]
-    words_of = {cross.frame - 1: "before:  ", cross.frame + 1: "after:  "}
-    headers = [f"{words_of.get(t, '')}{_headers(explanation)[t]}" for t in shown]
-    scale = Scale(largest=largest, even=1 / math.prod(explanation.tiling.grid))
-    words = ["its attention", f"in layer {cross.layer}", "", "below: the patch", "that gets most"]
-    row, column = cross.patch
-    title = [
-        f"{explanation.video_id}: where patch {row},{column} of frame {cross.frame} looks in the frames beside it",
-        *_title(explanation)[1:],
-    ]
-    rows = [
-        Row(words=["frames", "red: the patch", "and its place"], pictures=plain),
-        Row(words=words, pictures=maps, captions=captions, scale=scale),
-    ]
-    return sheet(title, headers, rows)
-
-
 def describe(explanation: Explanation) -> dict[str, Any]:
     """The numbers of an explanation, in types that JSON has."""
-    cross = explanation.cross_frame
     return {
         "run": str(explanation.run),
         "video_id": explanation.video_id,
@@ -115,111 +79,6 @@ def describe(explanation: Explanation) -> dict[str, Any]:
         "predictions": [{"class": name, "probability": p} for name, p in explanation.predictions],
         "frame_index": list(explanation.frame_index),
         "grid": list(explanation.tiling.grid),
-        "layers": [_describe_layer(one, explanation.tiling.grid) for one in explanation.layers],
-        "cross_frame": cross and _describe_cross_frame(cross),
+        **_SHEETS[type(explanation.found)].numbers(explanation, explanation.found),
         "notes": list(explanation.notes),
     }
-
-
-def _describe_layer(one: LayerAttention, grid: tuple[int, int]) -> dict[str, Any]:
-    frame, patch = one.most_attended
-    return {
-        "decoder_layer": one.number,
-        "layer": one.layer,
-        "frame_share": one.query.sum(axis=1).tolist(),
-        "cls_share": one.query[:, 0].tolist(),
-        "most_attended": {
-            "frame": frame,
-            "patch": list(divmod(patch, grid[1])),
-            "weight": float(one.query[frame, 1 + patch]),
-        },
-        "clip_cls_to_itself": one.cls[:, 0].tolist(),
-    }
-
-
-def _describe_cross_frame(cross: CrossFrame) -> dict[str, Any]:
-    described: dict[str, Any] = {"layer": cross.layer, "frame": cross.frame, "patch": list(cross.patch)}
-    for side, weights in (("previous", cross.previous), ("next", cross.next)):
-        described[side] = None
-        if weights is not None:
-            row, column = (int(i) for i in np.unravel_index(weights.argmax(), weights.shape))
-            described[side] = {"most_attended": [row, column], "weight": float(weights[row, column])}
-    return described
-
-
-def _title(explanation: Explanation) -> list[str]:
-    predicted = ", ".join(f"{name} {percent(p)}" for name, p in explanation.predictions)
-    truth = f"Ground truth: {explanation.truth}" if explanation.truth else "Ground truth: not known"
-    return [explanation.video_id, truth, f"Prediction: {predicted}"]
-
-
-def _headers(explanation: Explanation) -> list[str]:
-    return [f"{t}  (video frame {number})" for t, number in enumerate(explanation.frame_index)]
-
-
-def _cls_row(explanation: Explanation, one: LayerAttention, block: slice, factor: int) -> Row:
-    words = ["CLIP [CLS]", f"in layer {one.layer}", "", "below: what it", "gives to itself"]
-    captions = [f"itself {percent(float(w))}" for w in one.cls[block, 0]]
-    return _map_row(explanation, words, one.cls, block, captions, 1 / one.cls.shape[1], factor)
-
-
-def _query_row(explanation: Explanation, one: LayerAttention, block: slice, factor: int) -> Row:
-    words = [
-        f"{explanation.head} query",
-        f"on layer {one.layer}",
-        f"(decoder {one.number})",
-        "",
-        "below: share of",
-        "the frame, of it",
-        "on its CLS",
-    ]
-    shares = one.query.sum(axis=1)
-    captions = [
-        f"{percent(float(share))} (CLS {percent(float(cls))})"
-        for share, cls in zip(shares[block], one.query[block, 0], strict=True)
-    ]
-    return _map_row(explanation, words, one.query, block, captions, 1 / one.query.size, factor)
-
-
-def _map_row(
-    explanation: Explanation,
-    words: list[str],
-    weights: np.ndarray,
-    block: slice,
-    captions: list[str],
-    even: float,
-    factor: int,
-) -> Row:
-    """`weights` (T, N) of all frames, which have one scale."""
-    maps = weights[:, 1:].reshape(-1, *explanation.tiling.grid)
-    largest = float(maps.max())
-    pictures = [
-        overlay(image, patches, largest, explanation.tiling, factor)
-        for image, patches in zip(explanation.images[block], maps[block], strict=True)
-    ]
-    return Row(words=words, pictures=pictures, captions=captions, scale=Scale(largest=largest, even=even))
-
-
-def _cross_map(
-    explanation: Explanation, t: int, weights: np.ndarray | None, largest: float, factor: int
-) -> UInt8[np.ndarray, "H W 3"]:
-    """The overlay of a neighbour; the patch's own frame is dimmed as they are."""
-    nothing = np.zeros(explanation.tiling.grid, dtype=np.float32)
-    image = explanation.images[t]
-    return overlay(image, nothing if weights is None else weights, largest, explanation.tiling, factor)
-
-
-def _cross_caption(cross: CrossFrame, weights: np.ndarray | None) -> str:
-    if weights is None:
-        return ""
-    row, column = np.unravel_index(weights.argmax(), weights.shape)
-    return f"{row},{column}:  {percent(float(weights.max()))}"
-
-
-def _blocks(num_frames: int) -> Iterator[slice]:
-    for start in range(0, num_frames, COLUMNS):
-        yield slice(start, min(start + COLUMNS, num_frames))
-
-
-def _factor(explanation: Explanation, smallest: int) -> int:
-    return max(1, math.ceil(smallest / explanation.images.shape[1]))

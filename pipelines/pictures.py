@@ -1,9 +1,11 @@
 """Heat maps over frames: a colour scale, overlays, marked patches and sheets of labelled pictures. Pillow alone.
 
-A map is drawn from 0 to a stated largest value, never stretched: an even map is evenly bright.
+A map of weights is drawn from 0 to a stated largest value, never stretched: an even map is evenly bright. Values that are never
+near 0 are drawn over a stated range.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +20,19 @@ _MAGMA = np.array(
     ],
     dtype=np.float64,
 )  # fmt: skip
+# The 11 classes of RdBu (ColorBrewer, Apache licence) the other way round: blue, white, red; told apart by the colour-blind, too.
+_BLUE_RED = np.array(
+    [
+        (5, 48, 97), (33, 102, 172), (67, 147, 195), (146, 197, 222), (209, 229, 240), (247, 247, 247),
+        (253, 219, 199), (244, 165, 130), (214, 96, 77), (178, 24, 43), (103, 0, 31),
+    ],
+    dtype=np.float64,
+)  # fmt: skip
 _FRAME_SHARE = 0.35
 """Of the frame, in grey, in an overlay; the rest is the colour of the map."""
+
+COLUMNS = 8
+"""Frames beside each other; longer clips go on below."""
 
 BACKGROUND, INK, MARK = (255, 255, 255), (20, 20, 20), (255, 40, 40)
 TEXT, TITLE = 14, 18
@@ -41,10 +54,49 @@ class Tiling:
         return column * width, row * height, (column + 1) * width, (row + 1) * height
 
 
-def colours(values: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape 3"]:
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """Colours from `low` to `high`; values beyond have the colour of that end."""
+
+    low: float
+    high: float
+    from_zero: bool = False
+    """From black, as weights are; else small is blue, large is red, and the mean of both ends white."""
+
+    @classmethod
+    def of(cls, values: Float[np.ndarray, "*shape"], *, beyond: float = 0.01) -> "Range":
+        """With this share of the values beyond each end: a few outliers do not take the colours from the others."""
+        low, high = np.quantile(values, [beyond, 1 - beyond])
+        return cls(low=float(low), high=float(high))
+
+    def places(self, values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+        """0 at the low end, 1 at the high one; all 0.5 where both are the same."""
+        if self.high <= self.low:
+            return np.full(values.shape, 0.5)
+        return (values - self.low) / (self.high - self.low)
+
+    @property
+    def palette(self) -> Float[np.ndarray, "n 3"]:
+        return _MAGMA if self.from_zero else _BLUE_RED
+
+
+def blocks(num_frames: int) -> Iterator[slice]:
+    """The frames of each line of a sheet."""
+    for start in range(0, num_frames, COLUMNS):
+        yield slice(start, min(start + COLUMNS, num_frames))
+
+
+def enlargement(side: int, smallest: int) -> int:
+    """The whole number by which a picture is at least so many pixels high."""
+    return max(1, math.ceil(smallest / side))
+
+
+def colours(
+    values: Float[np.ndarray, "*shape"], palette: Float[np.ndarray, "n 3"] = _MAGMA
+) -> UInt8[np.ndarray, "*shape 3"]:
     """The colour of each value of 0 to 1; values beyond are taken for the ends."""
-    places = np.linspace(0, 1, len(_MAGMA))
-    channels = [np.interp(values, places, _MAGMA[:, channel]) for channel in range(3)]
+    places = np.linspace(0, 1, len(palette))
+    channels = [np.interp(values, places, palette[:, channel]) for channel in range(3)]
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
@@ -57,12 +109,33 @@ def overlay(
     frame: UInt8[np.ndarray, "S S 3"], weights: Float[np.ndarray, "h w"], largest: float, tiling: Tiling, factor: int
 ) -> UInt8[np.ndarray, "fS fS 3"]:
     """The weights of the patches, bilinear between their centres, over the dimmed frame; `largest` has the last colour."""
+    return _tinted(frame, weights / max(largest, 1e-12), tiling, factor, _MAGMA, nothing=0.0)
+
+
+def ranged_overlay(
+    frame: UInt8[np.ndarray, "S S 3"], values: Float[np.ndarray, "h w"], scale: Range, tiling: Tiling, factor: int
+) -> UInt8[np.ndarray, "fS fS 3"]:
+    """The same of values that are drawn from one end of a range to the other."""
+    nothing = 0.0 if scale.from_zero else 0.5
+    return _tinted(frame, scale.places(values), tiling, factor, scale.palette, nothing=nothing)
+
+
+def _tinted(
+    frame: UInt8[np.ndarray, "S S 3"],
+    places: Float[np.ndarray, "h w"],
+    tiling: Tiling,
+    factor: int,
+    palette: Float[np.ndarray, "n 3"],
+    *,
+    nothing: float,
+) -> UInt8[np.ndarray, "fS fS 3"]:
+    """`places` of the patches in the palette; `nothing` is that of a border that no patch covers."""
     grey = enlarged(frame, factor).mean(axis=-1, keepdims=True)
-    heat = np.zeros(grey.shape[:2], dtype=np.float32)
+    heat = np.full(grey.shape[:2], nothing, dtype=np.float32)
     height, width = (n * size * factor for n, size in zip(tiling.grid, tiling.patch, strict=True))
-    scaled = Image.fromarray((weights / max(largest, 1e-12)).astype(np.float32))
+    scaled = Image.fromarray(places.clip(0, 1).astype(np.float32))
     heat[:height, :width] = np.asarray(scaled.resize((width, height), Image.Resampling.BILINEAR))
-    return (_FRAME_SHARE * grey + (1 - _FRAME_SHARE) * colours(heat)).round().astype(np.uint8)
+    return (_FRAME_SHARE * grey + (1 - _FRAME_SHARE) * colours(heat, palette)).round().astype(np.uint8)
 
 
 def marked(
@@ -92,9 +165,10 @@ class Row:
 
     words: Sequence[str]
     """Lines; of one too long the end is cut off."""
-    pictures: Sequence[UInt8[np.ndarray, "H W 3"]]
+    pictures: Sequence[UInt8[np.ndarray, "H W 3"] | None]
+    """None leaves the place empty."""
     captions: Sequence[str] = ()
-    scale: Scale | None = None
+    scale: Scale | Range | None = None
 
 
 _MARGIN, _GAP, _LABEL, _BAR = 12, 6, 120, 96
@@ -103,7 +177,7 @@ _MARGIN, _GAP, _LABEL, _BAR = 12, 6, 120, 96
 
 def sheet(title: Sequence[str], header: Sequence[str], rows: Sequence[Row]) -> Image.Image:
     """All rows below each other, under a title and the words above each column. Pictures of one sheet have one size."""
-    tall, wide = rows[0].pictures[0].shape[:2]
+    tall, wide = next(picture for row in rows for picture in row.pictures if picture is not None).shape[:2]
     width = 2 * _MARGIN + _LABEL + len(header) * (wide + _GAP) + _BAR
     lines = [line for text in title for line in wrapped(text, TITLE, width - 2 * _MARGIN)]
     top = _MARGIN + len(lines) * (TITLE + 8) + _GAP
@@ -160,19 +234,21 @@ def _draw_row(image: Image.Image, row: Row, top: int, tall: int, wide: int) -> N
     for number, line in enumerate(row.words):
         _write(image, (_MARGIN, top + number * (TEXT + 5)), cut(line, TEXT, _LABEL - _GAP))
     for column, picture in enumerate(row.pictures):
-        image.paste(Image.fromarray(picture), (_left(column, wide), top))
+        if picture is not None:
+            image.paste(Image.fromarray(picture), (_left(column, wide), top))
     for column, caption in enumerate(row.captions):
         _write(image, (_left(column, wide), top + tall + 2), cut(caption, TEXT, wide))
-    if row.scale:
-        _draw_scale(image, row.scale, (_left(len(row.pictures), wide), top), tall)
+    corner = (_left(len(row.pictures), wide), top)
+    if isinstance(row.scale, Scale):
+        _draw_scale(image, row.scale, corner, tall)
+    elif row.scale:
+        _draw_range(image, row.scale, corner, tall)
 
 
 def _draw_scale(image: Image.Image, scale: Scale, corner: tuple[int, int], tall: int) -> None:
     """A bar from 0 at the bottom to the largest value, dimmed as the overlays are, and a line at the even value."""
     left, top = corner
-    column = np.linspace(1, 0, tall)[:, None].repeat(14, axis=1)
-    bar = (_FRAME_SHARE * 128 + (1 - _FRAME_SHARE) * colours(column)).round().astype(np.uint8)
-    image.paste(Image.fromarray(bar), (left, top))
+    _paste_bar(image, corner, tall, _MAGMA)
     even = tall * (1 - scale.even / scale.largest) if scale.largest > scale.even else 0.0
     ticks = {0.0: percent(scale.largest), float(tall - TEXT - 2): "0"}
     for y, words in ticks.items():
@@ -181,6 +257,21 @@ def _draw_scale(image: Image.Image, scale: Scale, corner: tuple[int, int], tall:
     ImageDraw.Draw(image).line((left - 2, y, left + 17, y), fill=INK, width=2)
     below = min(max(y - TEXT // 2, top + TEXT + 4), top + tall - 2 * TEXT - 8)
     _write(image, (left + 20, below), f"even {percent(scale.even)}")
+
+
+def _draw_range(image: Image.Image, scale: Range, corner: tuple[int, int], tall: int) -> None:
+    """A bar with its ends, which stand for what lies beyond them too, and what is between them."""
+    left, top = corner
+    _paste_bar(image, corner, tall, scale.palette)
+    ticks = {0: scale.high, (tall - TEXT) // 2: (scale.low + scale.high) / 2, tall - TEXT - 2: scale.low}
+    for y, value in ticks.items():
+        _write(image, (left + 20, top + y), f"{value:.3g}")
+
+
+def _paste_bar(image: Image.Image, corner: tuple[int, int], tall: int, palette: Float[np.ndarray, "n 3"]) -> None:
+    column = np.linspace(1, 0, tall)[:, None].repeat(14, axis=1)
+    bar = (_FRAME_SHARE * 128 + (1 - _FRAME_SHARE) * colours(column, palette)).round().astype(np.uint8)
+    image.paste(Image.fromarray(bar), corner)
 
 
 def _left(column: int, wide: int) -> int:

@@ -5,14 +5,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from vcache.extract.video import DecodedVideo, DecodeRequest
 from vcache.pipelines import decoding
 from vcache.pipelines.cli import main
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.request import ExtractionConfig
+from vcache.pipelines.training.config import TrainingConfig
+from vcache.pipelines.training.train_head import train_head
 from vcache.pipelines.writing import RowBatch, ShardWriting
+from vcache.store.constants import Constant, write_constants
+from vcache.store.reader import FeatureStore
 
 
 class DecodesHere:
@@ -126,3 +132,27 @@ def vcache(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         return int(str(status)), captured.out, captured.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def pixel_store(tiny_extraction: Callable[..., ExtractionConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All 3 layers, two pixel frames for each frame, and text embeddings drawn at random; read only."""
+    path = tmp_path_factory.mktemp("store") / "pixels.zarr"
+    run_extraction(tiny_extraction(store=path, layers="0:", pixels=10))
+    with FeatureStore.open(path) as store:
+        drawn = np.random.default_rng(3).standard_normal((3, 1, 20), dtype=np.float32)
+        text = {"text/label": Constant(("class", "template", "channel"), drawn)}
+        text["text/logit_scale"] = Constant(("scale",), np.array([2.5], dtype=np.float32))
+        write_constants(store, {name: value for name, value in text.items() if name not in store.manifest.constants})
+    return path
+
+
+@pytest.fixture(scope="session")
+def dist_run(pixel_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small DiST after two steps; read only."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("runs") / "dist"
+    sizes = {"integration_dim": 64, "temporal_dim": 6, "adaptive_pooling_layers": 1}
+    short = {"epochs": 1, "batch_size": 6, "warmup_epochs": 0.0, "lr": 0.01, "mixup": 0.0, "cutmix": 0.0}
+    train_head(TrainingConfig(head="dist", store=pixel_store, out=out, device="cpu", settings={**sizes, **short}))
+    return out

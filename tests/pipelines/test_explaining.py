@@ -15,7 +15,8 @@ from torch import nn
 from vcache.extract.backbone import load_backbone
 from vcache.extract.preprocess import from_open_clip_config
 from vcache.pipelines.evaluation.predicting import predict_logits
-from vcache.pipelines.explaining import cls_attention, explain
+from vcache.pipelines.explaining import explain
+from vcache.pipelines.explaining_attention import cls_attention
 from vcache.pipelines.explanation import ExplainError, Explanation, Question
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.finding import UnknownVideo
@@ -102,8 +103,8 @@ def test_the_cls_attention_is_that_of_torchs_own_attention_in_the_block(
     preprocessing = from_open_clip_config(backbone.preprocess_config)
     images = preprocessing.normalise(torch.from_numpy(explanation.images).permute(0, 3, 1, 2).contiguous())
     taps = backbone(images, inputs=[1, 2])
-    assert [one.layer for one in explanation.layers] == [1, 2]
-    for one in explanation.layers:
+    assert [one.layer for one in explanation.found.layers] == [1, 2]
+    for one in explanation.found.layers:
         block = backbone.visual.transformer.resblocks[one.layer]
         with torch.no_grad():
             x = block.ln_1(taps.inputs[one.layer])
@@ -119,7 +120,7 @@ def test_the_querys_weights_are_the_heads_and_sum_to_1_over_all_frames(
     with FeatureStore.open(float32_store) as store:
         (batch,) = batches(store, head, batch_size=6)
         attention, row = head.attention(batch.features()), row_of(store, VIDEO)
-    for one, (_, weights) in zip(explanation.layers, attention, strict=True):
+    for one, (_, weights) in zip(explanation.found.layers, attention, strict=True):
         np.testing.assert_allclose(one.query, weights[row].mean(dim=0).numpy(), atol=1e-6)
         assert one.query.shape == (T, 1 + P) and one.query.sum() == pytest.approx(1, abs=1e-5)
 
@@ -127,7 +128,7 @@ def test_the_querys_weights_are_the_heads_and_sum_to_1_over_all_frames(
 def test_cross_frame_maps_are_the_softmax_of_the_patchs_query_over_both_neighbours(
     run: Path, float32_store: Path
 ) -> None:
-    shown = explain(run, Question(video=VIDEO, frame=2, patch=(1, 3), layer=1), device="cpu").cross_frame
+    shown = explain(run, Question(video=VIDEO, frame=2, patch=(1, 3), layer=1), device="cpu").found.cross_frame
     with FeatureStore.open(float32_store) as store:
         q, k = (store.read("val", f"{kind}/1", [row_of(store, VIDEO)])[0] for kind in "qk")  # (T, H, N, d)
     assert shown and (shown.layer, shown.frame, shown.patch) == (1, 2, (1, 3))
@@ -138,14 +139,14 @@ def test_cross_frame_maps_are_the_softmax_of_the_patchs_query_over_both_neighbou
 
 
 def test_the_patch_is_the_most_attended_one_unless_it_is_named(run: Path, explanation: Explanation) -> None:
-    query = explanation.layers[-1].query[:, 1:]
+    query = explanation.found.layers[-1].query[:, 1:]
     frame, patch = np.unravel_index(query.argmax(), query.shape)
-    cross = explanation.cross_frame
+    cross = explanation.found.cross_frame
     assert cross and (cross.frame, cross.patch) == (frame, divmod(int(patch), 4))
-    first = explain(run, Question(video=VIDEO, frame=0), device="cpu").cross_frame
+    first = explain(run, Question(video=VIDEO, frame=0), device="cpu").found.cross_frame
     assert first and (first.frame, first.patch) == (0, divmod(int(query[0].argmax()), 4))
     assert first.previous is None and first.next is not None
-    placed = explain(run, Question(video=VIDEO, patch=(3, 1)), device="cpu").cross_frame
+    placed = explain(run, Question(video=VIDEO, patch=(3, 1)), device="cpu").found.cross_frame
     assert placed and (placed.frame, placed.patch) == (int(query[:, 13].argmax()), (3, 1))
 
 
@@ -160,7 +161,7 @@ def test_a_video_is_named_by_id_row_path_or_file(
     ):
         other = explain(run, question, device="cpu")
         assert np.array_equal(other.images, explanation.images)
-        assert np.array_equal(other.layers[-1].query, explanation.layers[-1].query)
+        assert np.array_equal(other.found.layers[-1].query, explanation.found.layers[-1].query)
         listed = question.video != str(copy)
         assert (other.truth, other.row) == ((explanation.truth, explanation.row) if listed else (None, None))
 
@@ -168,8 +169,8 @@ def test_a_video_is_named_by_id_row_path_or_file(
 def test_layers_are_chosen_by_the_backbones_numbers(run: Path, explanation: Explanation) -> None:
     for asked, expected in ((None, [2]), (-1, [2]), (1, [1])):
         shown = explain(run, Question(video=VIDEO, layer=asked), device="cpu")
-        assert [one.layer for one in shown.layers] == expected
-        assert np.array_equal(shown.layers[0].query, explanation.layers[expected[0] - 1].query)
+        assert [one.layer for one in shown.found.layers] == expected
+        assert np.array_equal(shown.found.layers[0].query, explanation.found.layers[expected[0] - 1].query)
 
 
 def test_another_video_under_the_name_is_told_and_drawn(run: Path, video_folder: Path, tmp_path: Path) -> None:
@@ -190,8 +191,8 @@ def test_every_kind_of_store_is_recomputed_to_its_precision(
     run_extraction(extraction)
     assert isinstance(extraction.store, Path)
     shown = explain(train(extraction.store, tmp_path / "run", **settings), Question(row=0), device="cpu")
-    assert shown.notes == () and shown.cross_frame is not None
-    assert shown.layers[0].query.sum() == pytest.approx(1, abs=1e-4)
+    assert shown.notes == () and shown.found.cross_frame is not None
+    assert shown.found.layers[0].query.sum() == pytest.approx(1, abs=1e-4)
 
 
 def test_an_imported_head_speaks_of_its_own_classes_in_their_order(
@@ -230,7 +231,7 @@ def test_other_versions_are_told_and_other_weights_refused(run: Path, monkeypatc
         (Question(video="val/jump/j7.mp4"), UnknownVideo, r"neither a video of tiny.zarr nor a file. .* id is 'val/jump/j1"),
         (Question(row=99), UnknownVideo, r"row 99: split 'val' of tiny.zarr has the rows 0 to 5"),
         (Question(), UnknownVideo, r"one of VIDEO and --row"),
-        (Question(video=VIDEO, layer=0), ExplainError, r"--layer 0: the decoder reads the layers 1, 2"),
+        (Question(video=VIDEO, layer=0), ExplainError, r"--layer 0: the head reads the layers 1, 2"),
         (Question(video=VIDEO, frame=5), ExplainError, r"--frame 5: the clip has the frames 0 to 4"),
         (Question(video=VIDEO, patch=(0, 4)), ExplainError, r"--patch 0,4: a frame has the rows 0 to 3 and columns 0 to 3"),
     ],

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vcache.pipelines.explanation import CrossFrame, Explanation, LayerAttention
-from vcache.pipelines.explanation_sheets import attention_sheet, cross_frame_sheet, folder_name, write_explanation
+from vcache.pipelines.attention_sheets import attention_sheet, cross_frame_sheet
+from vcache.pipelines.explanation import Attention, CrossFrame, Explanation, LayerAttention
+from vcache.pipelines.explanation_sheets import folder_name, write_explanation
 from vcache.pipelines.pictures import Tiling
 
 T, GRID, SIZE = 11, (1, 6), 48
@@ -36,8 +37,10 @@ def explanation(tmp_path: Path) -> Explanation:
         images=images,
         frame_index=tuple(range(3, 3 + 2 * T, 2)),
         tiling=Tiling(grid=GRID, patch=(48, 8)),
-        layers=(LayerAttention(number=2, layer=7, query=query, cls=np.full((T, 1 + P), 1 / (1 + P))),),
-        cross_frame=CrossFrame(layer=7, frame=10, patch=(0, 4), previous=before, next=None),
+        found=Attention(
+            layers=(LayerAttention(number=2, layer=7, query=query, cls=np.full((T, 1 + P), 1 / (1 + P))),),
+            cross_frame=CrossFrame(layer=7, frame=10, patch=(0, 4), previous=before, next=None),
+        ),
         notes=(),
     )
 
@@ -47,7 +50,7 @@ def places(image: np.ndarray, colour: np.ndarray) -> np.ndarray:
 
 
 def test_frames_are_in_order_eight_beside_each_other_and_the_rest_below(explanation: Explanation) -> None:
-    sheet = np.asarray(attention_sheet(explanation))
+    sheet = np.asarray(attention_sheet(explanation, explanation.found))
     found = [places(sheet, image[0, 0]) for image in explanation.images]
     assert {len(where) for where in found} == {192 * 192}  # 48 pixels, four times
     corners = [tuple(where[0]) for where in found]
@@ -57,7 +60,7 @@ def test_frames_are_in_order_eight_beside_each_other_and_the_rest_below(explanat
 
 
 def test_the_query_lights_up_the_patch_it_looks_at_and_no_other(explanation: Explanation) -> None:
-    sheet = np.asarray(attention_sheet(explanation)).astype(int)
+    sheet = np.asarray(attention_sheet(explanation, explanation.found)).astype(int)
     top, left = places(sheet, explanation.images[9][0, 0])[0]
     # Below the frame are its number, the map of CLS and what it gives itself, and then the map of the query.
     rows = [y for y in range(top + 2 * 192, len(sheet)) if (sheet[y, left : left + 192].sum(axis=-1) < 600).all()]
@@ -68,8 +71,8 @@ def test_the_query_lights_up_the_patch_it_looks_at_and_no_other(explanation: Exp
 
 
 def test_a_patch_of_the_last_frame_has_a_sheet_of_two_frames(explanation: Explanation) -> None:
-    assert explanation.cross_frame
-    sheet = np.asarray(cross_frame_sheet(explanation, explanation.cross_frame))
+    assert explanation.found.cross_frame
+    sheet = np.asarray(cross_frame_sheet(explanation, explanation.found.cross_frame))
     assert len(places(sheet, explanation.images[9][0, 0])) and len(places(sheet, explanation.images[10][0, 0]))
     assert not len(places(sheet, explanation.images[8][0, 0]))
     assert len(places(sheet, np.array((255, 40, 40))))  # the mark

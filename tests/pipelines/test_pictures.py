@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vcache.pipelines.pictures import (
+    Range,
     Row,
     Scale,
     Tiling,
@@ -14,6 +15,7 @@ from vcache.pipelines.pictures import (
     marked,
     overlay,
     percent,
+    ranged_overlay,
     sheet,
     text_width,
     wrapped,
@@ -127,3 +129,32 @@ def test_what_is_too_long_ends_in_dots() -> None:
 )
 def test_weights_are_told_in_two_digits(value: float, words: str) -> None:
     assert percent(value) == words
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_a_range_leaves_outliers_beyond_its_ends(data: st.DataObject) -> None:
+    values = np.random.default_rng(data.draw(st.integers(0, 99))).uniform(3, 5, 400)
+    outliers = data.draw(st.lists(st.floats(50, 1e6), max_size=3))
+    scale = Range.of(np.concatenate([values, outliers]))
+    assert 3 < scale.low < 3.2 and 4.8 < scale.high <= 5
+    places = scale.places(np.array([scale.low, (scale.low + scale.high) / 2, scale.high]))
+    np.testing.assert_allclose(places, [0, 0.5, 1], atol=1e-6)
+
+
+def test_small_is_blue_large_is_red_and_what_is_the_same_everywhere_is_white() -> None:
+    frame, tiling = np.zeros((8, 8, 3), dtype=np.uint8), Tiling(grid=(1, 2), patch=(8, 3))
+    got = ranged_overlay(frame, np.array([[3.0, 9.0]]), Range(low=4.0, high=8.0), tiling, 1).astype(int)
+    assert got[4, 0, 2] - got[4, 0, 0] > 40 and got[4, 5, 0] - got[4, 5, 2] > 40
+    assert np.ptp(got[:, 6:], axis=-1).max() < 5 < got[:, 6:].min()  # a border without patches
+    even = ranged_overlay(frame, np.full((1, 2), 7.0), Range.of(np.full(4, 7.0)), tiling, 1)
+    assert np.ptp(even.astype(int), axis=-1).max() < 5
+
+
+def test_a_place_without_a_picture_stays_empty() -> None:
+    rows = [Row(words=["one"], pictures=[None, solid((250, 1, 2))], scale=Range(low=1.0, high=2.0))]
+    image = np.asarray(sheet(["A title"], ["", ""], rows))
+    where = np.argwhere((image == (250, 1, 2)).all(axis=-1))
+    assert len(where) == 30 * 44
+    top, left = where[0]
+    assert (image[top : top + 30, left - 50 : left - 6] == 255).all()
