@@ -32,6 +32,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "eval": cli_runs.evaluate,
         "ensemble": cli_runs.ensemble,
         "explain": cli_runs.explain,
+        "cka": cli_runs.cka,
     },
     "Stores": {
         "ls": cli_stores.list_stores,

@@ -1,4 +1,4 @@
-"""`vcache eval`, `ensemble` and `explain`: how good the heads of runs are, alone and together, and what one looks at."""
+"""`vcache eval`, `ensemble`, `explain` and `cka`: how good heads are, alone and together, and what they make of videos."""
 
 from pathlib import Path
 from typing import Annotated
@@ -216,3 +216,47 @@ def explain(
     explanation = ask(run, question, store=where, root=root, device=device)
     described = write_explanation(explanation, out)
     console.print_json(described) if as_json else print_explanation(explanation, described)
+
+
+def cka(
+    run: Annotated[Path, typer.Argument(help="A folder written by `vcache train-head` or `vcache import-head`.")],
+    store: Annotated[
+        str | None, typer.Argument(help="Where the run's store lies now. Default: where it was.", metavar="STORE")
+    ] = None,
+    videos: Annotated[int, typer.Option(min=1, help="So many videos, spread over the split.")] = 128,
+    split: Annotated[str | None, typer.Option(help="Default: the validation split.")] = None,
+    level: Annotated[
+        str,
+        typer.Option(
+            metavar="patch|frame|clip", help="An example is a patch, the mean of a frame's patches or of a clip's."
+        ),
+    ] = "patch",
+    out: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="The chart; the numbers go beside it. Default: RUN/cka.png.")
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """How similar a head's features are to CLIP's at each layer that it reads: linear CKA, 1 for the same but for a rotation.
+
+    Of a DiST its integrated and its temporal features, of an EVL its modulated ones, from the stored features of so many videos.
+    Few examples raise CKA whatever the features are, so they are patches unless asked otherwise.
+
+    [bold]Examples:[/bold]  vcache cka runs/dist-1  |  vcache cka runs/evl-1 STORE.zarr --videos 500 --out evl.png
+    """
+    from vcache.pipelines.clip_similarity import clip_similarity
+    from vcache.pipelines.similarity_chart import print_similarity, write_similarity
+
+    with console.stages() as on_stage:
+        on_stage("comparing")
+        found = clip_similarity(
+            run,
+            store=store_path(store) if store else None,
+            split=split,
+            videos=videos,
+            level=level,
+            device=device,
+            on_clips=lambda done, total: on_stage(f"comparing, {done} of {total} clips"),
+        )
+    described = write_similarity(found, out)
+    console.print_json(described) if as_json else print_similarity(described)

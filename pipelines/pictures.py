@@ -188,9 +188,9 @@ def sheet(title: Sequence[str], header: Sequence[str], rows: Sequence[Row]) -> I
         at += tall + _GAP + (TEXT + _GAP if row.captions else 0)
     image = Image.new("RGB", (width, at + _MARGIN - _GAP), BACKGROUND)
     for number, line in enumerate(lines):
-        _write(image, (_MARGIN, _MARGIN + number * (TITLE + 8)), line, TITLE)
+        write(image, (_MARGIN, _MARGIN + number * (TITLE + 8)), line, TITLE)
     for column, words in enumerate(header):
-        _write(image, (_left(column, wide), top), cut(words, TEXT, wide))
+        write(image, (_left(column, wide), top), cut(words, TEXT, wide))
     for row, at in zip(rows, tops, strict=True):
         _draw_row(image, row, at, tall, wide)
     return image
@@ -222,6 +222,13 @@ def text_width(text: str, size: int) -> int:
     return round(_font(size).getlength(text))
 
 
+def write(
+    image: Image.Image, place: tuple[int, int], text: str, size: int = TEXT, colour: tuple[int, int, int] = INK
+) -> None:
+    """One line of text, its corner at the place."""
+    ImageDraw.Draw(image).text(place, text, fill=colour, font=_font(size))
+
+
 def percent(value: float) -> str:
     """A weight for people, in two digits or so: "18%", "2.3%", "0.07%", "<0.01%"."""
     if 0 < value < 0.00005:
@@ -232,12 +239,12 @@ def percent(value: float) -> str:
 
 def _draw_row(image: Image.Image, row: Row, top: int, tall: int, wide: int) -> None:
     for number, line in enumerate(row.words):
-        _write(image, (_MARGIN, top + number * (TEXT + 5)), cut(line, TEXT, _LABEL - _GAP))
+        write(image, (_MARGIN, top + number * (TEXT + 5)), cut(line, TEXT, _LABEL - _GAP))
     for column, picture in enumerate(row.pictures):
         if picture is not None:
             image.paste(Image.fromarray(picture), (_left(column, wide), top))
     for column, caption in enumerate(row.captions):
-        _write(image, (_left(column, wide), top + tall + 2), cut(caption, TEXT, wide))
+        write(image, (_left(column, wide), top + tall + 2), cut(caption, TEXT, wide))
     corner = (_left(len(row.pictures), wide), top)
     if isinstance(row.scale, Scale):
         _draw_scale(image, row.scale, corner, tall)
@@ -252,11 +259,11 @@ def _draw_scale(image: Image.Image, scale: Scale, corner: tuple[int, int], tall:
     even = tall * (1 - scale.even / scale.largest) if scale.largest > scale.even else 0.0
     ticks = {0.0: percent(scale.largest), float(tall - TEXT - 2): "0"}
     for y, words in ticks.items():
-        _write(image, (left + 20, top + round(y)), words)
+        write(image, (left + 20, top + round(y)), words)
     y = top + round(min(even, tall - 1))
     ImageDraw.Draw(image).line((left - 2, y, left + 17, y), fill=INK, width=2)
     below = min(max(y - TEXT // 2, top + TEXT + 4), top + tall - 2 * TEXT - 8)
-    _write(image, (left + 20, below), f"even {percent(scale.even)}")
+    write(image, (left + 20, below), f"even {percent(scale.even)}")
 
 
 def _draw_range(image: Image.Image, scale: Range, corner: tuple[int, int], tall: int) -> None:
@@ -265,7 +272,7 @@ def _draw_range(image: Image.Image, scale: Range, corner: tuple[int, int], tall:
     _paste_bar(image, corner, tall, scale.palette)
     ticks = {0: scale.high, (tall - TEXT) // 2: (scale.low + scale.high) / 2, tall - TEXT - 2: scale.low}
     for y, value in ticks.items():
-        _write(image, (left + 20, top + y), f"{value:.3g}")
+        write(image, (left + 20, top + y), f"{value:.3g}")
 
 
 def _paste_bar(image: Image.Image, corner: tuple[int, int], tall: int, palette: Float[np.ndarray, "n 3"]) -> None:
@@ -276,10 +283,6 @@ def _paste_bar(image: Image.Image, corner: tuple[int, int], tall: int, palette: 
 
 def _left(column: int, wide: int) -> int:
     return _MARGIN + _LABEL + column * (wide + _GAP)
-
-
-def _write(image: Image.Image, place: tuple[int, int], text: str, size: int = TEXT) -> None:
-    ImageDraw.Draw(image).text(place, text, fill=INK, font=_font(size))
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:

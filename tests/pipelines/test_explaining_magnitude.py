@@ -30,6 +30,19 @@ from vcache.pipelines.runs import Run
 from vcache.store.reader import FeatureStore
 
 T, GAMMA, ROW = 5, 2, 3
+FACTS = BackboneFacts(
+    model="m",
+    num_layers=4,
+    width=1,
+    num_heads=1,
+    head_dim=1,
+    patch_size=4,
+    image_size=12,
+    grid=(2, 3),
+    num_tokens=7,
+    embed_dim=1,
+    layer_norm_eps=1e-5,
+)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +84,7 @@ def shown(pixels: np.ndarray, spatial: np.ndarray, temporal: np.ndarray, questio
     clip = PreparedClip(
         torch.zeros(3, 3, 12, 12, dtype=torch.uint8), {"pixels": pixels, "pixel_index": np.arange(len(pixels))}
     )
-    facts = BackboneFacts("m", 4, 1, 1, 1, 4, 12, (2, 3), 7, 1, 1e-5)
+    facts = FACTS
     return ExplainedClip(
         run=Path("run"),
         head=SimpleNamespace(inner_features=lambda features: [inner]),
