@@ -247,6 +247,8 @@ def cka(
     from vcache.pipelines.clip_similarity import clip_similarity
     from vcache.pipelines.similarity_chart import print_similarity, write_similarity
 
+    if out is not None and out.suffix.lower() != ".png":
+        raise typer.BadParameter(f"{out} is no name of a picture; say one that ends in .png", param_hint="--out")
     with console.stages() as on_stage:
         on_stage("comparing")
         found = clip_similarity(

@@ -183,3 +183,5 @@ def test_the_command_writes_chart_and_numbers_and_takes_the_store_or_finds_it(
         assert image.width > 500
     status, out, _ = vcache(f"cka {dist_run} --videos 4 --out {tmp_path / 'y.png'}")
     assert status == 0 and f"{told['layers'][2]['temporal']:.3f}" in out and "320 patches of 4 videos of val" in out
+    status, _, err = vcache(f"cka {dist_run} --out {tmp_path / 'z.jpg'}")
+    assert status == 2 and "ends in .png" in err
