@@ -223,6 +223,9 @@ def cka(
     store: Annotated[
         str | None, typer.Argument(help="Where the run's store lies now. Default: where it was.", metavar="STORE")
     ] = None,
+    store_option: Annotated[
+        str | None, typer.Option("--store", help="The same, as other commands take it.", metavar=LOCATION)
+    ] = None,
     videos: Annotated[int, typer.Option(min=1, help="So many videos, spread over the split.")] = 128,
     split: Annotated[str | None, typer.Option(help="Default: the validation split.")] = None,
     level: Annotated[
@@ -249,11 +252,14 @@ def cka(
 
     if out is not None and out.suffix.lower() != ".png":
         raise typer.BadParameter(f"{out} is no name of a picture; say one that ends in .png", param_hint="--out")
+    if store and store_option and store != store_option:
+        raise typer.BadParameter(f"{store_option} is another store than {store}; name one", param_hint="--store")
+    where = store or store_option
     with console.stages() as on_stage:
         on_stage("comparing")
         found = clip_similarity(
             run,
-            store=store_path(store) if store else None,
+            store=store_path(where) if where else None,
             split=split,
             videos=videos,
             level=level,

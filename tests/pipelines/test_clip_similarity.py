@@ -181,7 +181,11 @@ def test_the_command_writes_chart_and_numbers_and_takes_the_store_or_finds_it(
     assert told == json.loads((tmp_path / "x.json").read_text()) and told["num_videos"] == 4
     with Image.open(tmp_path / "x.png") as image:
         assert image.width > 500
-    status, out, _ = vcache(f"cka {dist_run} --videos 4 --out {tmp_path / 'y.png'}")
+    status, out, _ = vcache(f"cka {dist_run} --store {pixel_store} --videos 4 --out {tmp_path / 'y.png'}")
     assert status == 0 and f"{told['layers'][2]['temporal']:.3f}" in out and "320 patches of 4 videos of val" in out
     status, _, err = vcache(f"cka {dist_run} --out {tmp_path / 'z.jpg'}")
     assert status == 2 and "ends in .png" in err
+    status, _, err = vcache(f"cka {dist_run} {pixel_store} --store {tmp_path}")
+    assert status == 2 and "is another store than" in err
+    status, out, _ = vcache(f"cka {dist_run} --videos 1 --out {tmp_path / 'y.png'}")
+    assert status == 0 and "80 patches of 1 video of val" in out
