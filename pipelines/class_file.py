@@ -22,19 +22,28 @@ def read_class_names(path: Path, num_classes: int) -> tuple[str, ...]:
     Raises:
         ClassFileError: it cannot be read, indices are missing, names are there twice, or it has another number of names.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        names = {".json": _from_json, ".csv": _from_csv}.get(path.suffix.lower(), _from_lines)(text)
-    except OSError as error:
-        raise ClassFileError(f"--classes {path} cannot be read: {(error.strerror or str(error)).lower()}.") from error
-    except (ValueError, csv.Error) as error:  # JSON and UTF-8 errors are ValueErrors
-        raise ClassFileError(f"{path} gives no class names: {error}.") from error
+    names = read_names(path, "--classes")
     if len(names) != num_classes:
         raise ClassFileError(f"{path} has {len(names)} class names; the checkpoint has {num_classes} classes.")
     name, count = Counter(names).most_common(1)[0]
     if count > 1 or "" in names:
         raise ClassFileError(f"{path} has a class without a name." if "" in names else f"{path} has {name!r} twice.")
     return names
+
+
+def read_names(path: Path, option: str) -> tuple[str, ...]:
+    """The names in the file that `option` named, by index, of whatever classes.
+
+    Raises:
+        ClassFileError: it cannot be read, or indices are missing.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        return {".json": _from_json, ".csv": _from_csv}.get(path.suffix.lower(), _from_lines)(text)
+    except OSError as error:
+        raise ClassFileError(f"{option} {path} cannot be read: {(error.strerror or str(error)).lower()}.") from error
+    except (ValueError, csv.Error) as error:  # JSON and UTF-8 errors are ValueErrors
+        raise ClassFileError(f"{path} gives no class names: {error}.") from error
 
 
 def _from_lines(text: str) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ EPIC-KITCHENS' own models have an output for each verb and one for each noun. He
 probability of a verb is the sum of those of the actions with that verb, which also counts an action that differs in its noun.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vcache.pipelines.evaluation.metrics import target_ranks
-from vcache.pipelines.targets import is_multi_label
+from vcache.pipelines.targets import among_classes, is_multi_label
 from vcache.store.reader import FeatureStore
 
 
@@ -40,22 +40,31 @@ class KindMetrics:
 
 
 def label_kinds(
-    store: FeatureStore, split: str, rows: np.ndarray, on_note: Callable[[str], None] = lambda note: None
+    store: FeatureStore,
+    split: str,
+    rows: np.ndarray,
+    on_note: Callable[[str], None] = lambda note: None,
+    *,
+    classes: Sequence[int] | None = None,
 ) -> tuple[LabelKind, ...]:
-    """The kinds of labels of these rows; `on_note` hears of one that is left out because its classes have several values."""
+    """The kinds of labels of these rows; `on_note` hears of one that is left out because its classes have several values.
+
+    `classes` are those of the store that are told apart, in their order; default: all.
+    """
     if is_multi_label(store.manifest):
         return ()
+    told = np.arange(len(store.manifest.class_names)) if classes is None else np.array(classes, dtype=np.int64)
     found = []
     for name, values in sorted(store.manifest.facts.get("label_names", {}).items()):
-        pairs, targets = _pairs(store, name), store.videos(split).columns[name][rows]
+        pairs, targets = _pairs(store, name, told), store.videos(split).columns[name][rows]
         if not len(pairs) or (targets < 0).all():
             continue
-        classes, times = np.unique(pairs[:, 0], return_counts=True)
+        own, times = np.unique(pairs[:, 0], return_counts=True)
         if (times > 1).any():
-            several = store.manifest.class_names[classes[times > 1][0]]
+            several = store.manifest.class_names[told[own[times > 1][0]]]
             on_note(f"{name} accuracy is left out: the videos of class {several!r} have more than one {name}.")
             continue
-        of_class = np.full(len(store.manifest.class_names), -1)
+        of_class = np.full(len(told), -1)
         of_class[pairs[:, 0]] = pairs[:, 1]
         found.append(LabelKind(name=name, value_names=tuple(values), of_class=of_class, targets=targets))
     return tuple(found)
@@ -89,8 +98,10 @@ def marginalised(scores: Float[Tensor, "M K"], kind: LabelKind) -> Float[Tensor,
     return torch.from_numpy(marginals)
 
 
-def _pairs(store: FeatureStore, name: str) -> Int[np.ndarray, "pairs 2"]:
-    """(class, value) as they occur in any split, each once."""
+def _pairs(store: FeatureStore, name: str, classes: Int[np.ndarray, " K"]) -> Int[np.ndarray, "pairs 2"]:
+    """(place among the classes, value) as they occur in any split, each once."""
     pairs = [np.stack([videos.labels, videos.columns[name]], axis=1) for videos in map(store.videos, store.splits)]
     together = np.concatenate(pairs)
+    labels = torch.from_numpy(np.ascontiguousarray(together[:, 0]))
+    together[:, 0] = among_classes(labels, classes.tolist())[0].numpy()
     return np.unique(together[(together >= 0).all(axis=1)], axis=0)

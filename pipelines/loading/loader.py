@@ -33,7 +33,7 @@ from vcache.pipelines.loading.subsets import Subset
 from vcache.pipelines.loading.view_draw import ViewDraw
 from vcache.pipelines.loading.windows import WindowSource, shard_numbers
 from vcache.pipelines.matching import ReadPlan
-from vcache.pipelines.targets import is_multi_label, targets_of
+from vcache.pipelines.targets import among_classes, is_multi_label, targets_of
 from vcache.store.reader import FeatureStore
 
 __all__ = ["Batch", "ClipLoader", "IncompleteSplit", "UnlikePlans", "failed_rows", "readable_rows"]
@@ -61,6 +61,8 @@ class ClipLoader:
         buffers: BatchBuffers | None = None,
         resident: ResidencyKind = "disk",
         subset: Subset | None = None,
+        classes: Sequence[int] | None = None,
+        any_class: bool = False,
         rank: int = 0,
         num_ranks: int = 1,
     ) -> None:
@@ -74,6 +76,8 @@ class ClipLoader:
             buffers: another loader's, to use its memory between its epochs.
             resident: where the features are kept; see `keep`.
             subset: take some of the videos only, chosen among those that can be read.
+            classes: take videos of these classes of the store only, and number the targets in their order; see targets.py.
+            any_class: of videos with several classes, take those that have any of `classes`; else those that have no other.
             rank: which of the `num_ranks` processes this is.
 
         Raises:
@@ -89,10 +93,16 @@ class ClipLoader:
         self.buffers = buffers or BatchBuffers(-(-batch_size // num_ranks), pinned=self._on_gpu)
         # (views, rows of the split)
         self._readable = readable_by_all(store, split, self.plans, self.views, allow_incomplete=allow_incomplete)
-        self.rows = np.flatnonzero(self._readable.all(axis=0) if all_views else self._readable.any(axis=0))
-        self.num_failed = self._count_failed()
+        readable = self._readable.all(axis=0) if all_views else self._readable.any(axis=0)
+        names = store.manifest.class_names
+        self.class_names = names if classes is None else tuple(names[k] for k in classes)
+        """Of the targets, in their order."""
+        self.targets, of_classes = targets_of(store, split), np.ones_like(readable)
+        if classes is not None:
+            self.targets, of_classes = among_classes(self.targets, classes, any_of=any_class)
+        self.rows = np.flatnonzero(readable & of_classes)
+        self.num_failed = self._count_failed(of_classes)
         """Videos that were left out because their extraction failed."""
-        self.targets = targets_of(store, split)
         self.subset_note: str | None = None
         """What was taken of the videos, in a sentence."""
         if subset is not None:
@@ -148,9 +158,7 @@ class ClipLoader:
         the seed. Shuffled by shards, of what lies in which of them, too."""
         ids = self.store.videos(self.split).ids
         digest = hashlib.blake2b(digest_size=16)
-        digest.update(
-            json.dumps([self.store.manifest.class_names, self.views, [ids[row] for row in self.rows]]).encode()
-        )
+        digest.update(json.dumps([self.class_names, self.views, [ids[row] for row in self.rows]]).encode())
         digest.update(self.targets[self.rows].numpy().tobytes())
         digest.update(self._readable[:, self.rows].tobytes())
         if self.order.shuffle == "shards":
@@ -238,9 +246,9 @@ class ClipLoader:
         order = np.argsort(own_views, kind="stable")
         return Part(own_rows[order], own_views[order])
 
-    def _count_failed(self) -> int:
+    def _count_failed(self, of_classes: np.ndarray) -> int:
         failed = np.stack([failed_rows(self.store, self.split, view) for view in self.views]).any(axis=0)
-        return int(np.delete(failed, self.rows).sum())
+        return int(np.delete(failed & of_classes, self.rows).sum())
 
     def _take(self, subset: Subset) -> None:
         targets, readable = self.targets.numpy(), self.rows
