@@ -87,7 +87,7 @@ def sweep(
     from vcache.pipelines.training.sweep_spec import parse_grids
     from vcache.pipelines.training.torchrun import is_first_process
 
-    texts = {name: str(value) for name, value in given.items()}
+    texts = {name: ",".join(value) if isinstance(value, tuple) else str(value) for name, value in given.items()}
     members = read_sweep(heads, parse_pairs(settings or []) | texts, parse_grids(grids or []), seeds)
     plan = plan_sweep(members, together=together, skip_invalid=skip_invalid)
     if dry_run:

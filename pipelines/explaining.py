@@ -19,6 +19,7 @@ from vcache.heads.requirements import ClipFeatures, HeadRequirements
 from vcache.pipelines.batches import ClipExtractor
 from vcache.pipelines.deep import MAY_DIFFER
 from vcache.pipelines.device import select_device
+from vcache.pipelines.evaluation.class_choice import ClassChoice, choose_classes
 from vcache.pipelines.evaluation.evaluate import open_run_store
 from vcache.pipelines.explained_clip import ExplainedClip, clip_features, read_arrays
 from vcache.pipelines.explaining_attention import attention_arrays, explain_attention
@@ -87,7 +88,8 @@ def explain(
         clip = _prepared(extractor, target, requirements.pixels)
         computed = extractor.features([clip], way.arrays(requirements, facts.num_layers))
         notes += _row_notes(opened, target, computed, extractor)
-        classes = opened.manifest.class_names
+        classes, asked = opened.manifest.class_names, choose_classes(run, opened)
+        asked.give(head, opened)
     shown = ExplainedClip(
         run=path,
         head=head,
@@ -105,13 +107,18 @@ def explain(
         split=target.split,
         row=target.row,
         truth=None if target.row is None else classes[target.video.label],
-        predictions=_predictions(head, shown.features, run.class_names() if run.has_class_names else classes),
+        predictions=_predictions(head, shown.features, _names(run, asked)),
         images=clip.images.permute(0, 2, 3, 1).contiguous().numpy(),
         frame_index=tuple(clip.record["frame_index"].tolist()),
         tiling=shown.tiling,
         found=way.look(shown),
         notes=tuple(notes),
     )
+
+
+def _names(run: Run, asked: ClassChoice) -> Sequence[str]:
+    """Of the head's outputs, in their order: that of the store where it was given text, else its own."""
+    return run.class_names() if asked.templates is None and run.has_class_names else asked.names
 
 
 def _way_into(run: Run) -> _Way:

@@ -10,8 +10,10 @@ from vcache.store.object_path import StorePath
 from vcache.store.reader import FeatureStore
 
 
-def open_named_store(run: Run, path: StorePath | None) -> FeatureStore:
-    """The store at `path`, if the imported head fits its sizes and classes. Layers and frames are for `match` to check.
+def open_named_store(run: Run, path: StorePath | None, *, any_classes: bool = False) -> FeatureStore:
+    """The store at `path`, if the imported head fits its sizes and, unless it may have `any_classes`, its classes.
+
+    Layers and frames are for `match` to check.
 
     Raises:
         RunError: no path, nothing there, or a store of another backbone or other classes.
@@ -26,7 +28,8 @@ def open_named_store(run: Run, path: StorePath | None) -> FeatureStore:
     store = FeatureStore.open(path)
     try:
         _check_sizes(run, store)
-        _check_classes(run, store)
+        if not any_classes:
+            _check_classes(run, store)
     except RunError:
         store.close()
         raise
@@ -63,6 +66,8 @@ def notes_on_store(run: Run, store: FeatureStore) -> tuple[str, ...]:
             f"its backbone ran in {precision}, the official one in float16: logits differ by their rounding, and a video "
             "between two classes may change sides."
         )
+    if run.requirements().text is not None:  # it takes the store's names, whatever they are
+        return tuple(notes)
     if not run.has_class_names:
         notes.append(
             f"the checkpoint came without class names: its {len(store.manifest.class_names)} outputs are taken for the "
@@ -93,16 +98,18 @@ def _check_sizes(run: Run, store: FeatureStore) -> None:
 
 def _check_classes(run: Run, store: FeatureStore) -> None:
     ours = store.manifest.class_names
+    by_text = run.requirements().text is not None  # it is given as many as there are
     num_classes = run.config["head_config"]["num_classes"]
-    if num_classes != len(ours):
+    if num_classes != len(ours) and not by_text:
         raise RunError(f"{run.path} has {num_classes} classes; {store.path} holds {_classes(store)}.")
     if not run.has_class_names or run.class_names() == ours:
         return
     names = run.class_names()
     if strange := [name for name in names if name not in set(ours)]:
+        mend = ", or ask for all classes of this one, by their text, with --classes all" if by_text else ""
         raise RunError(
             f"{run.path} has other classes than {store.path}, which holds {_classes(store)}: {strange[0]!r} and "
-            f"{len(strange) - 1} more are not among them. Name a store with the classes of the run."
+            f"{len(strange) - 1} more are not among them. Name a store with the classes of the run{mend}."
         )
 
 

@@ -120,11 +120,18 @@ def _map_arrays(source: MapsSource, layer: int) -> tuple[str, ...]:
     return {"qk": (f"q/{layer}", f"k/{layer}"), "maps": (f"maps/{layer}",), "derive": (input_array(layer),)}[source]
 
 
-def build_head_config(head: str, settings: Mapping[str, Any], manifest: Manifest, *, frame_step: int = 1) -> Any:
+def build_head_config(
+    head: str,
+    settings: Mapping[str, Any],
+    manifest: Manifest,
+    *,
+    frame_step: int = 1,
+    num_classes: int | None = None,
+) -> Any:
     """The head's Config: shapes from the store, the rest from the settings, else the paper's defaults.
 
-    With `frame_step` n a clip has every n-th of the stored frames; see `match`. A setting of `layers` may be a selection
-    ("-2:", "all") as for `vcache extract --layers`.
+    With `frame_step` n a clip has every n-th of the stored frames; see `match`. `num_classes` is said where not all of the
+    store's are told apart. A setting of `layers` may be a selection ("-2:", "all") as for `vcache extract --layers`.
 
     Raises:
         SettingError: a setting cannot be read or the Config refuses it, or it is a size that the store gives.
@@ -137,7 +144,7 @@ def build_head_config(head: str, settings: Mapping[str, Any], manifest: Manifest
     backbone = manifest.facts["backbone"]
     facts = {
         **backbone,
-        "num_classes": len(manifest.class_names),
+        "num_classes": len(manifest.class_names) if num_classes is None else num_classes,
         "num_frames": manifest.facts["request"]["frames"] // frame_step,
         "grid": tuple(backbone["grid"]),
     }

@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vcache.heads.registry import get_head
+from vcache.heads.requirements import HeadRequirements
 from vcache.pipelines.console import count
 from vcache.pipelines.settings import build
 from vcache.pipelines.training.logs import METRICS, read_log
@@ -124,6 +125,20 @@ class Run:
         return self.config["store"] is None
 
     @property
+    def left_out(self) -> tuple[str, ...]:
+        """Classes of its store that the head was not trained on."""
+        return tuple(self.config.get("left_out", ()))
+
+    def head_config(self) -> Any:
+        """The Config of the head."""
+        config = {name: tuple(v) if isinstance(v, list) else v for name, v in self.config["head_config"].items()}
+        return build(get_head(self.head).Config, config)
+
+    def requirements(self) -> HeadRequirements:
+        """What the head reads."""
+        return get_head(self.head).requires(self.head_config())
+
+    @property
     def has_class_names(self) -> bool:
         return (self.path / "classes.txt").is_file()
 
@@ -160,9 +175,7 @@ class Run:
                 f"{self.path} has no {file.name}, as runs have that were validated while they were trained. "
                 "Take the last weights:  --which last"
             )
-        head_class = get_head(self.head)
-        config = {name: tuple(v) if isinstance(v, list) else v for name, v in self.config["head_config"].items()}
-        head = head_class(build(head_class.Config, config))
+        head = get_head(self.head)(self.head_config())
         head.load_state_dict(_read_weights(file))
         return head.eval()
 

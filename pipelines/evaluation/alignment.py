@@ -88,7 +88,14 @@ def _in_class_order(member: Member, base: Member) -> Member:
     targets = member.says.targets
     if targets is not None:
         targets = np.argsort(order)[targets] if targets.ndim == 1 else targets[:, order]
-    says = replace(member.says, scores=member.says.scores[:, order], targets=targets, class_names=base.says.class_names)
+    known = member.says.trained_on
+    says = replace(
+        member.says,
+        scores=member.says.scores[:, order],
+        targets=targets,
+        class_names=base.says.class_names,
+        trained_on=None if known is None else known[order],
+    )
     return replace(member, says=says)
 
 

@@ -261,6 +261,8 @@ def _predictions(members: Members, weights: Sequence[float]) -> Predictions:
         kind="sigmoid" if members.multi_label else "softmax",
         store_key=members.first.store_key,
         run=f"ensemble of {told}",
+        of_classes=members.first.of_classes,
+        trained_on=members.first.trained_on,
     )
 
 

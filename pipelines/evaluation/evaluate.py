@@ -16,6 +16,15 @@ from vcache.heads.requirements import HeadRequirements
 from vcache.pipelines.device import select_device
 from vcache.pipelines.evaluation.averaging import Average, choose_average
 from vcache.pipelines.evaluation.bootstrap import Interval, accuracy_intervals, precision_interval
+from vcache.pipelines.evaluation.class_choice import (
+    LEFT_OUT,
+    TRAINED,
+    ClassChoice,
+    check_asked,
+    check_classes,
+    choose_classes,
+    is_of_run,
+)
 from vcache.pipelines.evaluation.label_kinds import KindMetrics, kind_metrics, label_kinds
 from vcache.pipelines.evaluation.metrics import Metrics, compute_metrics, target_ranks
 from vcache.pipelines.evaluation.per_class import ClassMetrics, class_metrics
@@ -48,16 +57,20 @@ def validation_split(splits: Iterable[str]) -> str | None:
     return next((name for name in VALIDATION_SPLITS if name in names), None)
 
 
-def open_run_store(run: Run, store: StorePath | None = None) -> FeatureStore:
+def open_run_store(run: Run, store: StorePath | None = None, classes: str = TRAINED) -> FeatureStore:
     """The store that the run was trained on, checked by its key; `store` says where it lies now, if it was moved.
 
-    Of an imported run, which was trained on none, `store` has to be named, and is checked by what the head's config says.
+    Of an imported run, which was trained on none, `store` has to be named, and is checked by what the head's config says. Of
+    other `classes` than those trained on, the store may be that of another dataset with features made in the same way.
 
     Raises:
-        RunError, StoreKeyMismatch: it is not there, not named, or another one.
+        RunError, StoreKeyMismatch: it is not there, not named, or another one; or the run knows no such classes.
     """
+    check_asked(run, classes)
     if run.imported:
-        return open_named_store(run, store)
+        opened = open_named_store(run, store, any_classes=classes != TRAINED)
+        check_classes(run, opened, classes)
+        return opened
     path = store or store_path(run.config["store"])
     if not path.exists():
         raise RunError(
@@ -66,14 +79,9 @@ def open_run_store(run: Run, store: StorePath | None = None) -> FeatureStore:
         )
     opened = FeatureStore.open(path)
     opened.check_key(run.config["store_key"], run.config["store_spec"])
-    # The key says how features were made, not of which dataset.
-    if opened.manifest.class_names != run.class_names():
-        raise RunError(
-            f"{run.path} was trained on the {len(run.class_names())} classes of {run.config['dataset']}; {path} holds "
-            f"{opened.manifest.dataset} with {len(opened.manifest.class_names)} classes that are not the same. Name a store "
-            "with the classes of the run."
-        )
-    _check_views(run, opened)
+    check_classes(run, opened, classes)  # the key says how features were made, not of which dataset
+    if is_of_run(run, opened):
+        _check_views(run, opened)
     return opened
 
 
@@ -100,6 +108,8 @@ class Evaluation:
     """The weights, one of WEIGHTS."""
     num_failed: int
     """Videos of the split that were left out because their extraction failed."""
+    dataset: str = ""
+    """Of the store, where it is another than the run was trained on."""
 
     def per_class(self) -> tuple[ClassMetrics, ...]:
         """Of every class, in the order of the labels."""
@@ -127,6 +137,7 @@ def evaluate(
     views: ViewGrid | None = None,
     average: str | None = None,
     which: str = "last",
+    classes: str = TRAINED,
     device: str = "auto",
     batch_size: int = 32,
     allow_incomplete: bool = False,
@@ -138,9 +149,13 @@ def evaluate(
     video that failed in one of them is left out. `average` is one of averaging.py, by default the choice of the head's paper.
     An imported run takes the store that is named, and `on_note` hears, in a sentence each, what could not be checked.
 
+    `classes` are those that are told apart, and whose videos are taken. "left-out" ones of the store were never trained on
+    (zero-shot); of "all" the videos of both are among the names of both (generalised zero-shot). A head that classifies by
+    text can be asked for them, also on the store of another dataset with features made in the same way.
+
     Raises:
         RunError: the run is not complete, its store is not there, has other classes or means other views by the numbers of
-            those trained on, or there is no such split or grid of views.
+            those trained on, the head cannot be asked for these classes, or there is no such split or grid of views.
         AverageError: the head cannot be averaged in that way.
         IncompleteSplit: the split is not extracted to its end, unless `allow_incomplete`.
         StoreKeyMismatch: the store holds features made in another way than those the head was trained on.
@@ -149,7 +164,8 @@ def evaluate(
     run, on = Run.open(path), select_device(device)
     head = run.load_head(which).to(on)
     way = choose_average(average, head, run.head)
-    with open_run_store(run, store) as opened:
+    with open_run_store(run, store, classes) as opened:
+        asked = choose_classes(run, opened, classes)
         for note in notes_on_store(run, opened):
             on_note(note)
         chosen = _choose_split(run, opened, split)
@@ -164,33 +180,39 @@ def evaluate(
             views=evaluation_grids(opened.manifest)[grid],
             all_views=True,
             allow_incomplete=allow_incomplete,
+            classes=asked.places,
+            any_class=classes == LEFT_OUT,
         )
         if not len(loader):
-            raise RunError(f"split {chosen!r} of {opened.path.name} has no readable video.")
+            of_classes = f" of the {classes} classes" if asked.places else ""
+            raise RunError(f"split {chosen!r} of {opened.path.name} has no readable video{of_classes}.")
+        asked.give(head, opened)
         scores, targets = predict_scores(head, loader, way)
-        scores = scores[:, class_order(run, opened)].float()
+        if asked.templates is None and run.imported:
+            scores = scores[:, class_order(run, opened)]
+        scores = scores.float()
         metrics = compute_metrics(scores, targets, views=grid_word(grid))
-        found = label_kinds(opened, chosen, loader.rows, on_note)
+        found = label_kinds(opened, chosen, loader.rows, on_note, classes=asked.places)
         return Evaluation(
             metrics=metrics,
             kinds=tuple(kind_metrics(scores, kind) for kind in found),
-            predictions=_predictions(run, opened, chosen, loader.rows, scores, targets, grid, way),
+            predictions=_predictions(run, loader, asked, scores, targets, grid, way),
             which=which,
             num_failed=loader.num_failed,
+            dataset=asked.dataset,
         )
 
 
 def _predictions(
     run: Run,
-    store: FeatureStore,
-    split: str,
-    rows: np.ndarray,
+    loader: ClipLoader,
+    asked: ClassChoice,
     scores: Tensor,
     targets: Tensor,
     grid: ViewGrid,
     average: Average,
 ) -> Predictions:
-    videos = store.videos(split)
+    videos, rows = loader.store.videos(loader.split), loader.rows
     multi_label = targets.ndim == 2
     return Predictions(
         scores=scores.numpy(),
@@ -198,12 +220,14 @@ def _predictions(
         targets=targets.to(torch.uint8).numpy() if multi_label else targets.numpy(),
         video_ids=tuple(videos.ids[row] for row in rows),
         paths=tuple(videos.paths[row] for row in rows),
-        class_names=store.manifest.class_names,
-        split=split,
+        class_names=asked.names,
+        split=loader.split,
         views=grid_word(grid),
         average=average,
-        store_key=store.manifest.key,
+        store_key=loader.store.manifest.key,
         run=str(run.path.resolve()),
+        of_classes=asked.which,
+        trained_on=asked.trained_on,
     )
 
 

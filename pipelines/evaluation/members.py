@@ -106,10 +106,17 @@ def read_members(paths: Sequence[Path], *, common: bool = False) -> Members:
         probabilities=tuple(p for p, _ in pairs),
         complements=tuple(q for _, q in pairs) if targets.ndim == 2 else (),
         targets=targets,
-        first=next((says for says in said if says.video_ids is not None), said[0]),
+        first=_with_common_classes(said),
         class_names=next((says.class_names for says in said if says.class_names is not None), None),
         notes=tuple(notes),
     )
+
+
+def _with_common_classes(said: Sequence[Predictions]) -> Predictions:
+    """The first that names its videos; which classes were trained on, it says where that is true of all."""
+    first = next((says for says in said if says.video_ids is not None), said[0])
+    known = {(says.of_classes, None if says.trained_on is None else tuple(says.trained_on.tolist())) for says in said}
+    return first if len(known) == 1 else replace(first, of_classes="", trained_on=None)
 
 
 def _fits(file: Path, split: str | None, views: str | None) -> bool:

@@ -4,6 +4,7 @@
     scores        float32 (M, K)                       class_names    text (K,)
     targets       int64 (M,), or uint8 (M, K)          kind         "softmax" | "sigmoid": what makes probabilities of scores
     split, views ("3x1"), average, store_key, run      text
+    of_classes   "trained" | "left-out" | "all"        trained_on   bool (K,): the classes that the model was trained on
 
 A file of anyone else may hold `scores` alone, or with any of the others. One without `kind` whose rows are probabilities (none
 below 0, each row with the sum 1; where videos have several classes, all between 0 and 1) is read as such: the scores are their
@@ -27,7 +28,7 @@ from vcache.pipelines.evaluation.metrics import Metrics, compute_metrics
 
 # What zipfile and NumPy were seen to raise when one byte of a file is changed; MemoryError is a shape that is too large.
 _DAMAGE = (ValueError, EOFError, KeyError, OSError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
-_TEXTS = ("split", "views", "average", "store_key", "run")
+_TEXTS = ("split", "views", "average", "store_key", "run", "of_classes")
 
 
 class PredictionsError(ValueError):
@@ -52,12 +53,17 @@ class Predictions:
     average: str = ""
     store_key: str = ""
     run: str = ""
+    of_classes: str = ""
+    """Which classes of the store these are, one of CLASSES (class_choice.py)."""
+    trained_on: np.ndarray | None = None
+    """bool (K,): the classes that the model was trained on."""
     read_as: str = ""
     """What the scores of a file without `kind` were taken for, "probabilities" or "logits"; it is not saved."""
 
     def __post_init__(self) -> None:
         num_videos, num_classes = self.scores.shape
-        for name, length in (("video_ids", num_videos), ("paths", num_videos), ("class_names", num_classes)):
+        lengths = {"video_ids": num_videos, "paths": num_videos, "class_names": num_classes, "trained_on": num_classes}
+        for name, length in lengths.items():
             values = getattr(self, name)
             if values is not None and len(values) != length:
                 raise PredictionsError(
@@ -100,7 +106,8 @@ class Predictions:
         """Write the npz under a temporary name, then rename it: a file that is there is whole."""
         arrays: dict[str, Any] = {"scores": self.scores, "kind": np.array(self.kind)}
         arrays |= {name: np.array(getattr(self, name)) for name in _TEXTS}
-        arrays |= {} if self.targets is None else {"targets": self.targets}
+        optional = {"targets": self.targets, "trained_on": self.trained_on}
+        arrays |= {name: array for name, array in optional.items() if array is not None}
         for name in ("video_ids", "paths", "class_names"):
             values = getattr(self, name)
             arrays |= {} if values is None else {name: np.array(values, dtype=np.str_)}
@@ -109,19 +116,22 @@ class Predictions:
 
     def save_csv(self, path: Path) -> None:
         """One line per video for people: its label, the most probable class, that one's probability, whether it is right, and the
-        five most probable. Where videos have several classes, right means one of them."""
+        five most probable. Where videos have several classes, right means one of them. Of more classes than were trained on, also
+        whether the label is one of those."""
         names = self.class_names or tuple(map(str, range(self.scores.shape[1])))
-        probabilities = self.probabilities()
+        probabilities, groups = self.probabilities(), self._groups()
         with _replacing(path, "w") as file:
             lines = csv.writer(file, lineterminator="\n")
-            lines.writerow(("video_id", "path", "label", "predicted", "probability", "correct", "top5"))
+            titles = ("video_id", "path", "label", "predicted", "probability", "correct", "top5")
+            lines.writerow((*titles, "classes") if groups else titles)
             for row, best in enumerate(self._best(5).tolist()):
                 labels = self._labels(row)
                 right = "" if labels is None else int(best[0] in labels)
                 ids = [values[row] if values else "" for values in (self.video_ids, self.paths)]
                 probability = f"{probabilities[row, best[0]].item():.6f}"
                 label = _joined(names[k] for k in labels or ())
-                lines.writerow((*ids, label, names[best[0]], probability, right, _joined(names[k] for k in best)))
+                line = (*ids, label, names[best[0]], probability, right, _joined(names[k] for k in best))
+                lines.writerow((*line, _joined(dict.fromkeys(groups[k] for k in labels or ()))) if groups else line)
 
     def _best(self, number: int) -> Int[np.ndarray, "M best"]:
         """The classes of the largest scores, in that order; of equal ones the first class is ahead, as in the metrics."""
@@ -131,6 +141,12 @@ class Predictions:
             best.append(left.argmax(axis=1))
             left[rows, best[-1]] = -np.inf
         return np.stack(best, axis=1)
+
+    def _groups(self) -> tuple[str, ...]:
+        """Of each class whether it was trained on; empty where all were."""
+        if self.of_classes in ("", "trained") or self.trained_on is None:
+            return ()
+        return tuple("trained" if known else "left-out" for known in self.trained_on)
 
     def _labels(self, row: int) -> list[int] | None:
         """The classes of a video; None if that is not known."""
@@ -153,7 +169,8 @@ class Predictions:
             lists = {name: _texts(arrays, name) for name in ("video_ids", "paths", "class_names")}
             targets = _targets(arrays)
             scores, kind, read_as = _scores(arrays, targets)
-            return cls(scores=scores, kind=kind, read_as=read_as, targets=targets, **lists, **fields)  # type: ignore[arg-type]
+            known = _trained_on(arrays)
+            return cls(scores=scores, kind=kind, read_as=read_as, targets=targets, trained_on=known, **lists, **fields)  # type: ignore[arg-type]
         except PredictionsError as error:
             raise PredictionsError(f"{path}: {error}") from error
 
@@ -238,6 +255,13 @@ def _targets(arrays: dict[str, np.ndarray]) -> np.ndarray | None:
     if targets.dtype.kind not in "iub" or targets.ndim not in (1, 2):
         raise PredictionsError(f"targets are {targets.dtype} of shape {targets.shape}; they must be whole numbers")
     return targets.astype(np.int64) if targets.ndim == 1 else (targets > 0).astype(np.uint8)
+
+
+def _trained_on(arrays: dict[str, np.ndarray]) -> np.ndarray | None:
+    known = arrays.get("trained_on")
+    if known is not None and (known.dtype.kind != "b" or known.ndim != 1):
+        raise PredictionsError(f"trained_on is {known.dtype} of shape {known.shape}; it must be true or false by class")
+    return known
 
 
 def _texts(arrays: dict[str, np.ndarray], name: str) -> tuple[str, ...] | None:

@@ -1,8 +1,10 @@
 """Where `vcache eval` writes its predictions: an npz for programs (predictions.py), a CSV for people."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+from vcache.pipelines.evaluation.class_choice import TRAINED
 from vcache.pipelines.evaluation.evaluate import Evaluation
 
 
@@ -36,10 +38,12 @@ def save_predictions(
 
 
 def file_stem(evaluation: Evaluation) -> str:
-    """ "val-3x1", and what is not the usual: "val-3x1-best", "val-3x1-logits"."""
+    """ "val-3x1", and what is not the usual: "val-3x1-best", "val-3x1-logits", "val-3x1-left-out", "val-3x1-all-ucf101"."""
     predictions = evaluation.predictions
     parts = [predictions.split, predictions.views]
     parts += [evaluation.which] if evaluation.which != "last" else []
     # One view is not averaged, whatever was asked for.
     parts += [predictions.average] if predictions.average != "softmax" and predictions.views != "1x1" else []
+    parts += [predictions.of_classes] if predictions.of_classes not in ("", TRAINED) else []
+    parts += [re.sub(r"[^A-Za-z0-9.+-]+", "_", evaluation.dataset)] if evaluation.dataset else []
     return "-".join(parts)

@@ -36,6 +36,8 @@ class TrainingConfig:
     """Train on so many videos of each class, drawn by `data_seed`."""
     fraction: float | None = None
     """Train on this share of the videos of each class, drawn by `data_seed`."""
+    leave_out: tuple[str, ...] = ()
+    """Classes that are not trained on, nor validated on: names, or files of names; see left_out.py."""
     balanced: bool = False
     """Draw every class equally often."""
     seed: int = 0
@@ -88,6 +90,7 @@ class TrainingConfig:
             **{
                 **values,
                 "settings": settings,
+                "leave_out": tuple(values.get("leave_out", ())),
                 "store": None if store is None else store_path(store),
                 "out": None if out is None else Path(out),
             }

@@ -136,7 +136,7 @@ class _Group:
                 heads=heads,
                 train=self.loader,
                 val=self.val,
-                num_classes=len(self.store.manifest.class_names),
+                num_classes=len(self.loader.class_names),
                 position=position,
                 world=self.world,
                 stop=stop,
@@ -175,7 +175,7 @@ class _Group:
         random = RandomState(config.seed, self.device)
         with random.active():
             head = get_head(config.head)(prepared.head_config)
-        give_text(head, prepared.plan.text, self.store)
+        give_text(head, prepared.plan.text, self.store, prepared.classes)
         head.to(self.device)
         check_recipe(head, prepared.recipe)  # before there is a run folder
         if self.world.rank:
@@ -209,7 +209,7 @@ class _Group:
             return run
         if resume:
             Run.forget_unbegun(member.run)
-        return self._held(Run.create(member.run, described, self.store.manifest.class_names))
+        return self._held(Run.create(member.run, described, self.loader.class_names))
 
     def _held(self, run: Run) -> Run:
         self.locks.enter_context(held_alone(run.path / "config.json"))
@@ -258,8 +258,15 @@ class _Group:
         )
 
     def _subset(self) -> str:
+        """What is left out, what is taken of the rest, and how that is drawn."""
         balanced = "every class is drawn equally often" if self.loader.order.balanced else ""
-        return "; ".join(filter(None, ((self.loader.subset_note or "").removesuffix("."), balanced)))
+        said = (self._left_out(), (self.loader.subset_note or "").removesuffix("."), balanced)
+        return "; ".join(filter(None, said))
+
+    def _left_out(self) -> str:
+        names, kept = self.prepared[0].config.leave_out, len(self.loader.class_names)
+        listed = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        return f"{kept} of {kept + len(names)} classes are trained on, without {listed}" if names else ""
 
     def _where_from(self, residency: Residency) -> str:
         """A sentence; where a spinning disk would seek for every clip, as memory cannot hold what it has read, another."""

@@ -50,6 +50,15 @@ def given_options(
     fraction: Annotated[
         float | None, typer.Option(rich_help_panel=DATA, help="Train on a share of the videos of each class, as 0.01.")
     ] = None,
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option(
+            rich_help_panel=DATA,
+            metavar="NAME|FILE",
+            help="Train without this class, or those in a file (a name per line, .json, .csv of index,name); may be repeated. "
+            "`vcache eval --classes left-out` then asks for them.",
+        ),
+    ] = None,
     balanced: Annotated[
         bool, typer.Option("--balanced", rich_help_panel=DATA, help="Draw every class equally often.")
     ] = False,
@@ -112,7 +121,9 @@ def given_options(
     ] = None,
 ) -> dict[str, Any]:
     """What was given, by name; what was not is left to the head's recipe, to a file, or to TrainingConfig."""
-    return {name: value for name, value in locals().items() if value is not None and value is not False}
+    given = {name: value for name, value in locals().items() if value is not None and value is not False}
+    given.pop("leave_out", None)
+    return given | ({"leave_out": tuple(leave_out)} if leave_out else {})
 
 
 OF_RUN = tuple(

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from vcache.pipelines.matching import ReadPlan, build_head_config, find_store, m
 from vcache.pipelines.settings import SettingError, build, split_settings
 from vcache.pipelines.stored_views import training_views, view_definitions
 from vcache.pipelines.training.config import TrainingConfig
+from vcache.pipelines.training.left_out import kept_classes, left_out_names
 from vcache.pipelines.training.mixed_precision import MixedPrecision, training_precision
 from vcache.store.reader import FeatureStore
 
@@ -25,6 +26,7 @@ STREAM_FIELDS = (
     "views",
     "shots",
     "fraction",
+    "leave_out",
     "balanced",
     "data_seed",
     "resident",
@@ -49,6 +51,7 @@ class PreparedHead:
     """A config on a store."""
 
     config: TrainingConfig
+    """What is left out by the names of the store, in its order."""
     head_config: Any
     recipe: Recipe
     precision: MixedPrecision
@@ -56,6 +59,8 @@ class PreparedHead:
     views: tuple[int, ...]
     """What the epochs draw from."""
     val_split: str | None
+    classes: tuple[int, ...] | None
+    """Those of the store's that are trained on, in the order of the logits; None: all."""
 
     def stream(self) -> tuple[Any, ...]:
         """Heads with the same one are trained on the same batches."""
@@ -104,10 +109,19 @@ def open_training_store(config: TrainingConfig) -> FeatureStore:
 def prepare_head(config: TrainingConfig, store: FeatureStore, device: torch.device) -> PreparedHead:
     """
     Raises:
-        HeadStoreMismatch, SettingError, PrecisionError: the store lacks what the head reads, or a setting is none of its.
+        HeadStoreMismatch, SettingError, PrecisionError: the store lacks what the head reads or a class that is to be left out,
+            or a setting is none of its.
     """
     settings = resolve(config)
-    head_config = build_head_config(config.head, settings.head, store.manifest, frame_step=config.frame_step)
+    config = replace(config, leave_out=left_out_names(config.leave_out, store.manifest))
+    classes = kept_classes(config.leave_out, store.manifest)
+    head_config = build_head_config(
+        config.head,
+        settings.head,
+        store.manifest,
+        frame_step=config.frame_step,
+        num_classes=None if classes is None else len(classes),
+    )
     if config.train_split not in store.splits:
         raise SettingError(
             f"{store.path.name} has no split {config.train_split!r}; it has {', '.join(store.splits)}. "
@@ -126,6 +140,7 @@ def prepare_head(config: TrainingConfig, store: FeatureStore, device: torch.devi
         plan=match(config.head, requirements, store, splits, views=required, frame_step=config.frame_step),
         views=views,
         val_split=val_split,
+        classes=classes,
     )
 
 

@@ -83,6 +83,7 @@ def open_stream(heads: Sequence[PreparedHead], store: FeatureStore, device: torc
         "batch_size": batch_size,
         "device": device,
         "allow_incomplete": config.allow_incomplete,
+        "classes": first.classes,
         "buffers": BatchBuffers(-(-batch_size // world.size), pinned=device.type == "cuda"),
         "rank": world.rank,
         "num_ranks": world.size,
@@ -93,7 +94,10 @@ def open_stream(heads: Sequence[PreparedHead], store: FeatureStore, device: torc
         store, config.train_split, plans, views=first.views, order=order, subset=_subset(config), **shared
     )
     if not len(train):
-        raise SettingError(f"split {config.train_split!r} of {store.path.name} has no readable video to train on.")
+        of_classes = " of the classes that are not left out" if config.leave_out else ""
+        raise SettingError(
+            f"split {config.train_split!r} of {store.path.name} has no readable video{of_classes} to train on."
+        )
     if unlabelled := _num_unlabelled(train):
         raise SettingError(
             f"{unlabelled} of {len(train.rows)} videos of split {config.train_split!r} in {store.path.name} have no label. "
@@ -135,6 +139,7 @@ def run_config(head: PreparedHead, store: FeatureStore, stream: Stream, world: W
         "data_seed": config.data_seed,
         "shots": config.shots,
         "fraction": config.fraction,
+        "left_out": list(config.leave_out),
         "balanced": config.balanced,
         "shuffle": train.order.shuffle,
         "frame_step": config.frame_step,

@@ -93,8 +93,9 @@ def _plan(members: Sequence[SweepMember], world: World, together: int | None, sk
         for member in members:
             try:
                 store = stores.open(member.config)
-                config = replace(member.config, store=store.path.resolve())
-                prepared = replace(prepare_head(member.config, store, world.device), config=config)
+                prepared = prepare_head(member.config, store, world.device)
+                config = replace(prepared.config, store=store.path.resolve())
+                prepared = replace(prepared, config=config)
                 demand = demand_of(member.name, prepared, store.manifest, world.size)
                 # Alone, each would be trained on what it finds: who finds other videos cannot share its batches.
                 demand = replace(demand, stream={**demand.stream, "readable videos": stores.readable(prepared, store)})

@@ -28,6 +28,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "balanced": {"balanced": True},
     "shots": {"shots": 3, "data_seed": 4},
     "fraction": {"fraction": 0.7},
+    "classes left out": {"leave_out": ("b",)},
     "shards": {"shuffle": "shards"},
     "frame step": {"frame_step": 2},
     "one view": {"views": 1},

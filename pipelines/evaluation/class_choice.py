@@ -1,0 +1,116 @@
+"""Which classes a run is evaluated on: those it was trained on, those it never saw (zero-shot), or all of a store.
+
+A head that classifies by text is given the names to tell apart; any other knows those it was trained on and no more.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vcache.heads.registry import list_heads
+from vcache.pipelines.class_text import give_text
+from vcache.pipelines.runs import Run, RunError
+from vcache.store.reader import FeatureStore
+
+TRAINED, LEFT_OUT, ALL = CLASSES = ("trained", "left-out", "all")
+"""What `vcache eval --classes` takes."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClassChoice:
+    """K classes of a store, in its order."""
+
+    which: str
+    """One of CLASSES."""
+    places: tuple[int, ...] | None
+    """Where they are among those of the store; None: they are all of them."""
+    names: tuple[str, ...]
+    trained_on: np.ndarray | None
+    """bool (K,): the classes that the head was trained on; None: an imported run does not say it."""
+    templates: str | None
+    """Of the text that the head is to be given of them; None: it has outputs for them."""
+    dataset: str
+    """Of the store, where it has other classes than the run was trained beside; else empty."""
+
+    def give(self, head: Any, store: FeatureStore) -> None:
+        """Have the head tell these classes apart, if it does not yet; a trained logit scale stays."""
+        give_text(head, self.templates, store, self.places)
+
+
+def choose_classes(run: Run, store: FeatureStore, which: str = TRAINED) -> ClassChoice:
+    """The classes of a store that a run is evaluated on; `check_classes` has let it pass."""
+    names, own = store.manifest.class_names, _trained_on(run)
+    trained = None if own is None else np.array([name in own for name in names])
+    chosen = np.ones(len(names), dtype=np.bool_)
+    if which != ALL and trained is not None:
+        chosen = trained if which == TRAINED else ~trained
+    # What came without text, as official checkpoints do, is given that of its classes too.
+    templates = run.requirements().text if which != TRAINED or run.imported else None
+    elsewhere = which != TRAINED and own is not None and set(names) != own | set(run.left_out)
+    return ClassChoice(
+        which=which,
+        places=None if chosen.all() else tuple(np.flatnonzero(chosen).tolist()),
+        names=tuple(name for name, taken in zip(names, chosen, strict=True) if taken),
+        trained_on=None if trained is None else trained[chosen],
+        templates=templates,
+        dataset=store.manifest.dataset if elsewhere else "",
+    )
+
+
+def check_asked(run: Run, which: str) -> None:
+    """
+    Raises:
+        RunError: there is no such choice, or the head can be asked for no classes but its own.
+    """
+    if which not in CLASSES:
+        raise RunError(f"--classes {which!r} is none of {', '.join(CLASSES)}.")
+    if which != TRAINED and run.requirements().text is None:
+        by_text = ", ".join(name for name, head in list_heads().items() if hasattr(head, "set_text"))
+        raise RunError(
+            f"--classes {which}: head {run.head!r} of {run.path} has outputs for the classes that it was trained on, and for no "
+            f"others. Heads that classify by text can be asked for any: {by_text}."
+        )
+    if which == LEFT_OUT and _trained_on(run) is None:
+        raise RunError(
+            f"{run.path} was imported without class names, so nobody knows which classes it was not trained on. Import it again "
+            "with the names of its classes, or say --classes all."
+        )
+
+
+def check_classes(run: Run, store: FeatureStore, which: str) -> None:
+    """
+    Raises:
+        RunError: the store does not have the classes that the run is to be evaluated on, or others beside them.
+    """
+    names, own = store.manifest.class_names, _trained_on(run)
+    if which == LEFT_OUT and own is not None and own.issuperset(names):
+        raise RunError(
+            f"{run.path} was trained on all {len(names)} classes of {store.path}: none was left out. Train with --leave-out, or "
+            "name another store with --store."
+        )
+    if which != TRAINED or run.imported or _without(run.left_out, names) == run.class_names():
+        return
+    message = (
+        f"{run.path} was trained on the {len(run.class_names())} classes of {run.config['dataset']}; {store.path} holds "
+        f"{store.manifest.dataset} with {len(names)} classes that are not the same. Name a store with the classes of the run"
+    )
+    by_text = run.requirements().text is not None
+    raise RunError(
+        f"{message}, or ask for all classes of this one, by their text, with --classes all."
+        if by_text
+        else f"{message}."
+    )
+
+
+def is_of_run(run: Run, store: FeatureStore) -> bool:
+    """Whether the store has the classes that the run was trained on and beside, in their order."""
+    return _without(run.left_out, store.manifest.class_names) == run.class_names()
+
+
+def _trained_on(run: Run) -> set[str] | None:
+    return set(run.class_names()) if run.has_class_names else None
+
+
+def _without(left_out: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in names if name not in left_out)
