@@ -36,6 +36,14 @@ def evaluate(
     which: Annotated[
         str, typer.Option(metavar="last|best", help="The last weights, or those that were best in validation.")
     ] = "last",
+    classes: Annotated[
+        str,
+        typer.Option(
+            metavar="trained|left-out|all",
+            help="Which are told apart, and whose videos are taken. Of a head that classifies by text, as dist, also those that "
+            "it was not trained on (train-head --leave-out, or another dataset's --store): zero-shot.",
+        ),
+    ] = "trained",
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Show each class, the worst first, and what it is taken for.")
     ] = False,
@@ -59,7 +67,11 @@ def evaluate(
     intervals by bootstrap over the videos. The predictions of every video are written beside the run, as npz and as CSV, over
     earlier ones of the same split and views.
 
-    [bold]Examples:[/bold]  vcache eval runs/evl-1  |  vcache eval runs/evl-1 --views 3x1 --per-class
+    
+    [bold]Examples:[/bold]
+    vcache eval runs/evl-1
+    vcache eval runs/evl-1 --views 3x1 --per-class
+    vcache eval runs/dist-1 --classes left-out
     """
     from vcache.pipelines.evaluation.evaluate import evaluate as run_evaluation
     from vcache.pipelines.evaluation.saving import save_predictions
@@ -75,17 +87,18 @@ def evaluate(
         views=parse_grid(views) if views else None,
         average=average,
         which=which,
+        classes=classes,
         device=device,
         allow_incomplete=allow_incomplete,
         on_note=_note,
     )
-    intervals, classes = evaluation.intervals(), evaluation.per_class()
+    intervals, rows = evaluation.intervals(), evaluation.per_class()
     saved = () if no_save else save_predictions(evaluation, run, save, _note)
     if as_json:
-        console.print_json(described(evaluation, intervals, classes, saved))
+        console.print_json(described(evaluation, intervals, rows, saved))
         return
     if per_class:
-        print_classes(classes)
+        print_classes(rows)
     print_evaluation(evaluation, intervals, saved)
 
 

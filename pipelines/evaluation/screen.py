@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # imported late: these load torch
     from vcache.pipelines.evaluation.bootstrap import Interval
     from vcache.pipelines.evaluation.evaluate import Evaluation
     from vcache.pipelines.evaluation.per_class import ClassMetrics
+    from vcache.pipelines.evaluation.predictions import Predictions
+    from vcache.pipelines.evaluation.zero_shot import GroupMetrics
 
 _LINES = (
     ("top1", "top-1"),
@@ -27,25 +29,53 @@ _LINES = (
 
 def print_evaluation(evaluation: Evaluation, intervals: Mapping[str, Interval], saved: Sequence[Path]) -> None:
     """A line for each metric, then of what they are, and where the predictions are."""
+    from vcache.pipelines.evaluation.class_choice import TRAINED
+    from vcache.pipelines.evaluation.zero_shot import chance, group_metrics
     from vcache.pipelines.stored_views import describe_grid
 
-    metrics = evaluation.metrics
+    metrics, predictions = evaluation.metrics, evaluation.predictions
+    by_chance = chance(predictions) if predictions.of_classes != TRAINED else {}
     for name, words in _LINES:
         value = getattr(metrics, name)
         if value is not None:
-            _print(f"{words:<21}{_with_interval(value, intervals.get(name))}")
+            beside = f"   chance {by_chance[name]:.1%}" if name in by_chance else ""
+            _print(f"{words:<21}{_with_interval(value, intervals.get(name))}{beside}")
+    _print_groups(group_metrics(predictions))
     for kind in evaluation.kinds:
         _print(f"{kind.kind:<21}top-1 {kind.top1:6.1%}   top-5 {kind.top5:6.1%}")
     left_out = f", {evaluation.num_failed} failed ones left out" if evaluation.num_failed else ""
     _print(f"loss                 {metrics.loss:.4f}")
-    average = evaluation.predictions.average
+    average = predictions.average
     way = f", averaged: {average}" if average != "softmax" and metrics.views != "1x1" else ""
-    _print(f"({console.count(metrics.num_videos, 'video')}, {describe_grid(metrics.views)}){way}{left_out}")
+    videos = console.count(metrics.num_videos, "video") + _of_classes(predictions)
+    _print(f"({videos}, {describe_grid(metrics.views)}){way}{left_out}")
     if intervals:
         resamples = next(iter(intervals.values())).resamples
         _print(f"[low, high]: 95% of {resamples} bootstrap resamples of the videos")
     if saved:
         _print(f"saved {saved[0]} and {saved[-1].suffix}")
+
+
+def _of_classes(predictions: Predictions) -> str:
+    """ " of the 2 left-out classes", or nothing where they are those that were trained on."""
+    num_classes = predictions.scores.shape[1]
+    return {
+        "left-out": f" of the {num_classes} classes that were not trained on",
+        "all": f" of all {num_classes} classes",
+    }.get(predictions.of_classes, "")
+
+
+def _print_groups(groups: Sequence[GroupMetrics]) -> None:
+    """A line for trained and for left-out classes, and their harmonic mean."""
+    from vcache.pipelines.evaluation.zero_shot import harmonic_mean
+
+    for group in groups:
+        metrics = group.metrics
+        told = f"{metrics.monitored_name} of {group.num_classes} classes"
+        told += f", {console.count(metrics.num_videos, 'video')}" if metrics.top1 is not None else ""
+        _print(f"{group.name:<21}{metrics.monitored:6.1%}   {told}")
+    if (mean := harmonic_mean(groups)) is not None:
+        _print(f"harmonic mean        {mean:6.1%}")
 
 
 def print_classes(classes: Iterable[ClassMetrics]) -> None:
@@ -72,7 +102,10 @@ def described(
     evaluation: Evaluation, intervals: Mapping[str, Interval], classes: Iterable[ClassMetrics], saved: Sequence[Path]
 ) -> dict[str, Any]:
     """All of it for `--json`: the fields of the metrics at the top."""
+    from vcache.pipelines.evaluation.zero_shot import chance, group_metrics, harmonic_mean
+
     predictions, metrics = evaluation.predictions, evaluation.metrics
+    groups = group_metrics(predictions)
     return asdict(metrics) | {
         "monitored": {"name": metrics.monitored_name, "value": metrics.monitored},
         "run": predictions.run,
@@ -80,6 +113,11 @@ def described(
         "split": predictions.split,
         "average": predictions.average,
         "store_key": predictions.store_key,
+        "of_classes": predictions.of_classes,
+        "num_classes": predictions.scores.shape[1],
+        "chance": chance(predictions),
+        "groups": [asdict(group) for group in groups],
+        "harmonic_mean": harmonic_mean(groups),
         "num_failed": evaluation.num_failed,
         "intervals": {name: asdict(interval) for name, interval in intervals.items()},
         "kinds": [asdict(kind) for kind in evaluation.kinds],
