@@ -13,103 +13,44 @@ DiSTNetwork, models/module_zoo/branches/dist.py at 4b3a09b. Of clips of T frames
     video = ln_post(g + FC(mean CLS of the last X)) @ proj;   logits = exp(logit_scale) cos(video, text of the class)
 
 Parameters have the official names. The paper's eq. 3 adds the lateral before the T-Block; as coded it is added after, which is
-the same but for the first and the last layer.
+the same but for the first and the last layer. A part that is switched off has no parameters. How it is computed is in
+dist_temporal.py, dist_integration.py and, as the paper writes it, dist_plain.py.
 """
 
-from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import cast
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from vcache.heads.evl import QuickGELU
+from vcache.heads import dist_channels_last, dist_plain
+from vcache.heads.dist_config import DiSTConfig
+from vcache.heads.dist_integration import AdaptivePooling, IBlock, Integration2Temporal, Temporal2Integration
+from vcache.heads.dist_temporal import T_BLOCKS, TAda, TBlock
 from vcache.heads.registry import register_head
 from vcache.heads.requirements import ClipFeatures, HeadRequirements, InnerFeatures, Recipe
 from vcache.heads.text import ClassText, TextClassifier
 
-TemporalBlock = Literal["r2plus1d", "c3d", "tada", "joint"]
-DownSampling = Literal["dconv", "avg", "max"]
-UpSampling = Literal["nearest", "trilinear", "deconv"]
+
+@dataclass
+class _Layer:
+    """What the network has at one layer that is read."""
+
+    layer: int
+    u: Tensor
+    z: Tensor | None
+    """After the T-Block, before the lateral."""
+    carried: Tensor | None = None
+    """R, without an integration branch None."""
 
 
 @register_head("dist")
 class DiST(nn.Module):
     """The temporal encoder, the integration branch, adaptive pooling, and a classifier of text embeddings."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config:
-        num_classes: int
-        num_frames: int = 8
-        """Frames of a clip; another number is another store."""
-        num_layers: int = 12
-        """Blocks of the backbone."""
-        width: int = 768
-        grid: tuple[int, int] = (14, 14)
-        """Patches of a frame: rows, columns."""
-        patch_size: int = 16
-        """Side of a patch in pixels."""
-        embed_dim: int = 512
-        """Of the text embeddings."""
-        pixel_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
-        """What the pixels are normalised by, as those that the backbone saw; of values from 0 to 1."""
-        pixel_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
-        layers: tuple[int, ...] | None = None
-        """Layers of the backbone that are read, first to last; None: all, as in the paper."""
-        gamma: int = 2
-        """Frames that the temporal encoder sees for each frame of the clip (Table 1d)."""
-        integration_dim: int = 384
-        """Channels of the integration branch, the paper's alpha * width (Table 1e)."""
-        temporal_dim: int = 96
-        """Channels of the temporal encoder, the paper's beta * width (Table 1f)."""
-        adaptive_pooling_layers: int = 2
-        """2 on Something-Something, 4 on Kinetics."""
-        temporal_encoder: bool = True
-        """Table 1a."""
-        integration_branch: bool = True
-        """Table 1a. Without it the last spatial and the last temporal features are added once, and pooled."""
-        integration_to_temporal: bool = True
-        """The lateral up(M) (Table 1b)."""
-        temporal_to_integration: bool = True
-        """The lateral down(Z) (Table 1b). Without it only the last layer has one, or nothing would come of Z."""
-        temporal_block: TemporalBlock = "r2plus1d"
-        """Table 1c."""
-        down_sampling: DownSampling = "dconv"
-        """Of down(Z), in time: a strided convolution, or pooling and a linear layer (Table 2a)."""
-        up_sampling: UpSampling = "nearest"
-        """Of up(M), in time (Table 2b)."""
-        templates: str = "label"
-        """The set of templates of the text embeddings; "label" is the name of the class alone."""
-
-        def __post_init__(self) -> None:
-            for name in ("grid", "pixel_mean", "pixel_std", *(("layers",) if self.layers is not None else ())):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-            sizes = ("num_classes", "num_frames", "num_layers", "width", "patch_size", "embed_dim")
-            for name in (*sizes, "gamma", "integration_dim", "temporal_dim", "adaptive_pooling_layers"):
-                if getattr(self, name) < 1:
-                    raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
-            if len(self.grid) != 2 or min(self.grid) < 1:
-                raise ValueError(f"grid ({self.grid}) must be two positive numbers: rows, columns")
-            if self.layers is not None and (not self.layers or len(set(self.layers)) != len(self.layers)):
-                raise ValueError(f"layers ({self.layers}) must name at least one layer, each once")
-            for name, kind in (
-                ("temporal_block", TemporalBlock),
-                ("down_sampling", DownSampling),
-                ("up_sampling", UpSampling),
-            ):
-                if getattr(self, name) not in (choices := get_args(kind)):
-                    raise ValueError(f"{name} ({getattr(self, name)!r}) must be one of {', '.join(map(repr, choices))}")
-
-        @property
-        def read_layers(self) -> tuple[int, ...]:
-            """The layers that are read, as they are asked for."""
-            return tuple(range(self.num_layers)) if self.layers is None else self.layers
-
-        @property
-        def num_pooling_heads(self) -> int:
-            """One attention head for 64 channels, as coded."""
-            return max(1, self.integration_dim // 64)
+    Config = DiSTConfig
 
     summary = "temporal encoder of the pixels and integration branch beside the frozen layers, classified by text"
     # Table A12. As coded, the rate is 3.2e-5 times NEW_NET_LRMULT 10; mixing and smoothing as in the configs.
@@ -128,34 +69,39 @@ class DiST(nn.Module):
         cutmix=1.0,
     )
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: DiSTConfig) -> None:
         super().__init__()
         self.config = config
-        num_layers, alpha, beta = len(config.read_layers), config.integration_dim, config.temporal_dim
-        P = config.patch_size
-        self.temporal_stem = nn.Conv3d(3, beta, (5, P, P), stride=(1, P, P), padding=(2, 0, 0))
-        self.input_linears = nn.ModuleList(nn.Linear(config.width, alpha) for _ in range(num_layers))
-        self.integration2temporal_nets = nn.ModuleList(Integration2Temporal(config) for _ in range(num_layers))
+        self._ways = dist_channels_last if config.formulation == "channels_last" else dist_plain
+        d, every = config.integration_dim, range(len(config.read_layers))
+        if config.temporal_encoder:
+            kernel = (5, config.patch_size, config.patch_size)
+            self.temporal_stem = nn.Conv3d(3, config.temporal_dim, kernel, stride=(1, *kernel[1:]), padding=(2, 0, 0))
+        self.input_linears = _at(config.positions_read, lambda: nn.Linear(config.width, d))
         # The lateral of the last layer goes nowhere: official checkpoints have its weights, which were never trained.
-        self.integration2temporal_nets[-1].requires_grad_(False)
-        self.temporal2integration_nets = nn.ModuleList(Temporal2Integration(config) for _ in range(num_layers))
-        self.temporal_nets = nn.ModuleList(TBlock(config) for _ in range(num_layers))
-        self.integration_nets = nn.ModuleList(IBlock(config) for _ in range(num_layers))
+        self.integration2temporal_nets = _at(every if config.has_up else (), lambda: Integration2Temporal(config))
+        if config.has_up:
+            self.integration2temporal_nets[str(every[-1])].requires_grad_(False)
+        self.temporal2integration_nets = _at(config.positions_with_down, lambda: Temporal2Integration(config))
+        self.temporal_nets = _at(
+            every if config.temporal_encoder else (), lambda: T_BLOCKS[config.temporal_block](config)
+        )
+        self.integration_nets = _at(every if config.integration_branch else (), lambda: IBlock(config))
         self.adapooling_nets = nn.ModuleList(AdaptivePooling(config) for _ in range(config.adaptive_pooling_layers))
-        self.proj_spatial_cls_token = nn.Linear(config.width, alpha)
-        self.ln_post = nn.LayerNorm(alpha)
-        self.proj = nn.Parameter(alpha**-0.5 * torch.randn(alpha, config.embed_dim))
-        self.aggregated_cls_token = nn.Parameter(torch.zeros(1, 1, alpha))
-        self.aggregated_spatial_cls_token = nn.Parameter(torch.zeros(1, 1, alpha))
+        self.proj_spatial_cls_token = nn.Linear(config.width, d)
+        self.ln_post = nn.LayerNorm(d)
+        self.proj = nn.Parameter(d**-0.5 * torch.randn(d, config.embed_dim))
+        self.aggregated_cls_token = nn.Parameter(torch.zeros(1, 1, d))
+        self.aggregated_spatial_cls_token = nn.Parameter(torch.zeros(1, 1, d))
         self.text = TextClassifier(config.num_classes, config.embed_dim)
         self.apply(_initialise)
         for token in (self.aggregated_cls_token, self.aggregated_spatial_cls_token):
             nn.init.trunc_normal_(token, std=0.02)
 
     @staticmethod
-    def requires(config: Config) -> HeadRequirements:
+    def requires(config: DiSTConfig) -> HeadRequirements:
         return HeadRequirements(
-            tokens=config.read_layers,
+            tokens=tuple(config.read_layers[i] for i in config.positions_read),
             pixels=config.gamma if config.temporal_encoder else 0,
             text=config.templates,
             streamed=True,
@@ -173,161 +119,91 @@ class DiST(nn.Module):
         return self.text(embedding)
 
     def embed(self, features: ClipFeatures) -> Float[Tensor, "B E"]:
-        """The video in the space of the text, not normalised."""
-        assert features.pixels is not None
-        z = self.temporal_stem(self._normalised(features.pixels))
-        carried: Tensor | float = 0.0
-        for i, layer in enumerate(self.config.read_layers):
-            x = features.tokens[layer].to(self.proj.dtype)
-            z = self.temporal_nets[i](z)
-            m = self.input_linears[i](x) + carried
-            u = m + self.temporal2integration_nets[i](z)
-            z = z + self.integration2temporal_nets[i](m)
-            carried = self.integration_nets[i](u)
-        fused = carried + u
-        s = self.aggregated_spatial_cls_token.expand(*fused.shape[:2], -1)
-        g = self.aggregated_cls_token.expand(len(fused), 1, -1)
-        for pooling in self.adapooling_nets:
-            s, g = cast(AdaptivePooling, pooling)(fused, s, g)
-        return self.ln_post(g[:, 0] + self.proj_spatial_cls_token(x[:, :, 0].mean(dim=1))) @ self.proj
+        """The video in the space of the text, not normalised.
+
+        The features must stay as they are until the gradients are computed: they are read again for them.
+
+        Raises:
+            ValueError: the features have other frames, tokens, pixels or width than the configuration says.
+        """
+        return self._embed(self._stem(features), features)
 
     @torch.no_grad()
     def inner_features(self, features: ClipFeatures) -> list[InnerFeatures]:
-        """X, U and Z (after the T-Block) of the patches, of each layer that is read."""
-        assert features.pixels is not None
-        z, found = self.temporal_stem(self._normalised(features.pixels)), []
-        carried: Tensor | float = 0.0
-        for i, layer in enumerate(self.config.read_layers):
-            x = features.tokens[layer].to(self.proj.dtype)
-            z = self.temporal_nets[i](z)
-            m = self.input_linears[i](x) + carried
-            u = m + self.temporal2integration_nets[i](z)
-            temporal = z.flatten(3).permute(0, 2, 3, 1)
-            found.append(InnerFeatures(layer=layer, spatial=x[:, :, 1:], integrated=u[:, :, 1:], temporal=temporal))
-            z = z + self.integration2temporal_nets[i](m)
-            carried = self.integration_nets[i](u)
-        return found
-
-    def _normalised(self, pixels: UInt8[Tensor, "B F H W 3"]) -> Float[Tensor, "B 3 F H W"]:
-        mean, std = (torch.tensor(x, device=pixels.device) for x in (self.config.pixel_mean, self.config.pixel_std))
-        return ((pixels / 255 - mean) / std).permute(0, 4, 1, 2, 3).to(self.proj.dtype)
-
-
-class TBlock(nn.Module):
-    """Z = QuickGELU(Z + Conv(1,3,3)(QuickGELU(Conv(3,1,1)(LN Z)))) of channels-first Z."""
-
-    def __init__(self, config: DiST.Config) -> None:
-        super().__init__()
-        dim = config.temporal_dim
-        self.temporal_net = nn.Sequential(
-            OrderedDict(
-                c_fc1=nn.Conv3d(dim, dim, (3, 1, 1), padding=(1, 0, 0)),
-                gelu1=QuickGELU(),
-                c_fc2=nn.Conv3d(dim, dim, (1, 3, 3), padding=(0, 1, 1)),
+        """Of each layer whose tokens are read, first to last: the frozen patches, U, and Z after the T-Block."""
+        return [
+            InnerFeatures(
+                layer=at.layer,
+                spatial=self._tokens(features, at.layer)[:, :, 1:],
+                integrated=at.u[:, :, 1:],
+                temporal=None if at.z is None else self._ways.z_by_patch(at.z),
             )
-        )
-        self.ln = nn.LayerNorm(dim)
-        self.gelu = QuickGELU()
+            for at in self._layers(self._stem(features), features)
+        ]
 
-    def forward(self, z: Float[Tensor, "B c F h w"]) -> Float[Tensor, "B c F h w"]:
-        return self.gelu(z + self.temporal_net(self.ln(z.movedim(1, -1)).movedim(-1, 1)))
+    def _embed(self, z: Tensor | None, features: ClipFeatures) -> Float[Tensor, "B E"]:
+        for at in self._layers(z, features):
+            last = at
+        fused = last.u if last.carried is None else last.u + last.carried
+        s = self.aggregated_spatial_cls_token.expand(*fused.shape[:2], -1)
+        g = self.aggregated_cls_token.expand(len(fused), 1, -1)
+        fused = self._ways.before_pooling(fused)
+        for pooling in self.adapooling_nets:
+            s, g = self._ways.pool(cast(AdaptivePooling, pooling), fused, s, g)
+        cls = self._tokens(features, last.layer)[:, :, 0].to(self.proj.dtype)
+        return self.ln_post(g[:, 0] + self.proj_spatial_cls_token(cls.mean(dim=1))) @ self.proj
 
+    def _layers(self, z: Tensor | None, features: ClipFeatures) -> Iterator[_Layer]:
+        """The network from the stem on, layer by layer; layers without tokens are passed over."""
+        ways, config, carried = self._ways, self.config, None
+        for i, layer in enumerate(config.read_layers):
+            if z is not None:
+                z = ways.t_block(cast(TBlock, self.temporal_nets[str(i)]), z)
+            if i not in config.positions_read:
+                continue
+            linear = cast(nn.Linear, self.input_linears[str(i)])
+            m = ways.read(linear, lambda layer=layer: self._tokens(features, layer), carried)
+            u = m
+            if z is not None and i in config.positions_with_down:
+                u = ways.add_down(cast(Temporal2Integration, self.temporal2integration_nets[str(i)]), m, z)
+            if config.integration_branch:
+                carried = ways.i_block(cast(IBlock, self.integration_nets[str(i)]), u)
+            yield _Layer(layer, u, z, carried)
+            if z is not None and config.has_up and i + 1 < len(config.read_layers):
+                z = ways.add_up(cast(Integration2Temporal, self.integration2temporal_nets[str(i)]), m, z)
 
-class IBlock(nn.Module):
-    """FFN over the channels plus T-FFN over time, of each token; nothing is added to them."""
+    def _stem(self, features: ClipFeatures) -> Tensor | None:
+        if not self.config.temporal_encoder:
+            return None
+        config, pixels = self.config, features.pixels
+        p, (h, w) = config.patch_size, config.grid
+        expected = (config.num_frames * config.gamma, h * p, w * p, 3)
+        if pixels is None or pixels.shape[1:] != expected:
+            got = "none" if pixels is None else tuple(pixels.shape[1:])
+            raise ValueError(f"pixels must be {expected} per clip (frames, height, width, 3), got {got}")
+        return self._ways.stem(self.temporal_stem, pixels, config.pixel_mean, config.pixel_std)
 
-    def __init__(self, config: DiST.Config) -> None:
-        super().__init__()
-        dim = config.integration_dim
-        inner = dim // 4
-        self.ffn = nn.Sequential(OrderedDict(c_fc=nn.Linear(dim, dim), gelu=QuickGELU(), c_proj=nn.Linear(dim, dim)))
-        self.temporal_ffn = nn.Sequential(
-            OrderedDict(
-                c_fc1=nn.Conv3d(dim, inner, 1),
-                c_fc2=nn.Conv3d(inner, inner, (3, 1, 1), padding=(1, 0, 0)),
-                gelu1=QuickGELU(),
-                c_proj=nn.Conv3d(inner, dim, 1),
+    def _tokens(self, features: ClipFeatures, layer: int) -> Float[Tensor, "B T N D"]:
+        (h, w), x = self.config.grid, features.tokens[layer]
+        expected = (self.config.num_frames, 1 + h * w, self.config.width)
+        if x.shape[1:] != expected:
+            raise ValueError(
+                f"tokens of layer {layer} must be {expected} per clip (frames, 1 + {h}x{w} patches, width), "
+                f"got {tuple(x.shape[1:])}"
             )
-        )
-        self.ln = nn.LayerNorm(dim)
-        self.ln_temporal = nn.LayerNorm(dim)
-
-    def forward(self, u: Float[Tensor, "B T N d"]) -> Float[Tensor, "B T N d"]:
-        over_time = self.temporal_ffn(self.ln_temporal(u).permute(0, 3, 1, 2).unsqueeze(-1))
-        return self.ffn(self.ln(u)) + over_time.squeeze(-1).permute(0, 2, 3, 1)
+        return x
 
 
-class Temporal2Integration(nn.Module):
-    """down(Z): gamma frames become one, and a learnt CLS token per frame goes before the patches."""
-
-    def __init__(self, config: DiST.Config) -> None:
-        super().__init__()
-        gamma = config.gamma
-        self.linear_fuse = nn.Conv3d(config.temporal_dim, config.integration_dim, (gamma, 1, 1), stride=(gamma, 1, 1))
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.num_frames, config.integration_dim))
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
-
-    def forward(self, z: Float[Tensor, "B c F h w"]) -> Float[Tensor, "B T N d"]:
-        patches = self.linear_fuse(z).flatten(3).permute(0, 2, 3, 1)
-        return torch.cat([self.cls_token.transpose(1, 2).expand(len(z), -1, -1, -1), patches], dim=2)
-
-
-class Integration2Temporal(nn.Module):
-    """up(M): each frame gamma times, without CLS."""
-
-    def __init__(self, config: DiST.Config) -> None:
-        super().__init__()
-        self.grid, self.gamma = config.grid, config.gamma
-        self.linear_fuse = nn.Linear(config.integration_dim, config.temporal_dim)
-
-    def forward(self, m: Float[Tensor, "B T N d"]) -> Float[Tensor, "B c F h w"]:
-        patches = self.linear_fuse(m[:, :, 1:]).unflatten(2, self.grid)
-        return patches.permute(0, 4, 1, 2, 3).repeat_interleave(self.gamma, dim=2)
-
-
-class AdaptivePooling(nn.Module):
-    """One query per frame gathers from its tokens, then one query per clip from those of the frames."""
-
-    def __init__(self, config: DiST.Config) -> None:
-        super().__init__()
-        dim = config.integration_dim
-        self.temporal_transformer, self.spatial_transformer = CrossAttention(config), CrossAttention(config)
-        self.positional_embedding = nn.Parameter(torch.zeros(1, config.num_frames, dim))
-        nn.init.trunc_normal_(self.positional_embedding, std=0.02)
-        self.output_map_cls_token, self.output_map_spatial_cls_token = _mlp(dim), _mlp(dim)
-        self.ln_out_temp_cls_token, self.ln_out_spat_cls_token = nn.LayerNorm(dim), nn.LayerNorm(dim)
-
-    def forward(
-        self, fused: Float[Tensor, "B T N d"], s: Float[Tensor, "B T d"], g: Float[Tensor, "B 1 d"]
-    ) -> tuple[Float[Tensor, "B T d"], Float[Tensor, "B 1 d"]]:
-        flat = s.flatten(0, 1).unsqueeze(1)
-        flat = flat + self.spatial_transformer(flat, fused.flatten(0, 1))
-        flat = flat + self.output_map_spatial_cls_token(self.ln_out_spat_cls_token(flat))
-        s = flat.view_as(s)
-        g = g + self.temporal_transformer(g, s + self.positional_embedding)
-        return s, g + self.output_map_cls_token(self.ln_out_temp_cls_token(g))
-
-
-class CrossAttention(nn.Module):
-    """Attention with one LayerNorm for queries and keys."""
-
-    def __init__(self, config: DiST.Config) -> None:
-        super().__init__()
-        self.attn = nn.MultiheadAttention(config.integration_dim, config.num_pooling_heads, batch_first=True)
-        self.ln_1 = nn.LayerNorm(config.integration_dim)
-
-    def forward(self, query: Float[Tensor, "B q d"], keys: Float[Tensor, "B k d"]) -> Float[Tensor, "B q d"]:
-        keys = self.ln_1(keys)
-        return self.attn(self.ln_1(query), keys, keys, need_weights=False)[0]
-
-
-def _mlp(dim: int) -> nn.Sequential:
-    return nn.Sequential(OrderedDict(c_fc=nn.Linear(dim, 4 * dim), gelu=QuickGELU(), c_proj=nn.Linear(4 * dim, dim)))
+def _at(positions: Iterable[int], make: Callable[[], nn.Module]) -> nn.ModuleDict:
+    """A module at each of these positions among the layers, named by it as in a ModuleList."""
+    return nn.ModuleDict({str(i): make() for i in positions})
 
 
 def _initialise(module: nn.Module) -> None:
-    """As coded; the projections of queries, keys and values keep torch's."""
-    if isinstance(module, nn.Linear | nn.Conv3d):
+    """As coded; the projections of queries, keys and values of adaptive pooling keep torch's."""
+    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv3d | nn.ConvTranspose3d):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    if isinstance(module, TAda):  # after what is in it
+        module.start_as_convolution()

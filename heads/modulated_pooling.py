@@ -67,7 +67,7 @@ def modulated_pooling(
     vectors, grid = None, (0, 0)
     if terms.cross_attention is not None:
         vectors, grid = terms.cross_attention.vectors(), terms.cross_attention.grid
-    options = _Options(pooling=terms.pooling, grid=grid, eps=eps, dtype=_compute_dtype(query))
+    options = _Options(pooling=terms.pooling, grid=grid, eps=eps, dtype=compute_dtype(query))
     return _ModulatedPooling.apply(query, x, maps, taps, shift, vectors, options)
 
 
@@ -77,7 +77,7 @@ def _filter_of(conv: TemporalConvolution, positions: Tensor | None, num_frames: 
     return conv.taps(), shift.expand(num_frames, -1)
 
 
-def _compute_dtype(query: Tensor) -> torch.dtype:
+def compute_dtype(query: Tensor) -> torch.dtype:
     """The parameters' dtype, or autocast's in place of float32."""
     kind = query.device.type
     if query.dtype == torch.float64 or not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
@@ -85,7 +85,7 @@ def _compute_dtype(query: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind)
 
 
-def _without_autocast(kind: str) -> AbstractContextManager[Any]:
+def without_autocast(kind: str) -> AbstractContextManager[Any]:
     """Every dtype below is chosen by hand; autocast would choose again, and knows no meta device."""
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
@@ -126,7 +126,7 @@ class _ModulatedPooling(torch.autograd.Function):
         y = _Modulated(x, maps, taps, shift, vectors, options)
         centred = query - query.mean(dim=-1, keepdim=True)
         pooled, scores, kept = torch.empty_like(query), [], []
-        with _without_autocast(x.device.type):
+        with without_autocast(x.device.type):
             for clips in _chunks(x):
                 n, rstd = y.normalised(clips)
                 scores.append((centred[clips].to(n.dtype) @ n.mT).to(rstd.dtype))
@@ -144,7 +144,7 @@ class _ModulatedPooling(torch.autograd.Function):
         sums = _TermGradients(y, of_x=ctx.needs_input_grad[1])
         d_pooled = d_pooled - d_pooled.mean(dim=-1, keepdim=True)
         d_query = torch.empty_like(centred)
-        with _without_autocast(x.device.type):
+        with without_autocast(x.device.type):
             for i, clips in enumerate(_chunks(x)):
                 n, rstd = kept[2 * i : 2 * i + 2] if kept else y.normalised(clips)
                 q, g = centred[clips].to(n.dtype), d_pooled[clips].to(n.dtype)
