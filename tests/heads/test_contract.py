@@ -10,7 +10,23 @@ from torch import nn
 from vcache.heads.registry import get_head, list_heads
 from vcache.heads.requirements import ClipFeatures, HeadRequirements, Recipe, each_layer
 
-HEADS = list(list_heads())
+SMALL_DIST = {"integration_dim": 12, "temporal_dim": 8}
+"""Of the other forms of DiST, whose sizes do not come from the store."""
+HEADS: dict[str, tuple[str, dict[str, object]]] = {name: (name, {}) for name in list_heads()} | {
+    f"dist {settings}": ("dist", settings | SMALL_DIST)
+    for settings in (
+        {"temporal_block": "c3d"},
+        {"temporal_block": "tada"},
+        {"temporal_block": "joint"},
+        {"down_sampling": "avg", "up_sampling": "trilinear"},
+        {"down_sampling": "max", "up_sampling": "deconv"},
+        {"temporal_encoder": False},
+        {"integration_branch": False},
+        {"temporal_encoder": False, "integration_branch": False},
+        {"integration_to_temporal": False, "temporal_to_integration": False},
+        {"layers": (-2, 0)},
+    )
+}
 
 
 @pytest.fixture(params=HEADS)
@@ -26,10 +42,12 @@ def head(request, sizes, class_text) -> nn.Module:
         "patch_size": sizes.p,
         "embed_dim": sizes.E,
     }
-    head_class = get_head(request.param)
+    name, settings = HEADS[request.param]
+    head_class = get_head(name)
     names = {field.name for field in dataclasses.fields(head_class.Config)}
     torch.manual_seed(1)
-    head = head_class(head_class.Config(**{name: value for name, value in from_store.items() if name in names}))
+    of_store = {name: value for name, value in from_store.items() if name in names}
+    head = head_class(head_class.Config(**(of_store | settings)))
     for parameter in head.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.1)
