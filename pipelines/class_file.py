@@ -16,15 +16,17 @@ class ClassFileError(ValueError):
     """A file that does not give each class one name."""
 
 
-def read_class_names(path: Path, num_classes: int) -> tuple[str, ...]:
-    """The names in the file, by index.
+def read_class_names(path: Path, num_classes: int | None = None) -> tuple[str, ...]:
+    """The names in the file, by index; of so many classes, or of any number.
 
     Raises:
         ClassFileError: it cannot be read, indices are missing, names are there twice, or it has another number of names.
     """
     names = read_names(path, "--classes")
-    if len(names) != num_classes:
+    if num_classes is not None and len(names) != num_classes:
         raise ClassFileError(f"{path} has {len(names)} class names; the checkpoint has {num_classes} classes.")
+    if not names:
+        raise ClassFileError(f"{path} gives no class names: it is empty.")
     name, count = Counter(names).most_common(1)[0]
     if count > 1 or "" in names:
         raise ClassFileError(f"{path} has a class without a name." if "" in names else f"{path} has {name!r} twice.")

@@ -22,7 +22,7 @@ class ClipTower:
 
     def facts_for(self, config: type) -> dict[str, Any]:
         """Those of the sizes that a head's Config takes from a store, by its names."""
-        facts = {"width": self.width, "num_heads": self.num_heads, "grid": self.grid, "embed_dim": self.embed_dim}
+        facts = {**vars(self), "grid": self.grid}
         return {field.name: facts[field.name] for field in fields(config) if field.name in facts}
 
     @property
@@ -45,3 +45,8 @@ CLIP_TOWERS = {
     "ViT-L-14-336-quickgelu": ClipTower(patch_size=14, image_size=336, **_LARGE),
 }
 """By the names of open_clip, which `vcache extract --model` takes."""
+
+
+def tower_name(width: int, grid: tuple[int, ...]) -> str | None:
+    """open_clip's name of the tower of this width and these patches, if it is one of those."""
+    return next((name for name, tower in CLIP_TOWERS.items() if (tower.width, tower.grid) == (width, grid)), None)

@@ -5,6 +5,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from vcache.pipelines.class_text import LOGIT_SCALE
 from vcache.pipelines.runs import Run, RunError
 from vcache.store.object_path import StorePath
 from vcache.store.reader import FeatureStore
@@ -36,13 +37,19 @@ def open_named_store(run: Run, path: StorePath | None, *, any_classes: bool = Fa
     return store
 
 
+def classifies_by_text(run: Run) -> bool:
+    """Whether the head is given the text of the classes, and takes any."""
+    return run.requirements().text is not None
+
+
 def class_order(run: Run, store: FeatureStore) -> Int[Tensor, " K"]:
     """Where the store's classes are among the head's: `logits[:, order]` are in the order of the store's labels.
 
-    0, 1, 2, ... but for an imported head with the same names in another order.
+    0, 1, 2, ... but for an imported head with the same names in another order. One that classifies by text is given the store's,
+    in the store's order.
     """
     names = store.manifest.class_names
-    if not run.imported or not run.has_class_names or run.class_names() == names:
+    if not run.imported or not run.has_class_names or classifies_by_text(run) or run.class_names() == names:
         return torch.arange(len(names))
     place = {name: index for index, name in enumerate(run.class_names())}
     return torch.tensor([place[name] for name in names])
@@ -53,36 +60,73 @@ def notes_on_store(run: Run, store: FeatureStore) -> tuple[str, ...]:
     nothing."""
     if not run.imported:
         return ()
-    notes = []
-    request, spec = store.manifest.facts["request"], store.manifest.spec
-    if request.get("pretrained") != "openai":
-        source = request.get("pretrained") or request.get("model") or "weights that it does not name"
-        notes.append(
-            f"the checkpoint was trained on features of OpenAI's CLIP, and {store.path.name} has those of {source}: unless "
-            "these are the same weights, the accuracies say nothing of the checkpoint."
-        )
-    if (precision := spec.get("precision", "float32")) != "float16":
+    notes = _notes_on_backbone(run, store)
+    if (precision := store.manifest.spec.get("precision", "float32")) != "float16":
         notes.append(
             f"its backbone ran in {precision}, the official one in float16: logits differ by their rounding, and a video "
             "between two classes may change sides."
         )
-    if run.requirements().text is not None:  # it takes the store's names, whatever they are
-        return tuple(notes)
+    return (*notes, *(_notes_on_text(run, store) if classifies_by_text(run) else _notes_on_classes(run, store)))
+
+
+def _notes_on_backbone(run: Run, store: FeatureStore) -> list[str]:
+    """Whether its features are those that the head was trained on, as far as the checkpoint tells."""
+    ours, request = run.config["imported"].get("visual_sha256"), store.manifest.facts["request"]
+    if ours is not None:
+        theirs = store.manifest.spec["weights_sha256"]
+        if ours == theirs:
+            return []
+        return [
+            f"the checkpoint has the weights of the image tower that it was trained on (sha256 {ours[:12]}), and "
+            f"{store.path.name} was made with others ({theirs[:12]}): the accuracies say nothing of the checkpoint."
+        ]
+    if request.get("pretrained") == "openai":
+        return []
+    source = request.get("pretrained") or request.get("model") or "weights that it does not name"
+    return [
+        f"the checkpoint was trained on features of OpenAI's CLIP, and {store.path.name} has those of {source}: unless "
+        "these are the same weights, the accuracies say nothing of the checkpoint."
+    ]
+
+
+def _notes_on_classes(run: Run, store: FeatureStore) -> list[str]:
     if not run.has_class_names:
-        notes.append(
+        return [
             f"the checkpoint came without class names: its {len(store.manifest.class_names)} outputs are taken for the "
             f"classes of {store.manifest.dataset} in their order. Import it with --classes FILE to have that checked."
-        )
-    elif run.class_names() != store.manifest.class_names:
+        ]
+    if run.class_names() != store.manifest.class_names:
+        return ["the checkpoint has the store's classes in another order; its outputs were put in that of the store."]
+    return []
+
+
+def _notes_on_text(run: Run, store: FeatureStore) -> list[str]:
+    notes = []
+    scale = run.config["imported"].get("logit_scale")
+    if scale is not None and LOGIT_SCALE in store.manifest.constants:
+        stored = float(store.constant(LOGIT_SCALE)[0])
+        if abs(scale - stored) > 1e-3:
+            notes.append(
+                f"the logit scale of the checkpoint is {scale:.4f}, that of {store.path.name}'s CLIP {stored:.4f}, which is "
+                "taken: averages over views may differ a little."
+            )
+    if not run.has_class_names:
         notes.append(
-            "the checkpoint has the store's classes in another order; its outputs were put in that of the store."
+            f"the checkpoint does not tell its classes: videos are compared with the text of the "
+            f"{len(store.manifest.class_names)} classes of {store.manifest.dataset}, whether it was trained on these or not."
         )
-    return tuple(notes)
+    elif set(run.class_names()) != set(store.manifest.class_names):
+        strange = len(set(store.manifest.class_names) - set(run.class_names()))
+        notes.append(
+            f"{strange} of the {len(store.manifest.class_names)} classes of {store.manifest.dataset} are not among the "
+            f"{len(run.class_names())} that the checkpoint was trained on: it recognises them by their text alone (zero-shot)."
+        )
+    return notes
 
 
 def _check_sizes(run: Run, store: FeatureStore) -> None:
     head, backbone = run.config["head_config"], store.manifest.facts["backbone"]
-    for name in ("width", "grid"):
+    for name in ("width", "grid", "num_layers", "patch_size", "embed_dim"):
         if name in head and list(_pair(head[name])) != list(_pair(backbone[name])):
             raise RunError(
                 f"{run.path} reads features of {name} {_word(head[name])}; {store.path} holds those of {backbone['model']}, "
@@ -97,8 +141,7 @@ def _check_sizes(run: Run, store: FeatureStore) -> None:
 
 
 def _check_classes(run: Run, store: FeatureStore) -> None:
-    ours = store.manifest.class_names
-    by_text = run.requirements().text is not None  # it is given as many as there are
+    ours, by_text = store.manifest.class_names, classifies_by_text(run)  # by text it is given as many as there are
     num_classes = run.config["head_config"]["num_classes"]
     if num_classes != len(ours) and not by_text:
         raise RunError(f"{run.path} has {num_classes} classes; {store.path} holds {_classes(store)}.")

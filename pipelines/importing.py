@@ -2,8 +2,8 @@
 
 import dataclasses
 import hashlib
+import importlib
 import os
-import re
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping
@@ -15,35 +15,14 @@ from typing import Any
 import torch
 from rich.markup import escape
 
-from vcache.heads.evl import EVL
-from vcache.heads.official import (
-    CheckpointMismatch,
-    InferredConfig,
-    check_evl_config,
-    evl_state_dict,
-    infer_evl_config,
-    load_evl_state_dict,
-)
 from vcache.heads.registry import get_head
-from vcache.pipelines.checkpoint_file import CheckpointError, read_checkpoint_file
-from vcache.pipelines.class_file import read_class_names
-from vcache.pipelines.console import count, out
+from vcache.pipelines.checkpoint_file import CheckpointError
+from vcache.pipelines.console import out
 from vcache.pipelines.runs import Run, check_free, next_run_folder
-from vcache.pipelines.settings import build, split_settings
+from vcache.pipelines.settings import split_settings
 
-SOURCE = "OpenGVLab/efficient-video-recognition at b282e8b"
-
-# Width and grid of OpenAI's towers: open_clip's name of each.
-_BACKBONES = {
-    (768, (14, 14)): "ViT-B-16-quickgelu",
-    (768, (7, 7)): "ViT-B-32-quickgelu",
-    (1024, (16, 16)): "ViT-L-14-quickgelu",
-    (1024, (24, 24)): "ViT-L-14-336-quickgelu",
-}
-_RELEASED = re.compile(r"k400_vit[bl]\d+_(\d+)f_dec(\d+)x(\d+)")
-# Of the released files, by their frames: the stride, and the views that the evaluation scripts average (scripts/eval_*.sh).
-_STRIDES = {8: 16, 16: 16, 32: 8}
-_VIEWS = {8: "3x1", 16: "1x3", 32: "1x3"}
+IMPORTERS = {"dist": "vcache.pipelines.import_dist", "evl": "vcache.pipelines.import_evl"}
+"""Heads with official checkpoints, and the module whose `read(file, settings, classes) -> ImportedHead` reads one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +40,25 @@ class ImportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImportedHead:
+    """What an importer reads in a file."""
+
+    head: Any
+    """With the weights of the file."""
+    class_names: tuple[str, ...] | None
+    num_classes: int | None
+    """None: the head classifies by text, and the file does not tell of which classes."""
+    source: str
+    """The official repository and its commit."""
+    reads: str
+    """What the head reads, in words."""
+    extract: str
+    notes: tuple[str, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else the run is to record of the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImportSummary:
     run: str
     file: str
@@ -69,6 +67,7 @@ class ImportSummary:
     num_parameters: int
     class_names: bool
     """Whether the run has names for its classes."""
+    reads: str
     extract: str
     """The `vcache extract` line of what it reads; words in capitals are for the user to fill in."""
     notes: tuple[str, ...]
@@ -83,68 +82,36 @@ def import_head(config: ImportConfig) -> ImportSummary:
         ClassFileError: the class file does not give each class one name.
         RunError: `out` is not empty.
     """
-    if get_head(config.head) is not EVL:
+    head_class = get_head(config.head)
+    if config.head not in IMPORTERS:
         raise CheckpointError(
-            f"head {config.head!r} has no official checkpoints. Of those that have, evl can be imported."
+            f"head {config.head!r} has no official checkpoints. Those of {' and '.join(IMPORTERS)} can be imported."
         )
-    (settings,) = split_settings(config.settings, EVL.Config)
+    (settings,) = split_settings(config.settings, head_class.Config)
     folder = config.out or next_run_folder(config.head)
     check_free(folder)
-    head, notes = read_evl(config.file, settings)
-    class_names = read_class_names(config.classes, head.config.num_classes) if config.classes else None
-    extract = extract_line(head.config, config.file.name)
-    run_config = _run_config(config, head.config, extract)
+    read: ImportedHead = importlib.import_module(IMPORTERS[config.head]).read(config.file, settings, config.classes)
+    run_config = _run_config(config, read)
     with _whole_or_not(folder) as part:
-        Run.create(part, run_config, class_names).save_head(head.state_dict())
+        Run.create(part, run_config, read.class_names).save_head(read.head.state_dict())
     return ImportSummary(
         run=str(folder),
         file=str(config.file),
         head=config.head,
-        head_config=dataclasses.asdict(head.config),
-        num_parameters=sum(parameter.numel() for parameter in head.parameters()),
-        class_names=class_names is not None,
-        extract=extract,
-        notes=notes,
+        head_config=run_config["head_config"],
+        num_parameters=sum(parameter.numel() for parameter in read.head.parameters()),
+        class_names=read.class_names is not None,
+        reads=read.reads,
+        extract=read.extract,
+        notes=read.notes,
     )
 
 
-def read_evl(file: Path, settings: Mapping[str, Any]) -> tuple[EVL, tuple[str, ...]]:
-    """The head in an official EVL checkpoint, and what is to be said of how it was read."""
-    checkpoint = read_checkpoint_file(file)
-    try:
-        state = evl_state_dict(checkpoint)
-        inferred = infer_evl_config(state)
-        _check_told(file, inferred, settings)
-        config = build(EVL.Config, {**inferred.fields, **settings})
-        check_evl_config(config, state)
-        head = EVL(config)
-        load_evl_state_dict(head, state, advice="The official code writes no such file.")
-    except CheckpointMismatch as error:
-        raise CheckpointError(f"{file} is not an EVL checkpoint that fits: {str(error).rstrip('.')}.") from error
-    return head, _notes(file.name, config, settings)
-
-
-def extract_line(config: EVL.Config, file_name: str) -> str:
-    """The `vcache extract` command that makes what the head reads; words in capitals where neither weights nor name tell."""
-    model, frames, released = _model(config), config.num_frames, _is_released(config, file_name)
-    last = config.layers == tuple(range(-len(config.layers), 0))
-    line = ["vcache", "extract", "k400" if released else "DATASET", "--split", "val", "--model", model]
-    line += ["--layers", f"{-len(config.layers)}:" if last else ",".join(map(str, config.layers))]
-    line += ["--frames", str(frames), "--stride", str(_STRIDES[frames]) if released else "STRIDE"]
-    line += ["--eval-views", _VIEWS[frames]] if released else []
-    line += [] if config.temporal_cross_attention else ["--cross-frame", "none"]
-    return shlex.join(line)
-
-
 def print_import(summary: ImportSummary) -> None:
-    config = summary.head_config
-    rows, columns = config["grid"]
     out.print(f"[bold]{escape(summary.run)}[/bold]", soft_wrap=True)
     lines = [
-        f"{summary.head} of {summary.file}: {summary.num_parameters:,} parameters, {config['num_classes']} classes"
-        + ("" if summary.class_names else ", whose names are those of the store that it is evaluated on"),
-        f"reads {count(len(config['layers']), 'layer')} ({', '.join(map(str, config['layers']))}) of {config['num_frames']} "
-        f"frames, {rows}x{columns} patches of width {config['width']}; {config['num_heads']} heads",
+        f"{summary.head} of {summary.file}: {summary.num_parameters:,} parameters, {_classes(summary)}",
+        f"reads {summary.reads}",
         *summary.notes,
         f"extract with:   {summary.extract}",
         f"evaluate with:  {shlex.join(['vcache', 'eval', summary.run])} --store STORE",
@@ -153,48 +120,20 @@ def print_import(summary: ImportSummary) -> None:
         out.print(f"  {escape(line)}", soft_wrap=True, highlight=False)
 
 
-def _check_told(file: Path, inferred: InferredConfig, settings: Mapping[str, Any]) -> None:
-    for name, why in inferred.unknown.items():
-        if name not in settings:
-            example = {"grid": "14,14", "num_frames": "8", "num_heads": "12"}[name]
-            raise CheckpointError(f"{file} does not tell {name}: {why}. Say it as in  --set {name}={example}")
-
-
-def _notes(file_name: str, config: EVL.Config, settings: Mapping[str, Any]) -> tuple[str, ...]:
-    notes = []
-    if "num_heads" not in settings:
-        notes.append("heads are taken to have 64 channels, as CLIP's; no checkpoint says it (--set num_heads=N)")
-    if (named := _RELEASED.match(file_name)) and not _is_released(config, file_name):
-        frames, layers, width = named.groups()
-        notes.append(
-            f"the name of the file says {frames} frames, {layers} layers and width {width}, its weights say "
-            f"{config.num_frames}, {len(config.layers)} and {config.width}"
-        )
-    # dataset.py normalises, then resizes bilinearly without antialiasing; --fp16 is the default of main.py.
-    notes.append(
-        "trained on OpenAI's CLIP in float16 and frames resized bilinearly; vcache resizes as CLIP does, and a GPU extracts in "
-        "float16 by default: the accuracy may differ a little from the published one"
+def _classes(summary: ImportSummary) -> str:
+    if (number := summary.head_config["num_classes"]) is None:
+        return "which are compared with the text of the classes of the store that it is evaluated on"
+    return f"{number} classes" + (
+        "" if summary.class_names else ", whose names are those of the store that it is evaluated on"
     )
-    return tuple(notes)
 
 
-def _is_released(config: EVL.Config, file_name: str) -> bool:
-    """Whether the name is one of the released files', and the weights are what it says."""
-    named = _RELEASED.match(file_name)
-    told = (config.num_frames, len(config.layers), config.width)
-    return named is not None and tuple(map(int, named.groups())) == told and config.num_frames in _STRIDES
-
-
-def _model(config: EVL.Config) -> str:
-    return _BACKBONES.get((config.width, config.grid), "MODEL")
-
-
-def _run_config(config: ImportConfig, head_config: EVL.Config, extract: str) -> dict[str, Any]:
+def _run_config(config: ImportConfig, read: ImportedHead) -> dict[str, Any]:
     with config.file.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "head": config.head,
-        "head_config": dataclasses.asdict(head_config),
+        "head_config": {**dataclasses.asdict(read.head.config), "num_classes": read.num_classes},
         "recipe": None,
         "train_split": None,
         "views": {},
@@ -207,9 +146,10 @@ def _run_config(config: ImportConfig, head_config: EVL.Config, extract: str) -> 
         "imported": {
             "file": str(config.file.resolve()),
             "sha256": digest,
-            "source": SOURCE,
+            "source": read.source,
             "settings": dict(config.settings),
-            "extract": extract,
+            "extract": read.extract,
+            **read.facts,
         },
     }
 

@@ -130,8 +130,11 @@ class Run:
         return tuple(self.config.get("left_out", ()))
 
     def head_config(self) -> Any:
-        """The Config of the head."""
+        """The Config of the head. Of an imported one that classifies by text, and is to be given that of a store's classes, with
+        one class."""
         config = {name: tuple(v) if isinstance(v, list) else v for name, v in self.config["head_config"].items()}
+        if config.get("num_classes", 1) is None:
+            config["num_classes"] = 1
         return build(get_head(self.head).Config, config)
 
     def requirements(self) -> HeadRequirements:

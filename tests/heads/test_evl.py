@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vcache.heads.cross_frame import cross_frame_maps
 from vcache.heads.evl import EVL
-from vcache.heads.official import load_evl_state_dict
+from vcache.heads.official_evl import load_evl_state_dict
 from vcache.heads.requirements import ClipFeatures, HeadRequirements
 
 GOLDENS = Path(__file__).parents[1] / "goldens"

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from vcache.extract.backbone import FrozenBackbone, load_backbone
 from vcache.heads.evl import EVL
-from vcache.heads.official import load_evl_state_dict
+from vcache.heads.official_evl import load_evl_state_dict
 from vcache.pipelines.evaluation.evaluate import evaluate_run
 from vcache.pipelines.importing import ImportConfig, import_head
 from vcache.pipelines.loading.loader import ClipLoader

@@ -20,7 +20,8 @@ from vcache.heads.evl import EVL
 from vcache.heads.registry import UnknownHead
 from vcache.heads.requirements import ClipFeatures
 from vcache.pipelines.checkpoint_file import CheckpointError
-from vcache.pipelines.importing import ImportConfig, extract_line, import_head
+from vcache.pipelines.import_evl import extract_line
+from vcache.pipelines.importing import ImportConfig, import_head
 from vcache.pipelines.runs import Run, RunError
 from vcache.pipelines.settings import SettingError
 

@@ -1,4 +1,4 @@
-"""Official checkpoints into our heads."""
+"""Official checkpoints of EVL into our head."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vcache.heads.evl import EVL
-from vcache.heads.official import (
-    CheckpointMismatch,
+from vcache.heads.official import CheckpointMismatch
+from vcache.heads.official_evl import (
     check_evl_config,
     evl_state_dict,
     infer_evl_config,
