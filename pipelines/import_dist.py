@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vcache.extract.layers import LayerError, resolve_layers
+from vcache.extract.layers import resolve_layers
 from vcache.extract.weights import weights_sha256
 from vcache.heads.dist import DiST
 from vcache.heads.official import CheckpointMismatch
@@ -23,7 +23,7 @@ from vcache.pipelines.clip_towers import tower_name
 from vcache.pipelines.console import count
 from vcache.pipelines.extract_commands import layers_word
 from vcache.pipelines.importing import ImportedHead
-from vcache.pipelines.settings import SettingError, build
+from vcache.pipelines.settings import build, read_values
 
 SOURCE = "alibaba-mmai-research/DiST at 4b3a09b"
 
@@ -36,7 +36,7 @@ _POOLING_LAYERS = {"k400": 4, "ssv2": 2}
 def read(file: Path, settings: Mapping[str, Any], classes: Path | None) -> ImportedHead:
     """
     Raises:
-        CheckpointError, SettingError, ClassFileError: as `import_head`.
+        CheckpointError, SettingError, LayerError, ClassFileError: as `import_head`.
     """
     class_names = read_class_names(classes) if classes else None
     head, checkpoint = read_dist(file, {**settings, **({"num_classes": len(class_names)} if class_names else {})})
@@ -91,14 +91,12 @@ def extract_line(config: DiST.Config, file_name: str) -> str:
 
 
 def _with_layers(values: dict[str, Any]) -> dict[str, Any]:
-    """A selection of layers ("8:", "0,3", "all") as the layers that it means."""
+    """A selection of layers ("8:", "0,3", "all") as the layers that it means; LayerError if there are no such."""
     layers = values.get("layers")
     if not isinstance(layers, str) or layers.lower() in ("", "none"):
         return values
-    try:
-        return {**values, "layers": resolve_layers(layers, int(values["num_layers"]))}
-    except (LayerError, ValueError) as error:
-        raise SettingError(f"--set layers={layers}: {error}.") from error
+    num_layers = read_values(DiST.Config, {"num_layers": values["num_layers"]})["num_layers"]
+    return {**values, "layers": resolve_layers(layers, num_layers)}
 
 
 def _layers(config: DiST.Config) -> str:

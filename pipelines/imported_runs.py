@@ -6,6 +6,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from vcache.pipelines.class_text import LOGIT_SCALE
+from vcache.pipelines.matching import pixel_statistics
 from vcache.pipelines.runs import Run, RunError
 from vcache.store.object_path import StorePath
 from vcache.store.reader import FeatureStore
@@ -61,6 +62,13 @@ def notes_on_store(run: Run, store: FeatureStore) -> tuple[str, ...]:
     if not run.imported:
         return ()
     notes = _notes_on_backbone(run, store)
+    head = run.config["head_config"]
+    if "pixel_mean" in head and any(
+        tuple(head[name]) != told for name, told in pixel_statistics(store.manifest).items()
+    ):
+        notes.append(
+            "its frames were normalised by other means and deviations than the head normalises their pixels by, which are CLIP's."
+        )
     if (precision := store.manifest.spec.get("precision", "float32")) != "float16":
         notes.append(
             f"its backbone ran in {precision}, the official one in float16: logits differ by their rounding, and a video "

@@ -78,6 +78,7 @@ def import_head(config: ImportConfig) -> ImportSummary:
 
     Raises:
         UnknownHead, SettingError: no such head, or a setting that it does not have.
+        LayerError: layers are set that the backbone does not have.
         CheckpointError: the file is not a checkpoint of the head, is damaged, or does not tell a field; names `--set` for it.
         ClassFileError: the class file does not give each class one name.
         RunError: `out` is not empty.
@@ -122,7 +123,7 @@ def print_import(summary: ImportSummary) -> None:
 
 def _classes(summary: ImportSummary) -> str:
     if (number := summary.head_config["num_classes"]) is None:
-        return "which are compared with the text of the classes of the store that it is evaluated on"
+        return "whose classes are those of the store that it is evaluated on, compared by their text"
     return f"{number} classes" + (
         "" if summary.class_names else ", whose names are those of the store that it is evaluated on"
     )

@@ -29,7 +29,7 @@ from vcache.extract.weights import BackboneError, NoTextTower, RandomWeightsRefu
 from vcache.pipelines.checkpoint_file import CheckpointError
 from vcache.pipelines.class_file import ClassFileError, read_class_names
 from vcache.pipelines.evaluation.predictions import Predictions, PredictionsError
-from vcache.pipelines.importing import ImportConfig, import_head
+from vcache.pipelines.importing import IMPORTERS, ImportConfig, import_head
 from vcache.pipelines.runs import Run, RunError
 from vcache.pipelines.templates import TemplateError, template_set
 from vcache.store.errors import CorruptStore, StoreError
@@ -125,13 +125,14 @@ def test_the_payload_fires_where_it_is_unpickled(write: Write, marker: Path, tmp
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".safetensors", ".npz"])
 @pytest.mark.parametrize("write", CHECKPOINTS)
-def test_import_head(write: Write, suffix: str, marker: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("head", IMPORTERS)
+def test_import_head(head: str, write: Write, suffix: str, marker: Path, tmp_path: Path) -> None:
     path = tmp_path / f"a{suffix}"
     write(path, Payload(marker))
     with pytest.raises(
         CheckpointError, match=r"a\.\w+ (holds \S+, which only running code .*|is a \.tar.*) vcache runs none"
     ):
-        import_head(ImportConfig(head="evl", file=path, out=tmp_path / "run"))
+        import_head(ImportConfig(head=head, file=path, out=tmp_path / "run"))
     assert not marker.exists() and not (tmp_path / "run").exists()
 
 
