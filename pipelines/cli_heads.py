@@ -48,10 +48,11 @@ def heads(
     from vcache.pipelines.settings import parse_pairs
 
     if count and head:
+        from vcache.pipelines.count_listing import print_counts
         from vcache.pipelines.counting import describe_count
 
         counts = describe_count(head, parse_pairs(settings or []), preset)
-        console.print_json(counts) if as_json else listing.print_counts(counts)
+        console.print_json(counts) if as_json else print_counts(counts)
         return
     if count or settings or (preset and not head):
         raise typer.BadParameter("--count and --preset go with a HEAD, --set with --count: vcache heads evl --count")

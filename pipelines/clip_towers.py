@@ -26,6 +26,13 @@ class ClipTower:
         return {field.name: facts[field.name] for field in fields(config) if field.name in facts}
 
     @property
+    def num_trunk_parameters(self) -> int:
+        """Without ln_post and the projection, which no layer before them needs."""
+        P, D = self.grid[0] * self.grid[1], self.width
+        embeddings = 3 * self.patch_size**2 * D + (P + 2) * D + 2 * D  # patches; CLS and positions; ln_pre
+        return embeddings + self.num_layers * (12 * D**2 + 13 * D)
+
+    @property
     def macs_per_frame(self) -> int:
         """Multiply-adds of one image: patches, blocks, and the projection of CLS; equal to a count of open_clip's own module."""
         P, D = self.grid[0] * self.grid[1], self.width

@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import itertools
 import textwrap
+import types
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -14,11 +15,16 @@ from rich.padding import Padding
 
 from vcache.heads.registry import get_head, list_heads
 from vcache.heads.requirements import Recipe
-from vcache.pipelines.console import out
-from vcache.pipelines.counting import REMARKS
+from vcache.pipelines.console import count, out
 from vcache.pipelines.head_presets import HeadPreset, find_preset, presets_of
 from vcache.pipelines.matching import SETTABLE_FACTS, STORE_FACTS
 from vcache.pipelines.settings import takes_depth
+
+_AUGMENT_REMARKS = {
+    "evl": "--augment evl has no flip, as the official code; the paper names one: --augment evl-flip.",
+    "dist": "--augment dist does not flip where left and right are part of the class; the official code swaps the classes then.",
+}
+"""What is to be said of a preset's augmentation."""
 
 
 def describe_heads() -> list[dict[str, Any]]:
@@ -84,9 +90,9 @@ def _preset_row(preset: HeadPreset) -> dict[str, Any]:
     return {**dataclasses.asdict(preset), "extract": preset.extract_line}
 
 
-def _depth(layers: tuple[int, ...]) -> int | None:
+def _depth(layers: tuple[int, ...] | None) -> int | None:
     """How many they are where they are the last ones, in order."""
-    return len(layers) if layers == tuple(range(-len(layers), 0)) else None
+    return len(layers) if layers is not None and layers == tuple(range(-len(layers), 0)) else None
 
 
 def _meanings(config: type) -> dict[str, str]:
@@ -108,6 +114,8 @@ def _type(hint: Any) -> str:
     if typing.get_origin(hint) is tuple:
         item = typing.get_args(hint)[0]
         return "list of NAME:NUMBER" if typing.get_origin(item) is tuple else f"list of {_type(item)}"
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " | ".join("None" if option is type(None) else _type(option) for option in typing.get_args(hint))
     if hint is bool:
         return "true | false"
     return hint.__name__ if isinstance(hint, type) else str(hint)
@@ -117,18 +125,27 @@ def _reads(requirements: Any) -> str:
     words = []
     for kind, label in (("tokens", "tokens"), ("cls", "CLS"), ("maps", "Q/K")):
         if layers := getattr(requirements, kind):
-            words.append(f"{label} of layers {', '.join(map(str, layers))}")
-    return "; ".join(words + (["the embedding"] if requirements.embed else []))
+            words.append(f"{label} of layers {_layers(layers)}")
+    words += ["the embedding"] if requirements.embed else []
+    words += [f"pixels of {count(requirements.pixels, 'frame')} for each"] if requirements.pixels else []
+    return "; ".join(words + (["text of the classes"] if requirements.text else []))
+
+
+def _layers(layers: tuple[int, ...]) -> str:
+    """ "-2, -1", and of many in a row "0-11"."""
+    if len(layers) > 4 and layers == tuple(range(layers[0], layers[0] + len(layers))) and layers[0] >= 0:
+        return f"{layers[0]}-{layers[-1]}"
+    return ", ".join(map(str, layers))
 
 
 def print_heads(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         _print_summary(row)
         settings = {key: value for key, value in row["settings"].items() if key not in STORE_FACTS}
-        _line("settings", _pairs(settings))
-        _line("recipe", _pairs(_switched_on(row["recipe"])))
+        line("settings", pairs(settings))
+        line("recipe", pairs(_switched_on(row["recipe"])))
         if row["num_presets"]:
-            _line("presets", f"{row['num_presets']}, see:  vcache heads {row['head']}")
+            line("presets", f"{row['num_presets']}, see:  vcache heads {row['head']}")
     out.print(
         "Set any of these with --set name=value; sizes and the number of classes come from the store.", highlight=False
     )
@@ -137,9 +154,9 @@ def print_heads(rows: list[dict[str, Any]]) -> None:
 def print_head(row: dict[str, Any]) -> None:
     _print_summary(row)
     shown = _switched_on(row["recipe"])
-    _line("recipe", _pairs(shown))
-    _line("off", ", ".join(name for name in row["recipe_fields"] if name not in {*shown, "steps", "epochs"}))
-    _line("", f"what these are for:  vcache heads {row['head']} --json")
+    line("recipe", pairs(shown))
+    line("off", ", ".join(name for name in row["recipe_fields"] if name not in {*shown, "steps", "epochs"}))
+    line("", f"what these are for:  vcache heads {row['head']} --json")
     out.print("[bold]--set name=value[/bold]", highlight=False)
     for name, field in row["fields"].items():
         if name not in STORE_FACTS or name in SETTABLE_FACTS:
@@ -192,82 +209,29 @@ def print_preset(row: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     if row["note"]:
-        _line("note", row["note"])
+        line("note", row["note"])
     settings = {"num_frames": row["frames"], **row["settings"]}
-    _line("settings", _pairs(settings))
-    _line("recipe", _pairs(_switched_on(row["recipe"])))
-    _line("extract", row["extract"])
-    _line("train", f"vcache train-head {row['head']} --preset {row['name']}")
-    _line("count", f"vcache heads {row['head']} --count --preset {row['name']}")
+    line("settings", pairs(settings))
+    line("recipe", pairs(_switched_on(row["recipe"])))
+    line("extract", row["extract"])
+    line("train", f"vcache train-head {row['head']} --preset {row['name']}")
+    line("count", f"vcache heads {row['head']} --count --preset {row['name']}")
     out.print(
         "A store that holds more does, too. Its views are fixed where the paper draws one in every epoch; "
-        f"{row['views']} is our choice.\n"
-        "--augment evl has no flip, as the official code; the paper names one: --augment evl-flip.",
+        f"{row['views']} is our choice.",
+        *([_AUGMENT_REMARKS[row["augment"]]] if row["augment"] in _AUGMENT_REMARKS else []),
+        sep="\n",
         highlight=False,
         soft_wrap=True,
     )
 
 
-def print_counts(rows: list[dict[str, Any]]) -> None:
-    if "with_tca" in rows[0]:
-        _print_paper(rows)
-        return
-    for row in rows:
-        out.print(f"[bold]{escape(row['name'])}[/bold]", highlight=False)
-        _line("config", _pairs(row["config"]))
-        _line("parameters", f"{row['parameters']:,}")
-        _line(
-            "head",
-            f"{_giga(row['head_macs'])} GMACs a clip as the paper has it, {_giga(row['absorbed_macs'])} as it is computed here",
-        )
-        _line("backbone", f"{_giga(row['backbone_macs'])} GMACs a clip")
-        _line("together", f"{row['total_gmacs']:,.1f} GMACs, views: {row['num_views']}")
-
-
-def _print_paper(rows: list[dict[str, Any]]) -> None:
-    """Two lines a preset, its own variant first: the paper's numbers stand beside the one that they are of."""
-    _columns("preset", "T-CA", "parameters", "paper", "GMACs", "paper", "off", "head", "computed")
-    for row in rows:
-        own, other = ("on", "off") if row["config"]["temporal_cross_attention"] else ("off", "on")
-        millions, gmacs, off = row["paper_millions"], row["paper_gmacs"], row["deviation"]
-        _columns(
-            row["name"],
-            own,
-            f"{row['parameters']:,}",
-            f"{millions:.2f} M" if millions else "",
-            f"{row['total_gmacs']:,.1f}",
-            f"{gmacs:,}" if gmacs else "",
-            f"{off:+.1%}" if off is not None else "",
-            _giga(row["head_macs"]),
-            _giga(row["absorbed_macs"]),
-        )
-        variant = row["with_tca" if other == "on" else "without_tca"]
-        _columns("", other, f"{variant['parameters']:,}", "", f"{variant['total_gmacs']:,.1f}")
-    for line in (
-        "GMACs: 10^9 multiply-adds of backbone and head over all views; the paper calls them GFLOPs.",
-        "head, computed: of the head alone for one clip, by the paper's formulas, and as vcache computes the same.",
-        *REMARKS,
-    ):
-        out.print(f"  {line}", highlight=False, soft_wrap=True)
-
-
-def _columns(name: str, tca: str, *numbers: str) -> None:
-    """One line of the counts. A table would cut numbers on a narrow terminal, and a number that is cut tells nothing."""
-    widths = (12, 9, 10, 8, 7, 10, 10)
-    cells = (f"{number:>{width}}" for number, width in zip(numbers, widths, strict=False))
-    out.print(f"{name:<19}{tca:<4}{''.join(cells)}".rstrip(), highlight=False, markup=False, soft_wrap=True)
-
-
-def _giga(macs: int) -> str:
-    return f"{macs / 1e9:,.2f}"
-
-
 def _print_summary(row: dict[str, Any]) -> None:
     out.print(f"[bold]{row['head']}[/bold]  {row['summary']}", highlight=False, soft_wrap=True)
-    _line("reads", row["reads"])
+    line("reads", row["reads"])
 
 
-def _line(title: str, text: str) -> None:
+def line(title: str, text: str) -> None:
     out.print(f"  {title:<11}{text}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -277,7 +241,7 @@ def _switched_on(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in recipe.items() if name not in off or value != off[name]}
 
 
-def _pairs(values: Mapping[str, Any]) -> str:
+def pairs(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={_word(value)}" for name, value in values.items())
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from vcache.extract.layers import absolute_layer
 from vcache.heads.registry import get_head
+from vcache.heads.requirements import HeadRequirements
 from vcache.pipelines.clip_towers import CLIP_TOWERS
 from vcache.pipelines.extract_commands import extract_command, layers_word, option_words
 from vcache.pipelines.matching import HeadStoreMismatch
@@ -48,10 +49,10 @@ class HeadPreset:
     augment: str
     top1: float | None = None
     """Per cent, as the paper has it."""
-    gmacs: int | None = None
-    """The paper's, of backbone and head over all evaluation views."""
+    gmacs: int | float | None = None
+    """The paper's, of backbone and head: EVL's over all evaluation views, DiST's of one."""
     millions: float | None = None
-    """The paper's new parameters."""
+    """The paper's parameters, in millions: of EVL the new ones, of DiST with the image tower."""
     note: str = ""
     """What differs between paper and official code, and which of them this is."""
 
@@ -72,19 +73,24 @@ class HeadPreset:
             "views": self.views,
             "eval_views": self.eval_views,
             "augment": self.augment,
+            "pixels": self.frames * self._requirements.pixels,
         }
 
     @property
     def layers_and_cross_frame(self) -> tuple[str, str]:
         """The words of --layers and --cross-frame."""
-        tower, head = CLIP_TOWERS[self.model], get_head(self.head)
-        sizes = tower.facts_for(head.Config)
-        asked = head.requires(head.Config(num_classes=self.num_classes, **sizes, **self.head_settings))
+        tower, asked = CLIP_TOWERS[self.model], self._requirements
         layers = {absolute_layer(layer, tower.num_layers) for layer in (*asked.tokens, *asked.cls, *asked.maps)}
         word = layers_word(sorted(layers), tower.num_layers)
         if word.endswith(":") and word != "0:":
             word = f"-{len(layers)}:"
         return word, "qk" if asked.maps else "none"
+
+    @property
+    def _requirements(self) -> HeadRequirements:
+        tower, head = CLIP_TOWERS[self.model], get_head(self.head)
+        sizes = tower.facts_for(head.Config)
+        return head.requires(head.Config(num_classes=self.num_classes, **sizes, **self.head_settings))
 
     @property
     def extract_line(self) -> str:
@@ -145,7 +151,7 @@ def check_store(preset: HeadPreset, manifest: Manifest, settings: Mapping[str, A
         return
     different = [kind for kind in wanted if wanted[kind] != there[kind]]
     layers, cross_frame = preset.layers_and_cross_frame
-    words = {**preset.request, "frames": frames}
+    words = {**preset.request, "frames": frames, "pixels": preset.request["pixels"] // preset.frames * frames}
     raise HeadStoreMismatch(
         f"preset {preset.name!r} is trained from {' and '.join(f'{kind} {wanted[kind]}' for kind in different)}; "
         f"{name} holds {' and '.join(f'{kind} {there[kind]}' for kind in different)}.\n"

@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from vcache.heads.evl import EVL
 from vcache.heads.requirements import ClipFeatures
 from vcache.pipelines.clip_towers import CLIP_TOWERS
-from vcache.pipelines.counting import absorbed_macs, count, count_parameters, describe_count, plain_macs
+from vcache.pipelines.counting import count, count_parameters, describe_count
+from vcache.pipelines.counting_evl import computed_macs, head_macs
 
 NO_TCA = {"temporal_cross_attention": False}
 B16, L14, L14_336 = "ViT-B-16-quickgelu", "ViT-L-14-quickgelu", "ViT-L-14-336-quickgelu"
@@ -46,7 +47,7 @@ def test_counts_are_those_of_the_official_code_and_within_a_percent_of_the_paper
     model: str, settings: dict[str, object], parameters: int, gmacs: float, paper: float | None
 ) -> None:
     """`gmacs` are of the official modules with three views, by torch's own counter; the paper's where it can be reached."""
-    counted = count(configuration(model, **settings), CLIP_TOWERS[model], num_views=3)
+    counted = count("evl", configuration(model, **settings), CLIP_TOWERS[model], num_views=3)
     assert counted.parameters == parameters
     assert counted.total_gmacs == pytest.approx(gmacs, rel=2e-4)
     assert paper is None or counted.total_gmacs == pytest.approx(paper, rel=0.01)
@@ -82,7 +83,7 @@ def test_the_papers_formulas_count_what_the_plain_formulation_multiplies(setting
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         head(features)
     of_maps = len(config.layers) * 14 * 196 * 196 * 768 if config.temporal_cross_attention else 0
-    assert counter.get_total_flops() == 2 * (plain_macs(config) - of_maps)
+    assert counter.get_total_flops() == 2 * (head_macs(config) - of_maps)
 
 
 SMALL = {"num_classes": 7, "num_frames": 4, "width": 24, "num_heads": 6, "grid": (3, 5), "layers": (-2, -1)}
@@ -94,7 +95,7 @@ def test_the_papers_formulas_count_what_its_modules_multiply(pooling: str, qkv_d
     config = EVL.Config(
         **SMALL, pooling=pooling, qkv_dim=qkv_dim, mlp_factor=2.5, temporal_cross_attention=pooling != "cls"
     )
-    assert plain_macs(config) == 2 * macs_of_a_plain_layer(config) + 24 * 7
+    assert head_macs(config) == 2 * macs_of_a_plain_layer(config) + 24 * 7
 
 
 def macs_of_a_plain_layer(config: EVL.Config) -> int:
@@ -121,12 +122,12 @@ def test_one_traced_layer_counts_for_all_of_them() -> None:
     head = EVL(config).eval().requires_grad_(False)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         head(features)
-    assert counter.get_total_flops() == 2 * absorbed_macs(config)
+    assert counter.get_total_flops() == 2 * computed_macs(config)
 
 
 def test_what_is_computed_is_a_fraction_of_the_papers_formulation() -> None:
-    assert plain_macs(configuration(B16, **NO_TCA)) > 50 * absorbed_macs(configuration(B16, **NO_TCA))
-    assert plain_macs(configuration(B16)) > 2.5 * absorbed_macs(configuration(B16))
+    assert head_macs(configuration(B16, **NO_TCA)) > 50 * computed_macs(configuration(B16, **NO_TCA))
+    assert head_macs(configuration(B16)) > 2.5 * computed_macs(configuration(B16))
 
 
 def test_rows_of_the_paper_are_counted_with_and_without_cross_attention() -> None:
@@ -161,7 +162,9 @@ def test_one_configuration_is_counted_on_the_command_line(vcache) -> None:
     status, printed, _ = vcache("heads evl --count --set layers=-2: --set qkv_dim=512 --set num_heads=8 --json")
     (row,) = json.loads(printed)
     config = configuration(B16, layers=(10, 11), qkv_dim=512, num_heads=8)
-    assert status == 0 and row["parameters"] == count_parameters(config) and row["head_macs"] == plain_macs(config)
+    assert (
+        status == 0 and row["parameters"] == count_parameters("evl", config) and row["head_macs"] == head_macs(config)
+    )
     status, printed, _ = vcache("heads evl --count --preset ssv2-l14-8f --set num_frames=16 --json")
     (row,) = json.loads(printed)
     assert (row["num_views"], row["backbone_macs"]) == (3, 16 * CLIP_TOWERS[L14].macs_per_frame)
@@ -173,7 +176,7 @@ def test_one_configuration_is_counted_on_the_command_line(vcache) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("heads linear --count", "--count knows evl, and not 'linear'"),
+        ("heads linear --count", "--count knows dist, evl, and not 'linear'"),
         ("heads evl --count --set model=ViT-B-15", "--set model=ViT-B-15: there are ViT-B-32-quickgelu, "),
         ("heads evl --count --set layers=-13", "layers -13: asked of a backbone with 12 blocks (0-11, or -12 to -1)"),
         (
