@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from vcache.heads.requirements import ClipFeatures
 from vcache.heads.text import ClassText
 from vcache.pipelines.clip_towers import CLIP_TOWERS
 from vcache.pipelines.counting import count, describe_count, preset_config
-from vcache.pipelines.counting_dist import head_macs
+from vcache.pipelines.counting_dist import computed_macs, head_macs
 from vcache.pipelines.head_presets import presets_of
 
 B16, L14, L14_336 = "ViT-B-16-quickgelu", "ViT-L-14-quickgelu", "ViT-L-14-336-quickgelu"
@@ -49,6 +51,8 @@ def test_a_trunk_is_a_tower_without_ln_post_and_projection(model: str, parameter
     assert tower.num_trunk_parameters == parameters - 2 * tower.width - tower.width * tower.embed_dim
 
 
+HAS_FORMULATIONS = "formulation" in {field.name for field in fields(DiST.Config)}
+
 SMALL = DiST.Config(
     num_classes=7,
     num_frames=4,
@@ -77,6 +81,37 @@ def counted_macs(config: DiST.Config) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         head(features)
     return counter.get_total_flops() // 2
+
+
+@pytest.mark.skipif(not HAS_FORMULATIONS, reason="DiST has one formulation and no variants")
+@pytest.mark.parametrize("layers", [None, (0, 2), (1,)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"gamma": gamma} for gamma in (1, 2, 4)),
+        *({"temporal_block": block} for block in ("c3d", "tada", "joint")),
+        *({"down_sampling": way} for way in ("avg", "max")),
+        *({"up_sampling": way} for way in ("trilinear", "deconv")),
+        {"up_sampling": "deconv", "gamma": 4},
+        {"temporal_encoder": False},
+        {"integration_branch": False},
+        {"temporal_encoder": False, "integration_branch": False},
+        {"integration_to_temporal": False},
+        {"temporal_to_integration": False},
+        {"integration_to_temporal": False, "temporal_to_integration": False},
+        {"integration_dim": 64, "temporal_dim": 64},
+    ],
+)
+def test_the_formulas_count_what_every_variant_multiplies(
+    settings: dict[str, Any], layers: tuple[int, ...] | None
+) -> None:
+    config = replace(SMALL, layers=layers, **settings)
+    has_up = config.temporal_encoder and config.integration_branch and config.integration_to_temporal
+    taps = config.gamma + 2 * max(1, config.gamma // 2) if config.up_sampling == "deconv" else 0
+    last_up = 4 * 15 * config.temporal_dim * (config.integration_dim + taps * config.temporal_dim)
+    # The official code computes it, and nothing comes of it.
+    assert counted_macs(replace(config, formulation="plain")) == head_macs(config) - has_up * last_up
+    assert counted_macs(config) == computed_macs(config)
 
 
 def test_rows_of_the_paper_are_within_a_few_per_cent_but_for_full_attention() -> None:
