@@ -1,7 +1,7 @@
 """DiST as its paper and its released code write it: the reference that the default formulation is tested against.
 
 Channels come first in the temporal encoder, every layer of the network is one of torch's, and autograd keeps what it wants. The
-parameters are those of the default formulation. `DiST.Config(formulation="plain")` runs it.
+parameters are those of the default formulation. `DiSTConfig(formulation="plain")` runs it.
 """
 
 from collections.abc import Callable

@@ -4,7 +4,7 @@ A file is {"model_state": ...}. The head is under "backbone.base_encoder.dist_ne
 (process_dist_cpkt.py) it was "ladder_net.", with other names inside, and both are read. CLIP lies beside it, both towers, frozen:
 
     checkpoint = dist_checkpoint(torch.load("DIST_VIT_B16_K400_8+16f_83.6.pyth", map_location="cpu", weights_only=True))
-    head = DiST(DiST.Config(num_classes=400, **infer_dist_config(checkpoint).fields))
+    head = DiST(DiSTConfig(num_classes=400, **infer_dist_config(checkpoint).fields))
     load_dist_state_dict(head, checkpoint)
 
 The classes are not in the file: the head compares videos with text, which whoever uses it gives (`DiST.set_text`).
@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from vcache.heads.dist import DiST
+from vcache.heads.dist_config import DiSTConfig
 from vcache.heads.official import (
     CheckpointMismatch,
     InferredConfig,
@@ -120,7 +121,7 @@ def infer_dist_config(checkpoint: DistCheckpoint) -> InferredConfig:
     return InferredConfig(fields=fields, unknown=unknown)
 
 
-def check_dist_config(config: DiST.Config, checkpoint: DistCheckpoint) -> None:
+def check_dist_config(config: DiSTConfig, checkpoint: DistCheckpoint) -> None:
     """Refuse a Config that the shapes contradict.
 
     Raises:

@@ -6,7 +6,7 @@ The paper counts one clip, and parameters with the image tower, less the tower's
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vcache.heads.dist import DiST
+from vcache.heads.dist_config import DiSTConfig
 from vcache.pipelines.clip_towers import CLIP_TOWERS
 from vcache.pipelines.head_presets import HeadPreset
 
@@ -33,7 +33,7 @@ SHOWN = (
 """Fields of the Config that are told beside a count."""
 
 
-def head_macs(config: DiST.Config) -> int:
+def head_macs(config: DiSTConfig) -> int:
     """MACs of one clip as the official code makes them, with the lateral up(M) of the last layer, which goes nowhere."""
     per_layer = _num_layers(config)
     return (
@@ -48,7 +48,7 @@ def head_macs(config: DiST.Config) -> int:
     )
 
 
-def computed_macs(config: DiST.Config) -> int:
+def computed_macs(config: DiSTConfig) -> int:
     """MACs of the matrix products of vcache's formulation: no last up(M), keys and values of the pooling not projected."""
     num_up = _num_layers(config)["up"]
     saved = num_up * _up(config, with_cls=False) - max(0, num_up - 1) * _up(config, with_cls=True)
@@ -56,7 +56,7 @@ def computed_macs(config: DiST.Config) -> int:
     return head_macs(config) - saved
 
 
-def _num_layers(config: DiST.Config) -> dict[str, int]:
+def _num_layers(config: DiSTConfig) -> dict[str, int]:
     """How many there are of each part."""
     depth = len(config.read_layers)
     both = config.temporal_encoder and config.integration_branch
@@ -70,20 +70,20 @@ def _num_layers(config: DiST.Config) -> dict[str, int]:
     }
 
 
-def _patches(config: DiST.Config) -> int:
+def _patches(config: DiSTConfig) -> int:
     return config.grid[0] * config.grid[1]
 
 
-def _dense(config: DiST.Config) -> int:
+def _dense(config: DiSTConfig) -> int:
     """Patches that the temporal encoder sees of a clip."""
     return config.gamma * config.num_frames * _patches(config)
 
 
-def _stem(config: DiST.Config) -> int:
+def _stem(config: DiSTConfig) -> int:
     return _dense(config) * config.temporal_dim * 3 * 5 * config.patch_size**2 if config.temporal_encoder else 0
 
 
-def _t_block(config: DiST.Config) -> int:
+def _t_block(config: DiSTConfig) -> int:
     n, c, inner = _dense(config), config.temporal_dim, max(1, config.temporal_dim // 4)
     frames = config.gamma * config.num_frames
     return {
@@ -94,17 +94,17 @@ def _t_block(config: DiST.Config) -> int:
     }[config.temporal_block]
 
 
-def _i_block(config: DiST.Config) -> int:
+def _i_block(config: DiSTConfig) -> int:
     d, inner = config.integration_dim, max(1, config.integration_dim // 4)
     return config.num_frames * (1 + _patches(config)) * (2 * d**2 + 2 * d * inner + 3 * inner**2)
 
 
-def _down(config: DiST.Config) -> int:
+def _down(config: DiSTConfig) -> int:
     taps = config.gamma if config.down_sampling == "dconv" else 1
     return config.num_frames * _patches(config) * taps * config.temporal_dim * config.integration_dim
 
 
-def _up(config: DiST.Config, *, with_cls: bool) -> int:
+def _up(config: DiSTConfig, *, with_cls: bool) -> int:
     T, P, c = config.num_frames, _patches(config), config.temporal_dim
     linear = T * (P + int(with_cls)) * c * config.integration_dim
     if config.up_sampling != "deconv":
@@ -112,7 +112,7 @@ def _up(config: DiST.Config, *, with_cls: bool) -> int:
     return linear + T * P * (config.gamma + 2 * max(1, config.gamma // 2)) * c**2
 
 
-def _pooling(config: DiST.Config, *, absorbed: bool) -> int:
+def _pooling(config: DiSTConfig, *, absorbed: bool) -> int:
     """One layer: a query per frame over its tokens, one per clip over the frames, and an MLP of each."""
     T, N, d = config.num_frames, 1 + _patches(config), config.integration_dim
     H = config.num_pooling_heads
@@ -121,13 +121,13 @@ def _pooling(config: DiST.Config, *, absorbed: bool) -> int:
     return spatial + temporal + (T + 1) * 8 * d**2
 
 
-def _classifier(config: DiST.Config) -> int:
+def _classifier(config: DiSTConfig) -> int:
     """The projected mean CLS, the projection to the text, and a cosine with each class."""
     d, E = config.integration_dim, config.embed_dim
     return config.width * d + d * E + E * config.num_classes
 
 
-def beside_the_paper(preset: HeadPreset, config: DiST.Config, row: Mapping[str, Any]) -> dict[str, Any]:
+def beside_the_paper(preset: HeadPreset, config: DiSTConfig, row: Mapping[str, Any]) -> dict[str, Any]:
     """What a row of the table has besides its count: of one clip, and the parameters with the tower, as in the paper."""
     clip_gmacs = row["total_gmacs"] / row["num_views"]
     return {

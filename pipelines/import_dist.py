@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from vcache.extract.layers import resolve_layers
-from vcache.extract.weights import weights_sha256
+from vcache.extract.tower_weights import weights_sha256
 from vcache.heads.dist import DiST
+from vcache.heads.dist_config import DiSTConfig
 from vcache.heads.official import CheckpointMismatch
 from vcache.heads.official_dist import (
     DistCheckpoint,
@@ -71,7 +72,7 @@ def read_dist(file: Path, settings: Mapping[str, Any]) -> tuple[DiST, DistCheckp
             if name not in settings:
                 raise CheckpointError(f"{file} does not tell {name}: {why}. Say it as in  --set {name}=8:")
         # The classifier takes the text of any number of classes; none has been given yet.
-        config = build(DiST.Config, _with_layers({"num_classes": 1, **inferred.fields, **settings}))
+        config = build(DiSTConfig, _with_layers({"num_classes": 1, **inferred.fields, **settings}))
         check_dist_config(config, checkpoint)
         head = DiST(config)
         load_dist_state_dict(head, checkpoint)
@@ -80,7 +81,7 @@ def read_dist(file: Path, settings: Mapping[str, Any]) -> tuple[DiST, DistCheckp
     return head, checkpoint
 
 
-def extract_line(config: DiST.Config, file_name: str) -> str:
+def extract_line(config: DiSTConfig, file_name: str) -> str:
     """The `vcache extract` command that makes what the head reads; words in capitals where neither weights nor name tell."""
     named = _RELEASED.match(file_name)
     dataset = named[2].lower() if named and _is_what_it_says(named, config) else "DATASET"
@@ -95,15 +96,15 @@ def _with_layers(values: dict[str, Any]) -> dict[str, Any]:
     layers = values.get("layers")
     if not isinstance(layers, str) or layers.lower() in ("", "none"):
         return values
-    num_layers = read_values(DiST.Config, {"num_layers": values["num_layers"]})["num_layers"]
+    num_layers = read_values(DiSTConfig, {"num_layers": values["num_layers"]})["num_layers"]
     return {**values, "layers": resolve_layers(layers, num_layers)}
 
 
-def _layers(config: DiST.Config) -> str:
+def _layers(config: DiSTConfig) -> str:
     return layers_word(sorted(layer % config.num_layers for layer in config.read_layers), config.num_layers)
 
 
-def _notes(file_name: str, config: DiST.Config, checkpoint: DistCheckpoint) -> tuple[str, ...]:
+def _notes(file_name: str, config: DiSTConfig, checkpoint: DistCheckpoint) -> tuple[str, ...]:
     notes = []
     if (named := _RELEASED.match(file_name)) and not _is_what_it_says(named, config):
         tower, dataset, frames, dense = named.groups()
@@ -126,7 +127,7 @@ def _notes(file_name: str, config: DiST.Config, checkpoint: DistCheckpoint) -> t
     return tuple(notes)
 
 
-def _is_what_it_says(named: re.Match[str], config: DiST.Config) -> bool:
+def _is_what_it_says(named: re.Match[str], config: DiSTConfig) -> bool:
     """Whether the weights are what the name of a released file says."""
     tower, dataset, frames, dense = named.groups()
     told = (*_SIZES[tower.lower()], _POOLING_LAYERS[dataset.lower()], int(frames), int(dense))

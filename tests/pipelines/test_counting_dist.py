@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -51,8 +51,6 @@ def test_a_trunk_is_a_tower_without_ln_post_and_projection(model: str, parameter
     assert tower.num_trunk_parameters == parameters - 2 * tower.width - tower.width * tower.embed_dim
 
 
-HAS_FORMULATIONS = "formulation" in {field.name for field in fields(DiST.Config)}
-
 SMALL = DiST.Config(
     num_classes=7,
     num_frames=4,
@@ -83,7 +81,6 @@ def counted_macs(config: DiST.Config) -> int:
     return counter.get_total_flops() // 2
 
 
-@pytest.mark.skipif(not HAS_FORMULATIONS, reason="DiST has one formulation and no variants")
 @pytest.mark.parametrize("layers", [None, (0, 2), (1,)])
 @pytest.mark.parametrize(
     "settings",

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +97,9 @@ def clip(tiny_clip: Path, store: Path) -> dict[str, Tensor]:
     return {**load_file(tiny_clip / "open_clip_model.safetensors"), "logit_scale": scale}
 
 
-def evaluated(run: Run, store: Path) -> tuple[Evaluation, list[str]]:
+def evaluated(run: Run, store: Path, classes: str = "trained") -> tuple[Evaluation, list[str]]:
     notes: list[str] = []
-    return evaluate(run.path, store=store, device="cpu", on_note=notes.append), notes
+    return evaluate(run.path, store=store, classes=classes, device="cpu", on_note=notes.append), notes
 
 
 def test_an_imported_head_gives_the_official_outputs(tmp_path: Path, vcache: Vcache) -> None:
@@ -108,7 +108,7 @@ def test_an_imported_head_gives_the_official_outputs(tmp_path: Path, vcache: Vca
     facts = json.loads((GOLDENS / "dist_network.json").read_text())
     weights = {key[2:]: x for key, x in golden.items() if key.startswith("w/")}
     path, out = save_official(tmp_path / "file.pyth", weights), tmp_path / "run"
-    plain = " --set formulation=plain" if "formulation" in {field.name for field in fields(DiST.Config)} else ""
+    plain = " --set formulation=plain"
     status, _, said = vcache(f"import-head dist {path} --set grid=2,2 --set num_classes=5{plain} --out {out}")
     assert status == 0, said
     head = Run.open(out).load_head()
@@ -168,7 +168,9 @@ def test_class_names_tell_what_is_zero_shot_and_change_no_score(
         "others": "wave\nclimb",
     }
     runs = {name: imported(path, tmp_path / name, classes=words) for name, words in classes.items()}
-    found = {name: evaluated(run, store) for name, run in runs.items()}
+    with pytest.raises(RunError, match="'climb' and 0 more are not among them. .* --classes all"):
+        evaluated(runs["others"], store)
+    found = {name: evaluated(run, store, "all" if name == "others" else "trained") for name, run in runs.items()}
     for evaluation, _ in found.values():
         np.testing.assert_array_equal(evaluation.predictions.scores, found["unnamed"][0].predictions.scores)
     last = {name: notes[-1] for name, (_, notes) in found.items()}
