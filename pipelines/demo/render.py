@@ -1,6 +1,7 @@
 """The world of moving shapes as video files: H.264 in MP4, in split folders, with a CSV that `vcache extract` reads.
 
     world/world.csv                        path,label,split, e.g. train/moves_left/00001.mp4,moves left,train
+                                           or, labelled by appearance, train/red_star/00032.mp4,red star,train
     world/train/moves_left/00001.mp4
     world/val/...
     world/world.json                       the parameters; written last, so that it says the world is complete
@@ -23,13 +24,15 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from vcache.pipelines.demo.motions import MOTIONS, check_level, draw_clip, random_clip
-from vcache.pipelines.demo.stills import COMBINATIONS
+from vcache.pipelines.demo.motions import MOTIONS, UnknownName, check_level, draw_clip, random_clip
+from vcache.pipelines.demo.stills import COMBINATIONS, appearance
 
 # The model that goes with the world, to be loaded as f"local-dir:{TINY_CLIP}".
 TINY_CLIP = Path(__file__).with_name("tiny_clip")
 
 SPLITS = ("train", "val")
+CLASSES: dict[str, tuple[str, ...]] = {"motion": MOTIONS, "appearance": tuple(map(appearance, COMBINATIONS))}
+"""What a clip is labelled by, and the names in the order in which the clips take turns."""
 _RENDERER = 1  # goes up when the frames of the same parameters change, so that older folders are not taken for new ones
 _CHUNK = 8  # clips per task of a worker
 _CLIPS_WORTH_A_PROCESS = 150  # three seconds of rendering, which is what a process needs to start
@@ -53,20 +56,23 @@ class World:
     width: int = 96
     frames_per_second: int = 12
     renderer: int = _RENDERER
+    labels: str = "motion"
 
 
 @dataclass(frozen=True)
 class _Entry:
     split: str
     index: int
+    labels: str
 
     @property
-    def motion(self) -> str:
-        return MOTIONS[self.index % len(MOTIONS)]
+    def label(self) -> str:
+        classes = CLASSES[self.labels]
+        return classes[self.index % len(classes)]
 
     @property
     def path(self) -> str:
-        return f"{self.split}/{self.motion.replace(' ', '_')}/{self.index:05d}.mp4"
+        return f"{self.split}/{self.label.replace(' ', '_')}/{self.index:05d}.mp4"
 
 
 def render_world(
@@ -76,26 +82,33 @@ def render_world(
     val: int = 112,
     level: str = "easy",
     seed: int = 0,
+    labels: str = "motion",
     num_processes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Render the clips that `folder` lacks and return the path of its CSV. About 20 ms of one core per clip.
 
     Args:
-        train, val: number of clips; the motions take turns.
+        train, val: number of clips; the classes take turns.
         level: "easy", or "hard" with distracting objects and more shake.
+        labels: "motion", the ten MOTIONS, each of any shape; or "appearance", the 64 colours and shapes as "red star", each in
+            any motion. The tiny CLIP was trained without the captions of 16 of them, stills.HELD_OUT.
         num_processes: default: one per usable core, fewer for a small world.
         progress: called in this process with the number of clips that are there and the number of all.
 
     Raises:
         WorldMismatch: the folder holds a world of other parameters; nothing is changed.
-        UnknownName: no such level.
+        UnknownName: no such level or labels.
     """
     check_level(level)
-    world = World(train=train, val=val, level=level, seed=seed, codec=_codec())
+    if labels not in CLASSES:
+        raise UnknownName(f"no labels {labels!r}; the labels are {', '.join(CLASSES)}")
+    world = World(train=train, val=val, level=level, seed=seed, codec=_codec(), labels=labels)
     finished = _is_finished(folder, world)
     entries = [
-        _Entry(split, index) for split, count in zip(SPLITS, (train, val), strict=True) for index in range(count)
+        _Entry(split, index, labels)
+        for split, count in zip(SPLITS, (train, val), strict=True)
+        for index in range(count)
     ]
     # Without world.json, what lies there is of an interrupted rendering, of whatever parameters.
     missing = [entry for entry in entries if not (finished and (folder / entry.path).is_file())]
@@ -114,8 +127,12 @@ def render_world(
 def clip_frames(world: World, split: str, index: int) -> UInt8[Tensor, "T height width 3"]:
     """The frames of one clip before they are encoded."""
     rng = np.random.default_rng([world.seed, SPLITS.index(split), index])
-    combination = COMBINATIONS[int(rng.integers(len(COMBINATIONS)))]
-    motion = _Entry(split, index).motion
+    if world.labels == "motion":
+        combination = COMBINATIONS[int(rng.integers(len(COMBINATIONS)))]
+        motion = _Entry(split, index, world.labels).label
+    else:
+        combination = COMBINATIONS[index % len(COMBINATIONS)]
+        motion = MOTIONS[int(rng.integers(len(MOTIONS)))]
     clip = random_clip(rng, motion, combination, level=world.level, num_frames=world.num_frames)
     return draw_clip(clip, height=world.height, width=world.width)
 
@@ -154,7 +171,8 @@ def _is_finished(folder: Path, world: World) -> bool:
     """Whether the folder is complete with these parameters; raises WorldMismatch if it is so with others."""
     if not (folder / "world.json").is_file():
         return False
-    there, asked = json.loads((folder / "world.json").read_text()), asdict(world)
+    # Older folders do not say what they are labelled by: there were motions alone.
+    there, asked = {"labels": "motion", **json.loads((folder / "world.json").read_text())}, asdict(world)
     different = [name for name in asked if there.get(name) != asked[name]]
     if different:
         differences = ", ".join(f"{name} {there.get(name)} instead of {asked[name]}" for name in different)
@@ -209,7 +227,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _csv(entries: list[_Entry]) -> str:
-    rows = [f"{entry.path},{entry.motion},{entry.split}" for entry in entries]
+    rows = [f"{entry.path},{entry.label},{entry.split}" for entry in entries]
     return "\n".join(["path,label,split", *rows]) + "\n"
 
 

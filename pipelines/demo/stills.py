@@ -70,9 +70,14 @@ class Still:
 
 def combination_name(combination: Combination, size: str = "") -> str:
     """`(7, 1)` -> "an orange moon"."""
-    shape, colour = combination
-    words = f"{size} {COLOUR_NAMES[colour]} {SHAPES[shape]}".strip()
+    words = f"{size} {appearance(combination)}".strip()
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def appearance(combination: Combination) -> str:
+    """`(7, 1)` -> "orange moon"."""
+    shape, colour = combination
+    return f"{COLOUR_NAMES[colour]} {SHAPES[shape]}"
 
 
 def random_still(

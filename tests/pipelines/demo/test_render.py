@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from vcache.extract.datasets.registry import load_dataset
-from vcache.pipelines.demo.motions import MOTIONS, UnknownName
-from vcache.pipelines.demo.render import World, WorldMismatch, clip_frames, render_world, write_video
+from vcache.pipelines.demo.motions import MOTIONS, UnknownName, draw_clip, random_clip
+from vcache.pipelines.demo.render import CLASSES, World, WorldMismatch, clip_frames, render_world, write_video
+from vcache.pipelines.demo.stills import COMBINATIONS, HELD_OUT, SEEN, appearance, combination_name
 
 
 def decoded(path: Path) -> np.ndarray:
@@ -46,6 +47,40 @@ def test_the_files_hold_what_was_drawn(world: Path) -> None:
     shown = decoded(world / "val/moves_right/00010.mp4")
     assert shown.shape == drawn.shape == (24, 72, 96, 3)
     assert np.abs(shown.astype(int) - drawn).mean() < 6  # of 255: the encoder's loss, mostly of the grain
+
+
+def test_a_world_of_appearance_is_labelled_by_colour_and_shape(tmp_path: Path) -> None:
+    csv = render_world(tmp_path, train=3, val=2, labels="appearance", num_processes=1)
+    dataset = load_dataset(str(csv), root=None, splits=None)
+    names = {combination_name(pair).split(" ", 1)[1] for pair in COMBINATIONS[:3]}
+    assert set(dataset.class_names) == names == {"red circle", "orange circle", "yellow circle"}
+    for video in dataset.videos:
+        assert (tmp_path / video.path).is_file()
+        assert dataset.class_names[video.label].replace(" ", "_") == Path(video.path).parent.name
+
+
+def test_the_64_appearances_are_those_that_the_tiny_clip_saw_and_did_not_see() -> None:
+    assert len(set(CLASSES["appearance"])) == 64
+    held_out, seen = ({appearance(pair) for pair in pairs} for pairs in (HELD_OUT, SEEN))
+    assert len(held_out) == 16
+    assert held_out.isdisjoint(seen)
+    assert held_out | seen == set(CLASSES["appearance"])
+
+
+@pytest.mark.parametrize("index", [5, 69])
+def test_of_a_world_of_appearance_the_label_says_what_is_drawn_and_chance_how_it_moves(index: int) -> None:
+    world = World(train=1, val=1, level="easy", seed=3, codec="", labels="appearance")
+    rng = np.random.default_rng([3, 0, index])
+    motion = MOTIONS[int(rng.integers(len(MOTIONS)))]
+    drawn = draw_clip(random_clip(rng, motion, COMBINATIONS[5], level="easy", num_frames=24))
+    assert torch.equal(clip_frames(world, "train", index), drawn)
+
+
+def test_the_world_of_motion_is_drawn_as_before_there_were_labels() -> None:
+    rng = np.random.default_rng([0, 1, 10])
+    combination = COMBINATIONS[int(rng.integers(len(COMBINATIONS)))]
+    drawn = draw_clip(random_clip(rng, "moves right", combination, level="easy", num_frames=24))
+    assert torch.equal(clip_frames(World(train=13, val=11, level="easy", seed=0, codec=""), "val", 10), drawn)
 
 
 def test_two_other_processes_render_the_same_frames(world: Path, tmp_path: Path) -> None:
@@ -83,6 +118,18 @@ def test_other_parameters_in_the_same_folder_are_refused(world: Path) -> None:
     assert (world / "world.json").read_text() == before
 
 
+def test_a_folder_of_before_there_were_labels_is_a_world_of_motion(tmp_path: Path) -> None:
+    render_world(tmp_path, train=1, val=0, num_processes=1)
+    parameters = json.loads((tmp_path / "world.json").read_text())
+    assert parameters.pop("labels") == "motion"
+    (tmp_path / "world.json").write_text(json.dumps(parameters))
+    there = (tmp_path / "train/moves_right/00000.mp4").stat()
+    render_world(tmp_path, train=1, val=0, num_processes=1)
+    assert (tmp_path / "train/moves_right/00000.mp4").stat().st_mtime_ns == there.st_mtime_ns
+    with pytest.raises(WorldMismatch, match="with labels motion instead of appearance"):
+        render_world(tmp_path, train=1, val=0, labels="appearance")
+
+
 def test_an_interrupted_rendering_is_done_again_since_its_parameters_are_unknown(tmp_path: Path) -> None:
     (tmp_path / "train/moves_right").mkdir(parents=True)
     (tmp_path / "train/moves_right/00000.mp4").write_bytes(b"of another world")
@@ -103,6 +150,12 @@ def test_an_error_in_a_worker_is_raised_here_and_leaves_no_marker(tmp_path: Path
 def test_an_unknown_level_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="the levels are easy, hard"):
         render_world(tmp_path / "new", level="medium")
+    assert not (tmp_path / "new").exists()
+
+
+def test_unknown_labels_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match="the labels are motion, appearance"):
+        render_world(tmp_path / "new", labels="size")
     assert not (tmp_path / "new").exists()
 
 
