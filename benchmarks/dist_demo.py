@@ -1,6 +1,6 @@
 """Does DiST see the order of frames, and does it know classes that it never trained on? Top-1 on the demo's worlds, over seeds.
 
-    python benchmarks/dist_demo.py [--parts motion,zero-shot] [--seeds 3] [--epochs 16]
+    python benchmarks/dist_demo.py [--parts motion,zero-shot] [--seeds 3] [--epochs 20]
 
     motion     ten motions in five pairs, each the other played backwards (400 videos to train on, 200 to validate on): linear
                and EVL at the demo's settings and DiST, from one store of float16, and DiST from one of int8. "direction" is how
@@ -11,7 +11,7 @@
                says without any training: the mean of the frames' embeddings against the same names
 
 Everything is rendered, extracted, trained and evaluated as by the commands. A time is of a training with its validations.
-Prints tables. Of one seed DiST takes about three minutes of one core for motion and as long for zero-shot.
+Prints tables.
 """
 
 import argparse
@@ -45,14 +45,17 @@ from vcache.pipelines.training.config import TrainingConfig
 from vcache.pipelines.training.train_head import train_head
 from vcache.store.reader import FeatureStore
 
+# Chosen on a world of another seed (--world-seed 1), by one run each; 200 validation videos tell no less than some 5% apart. A
+# rate of 3e-3 began slower and ended 11% lower; half the integration_dim, 3% lower. The mixing of the paper is left out: MixUp
+# of 0.2 with smoothing made no difference that one run shows.
 DIST_SETTINGS: dict[str, Any] = {
-    "integration_dim": 64,
+    "integration_dim": 128,
     "temporal_dim": 32,
-    "epochs": 16,
+    "epochs": 20,
     "warmup_epochs": 2,
-    "batch_size": 8,
+    "batch_size": 16,
     "lr": 1e-3,
-    "weight_decay": 0.05,
+    "weight_decay": 0.01,
     "label_smoothing": 0.0,
     "mixup": 0.0,
     "cutmix": 0.0,

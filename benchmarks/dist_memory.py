@@ -11,8 +11,7 @@ made when the head asks for it; at once, all layers are made before the head beg
     activations  float32 that autograd keeps for the backward pass besides weights and layers of the backbone, in a second step
     layers       most layers of the backbone that were in memory as float32 at the same time, in that step
 
-Beside them are the bytes of the batch as stored, and of all its layers in float32. Prints a table; about three minutes on two
-quiet cores.
+Beside them are the bytes of the batch as stored, and of all its layers in float32. Prints a table.
 """
 
 import argparse
@@ -78,7 +77,7 @@ def main() -> None:
                 command = [sys.executable, __file__, "--clips", str(args.clips), "--row", str(store), way]
                 row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
                 megabytes = [f"{row[name] / 1e6:.0f}" for name in ("peak", "stored", "float32", "activations")]
-                cells = [dtype, way, *megabytes, f"{row['copies']} of {FACTS.num_layers}"]
+                cells = [dtype, way, *megabytes, f"{row['copies']:.1f} of {FACTS.num_layers}"]
                 print(f"| {' | '.join(cells)} |", flush=True)
 
 
@@ -149,7 +148,7 @@ def constants(rng: np.random.Generator, specs: tuple[ArraySpec, ...]) -> dict[st
     return made
 
 
-def measure(path: Path, streamed: bool, num_clips: int) -> dict[str, int]:
+def measure(path: Path, streamed: bool, num_clips: int) -> dict[str, float]:
     """One row, in a process of its own."""
     with FeatureStore.open(path) as store:
         torch.manual_seed(0)
@@ -187,7 +186,7 @@ def run(step: TrainingStep, batches: Iterator[Batch]) -> None:
     step(batch.features(), batch.targets, 1)
 
 
-def run_watched(step: TrainingStep, loader: ClipLoader, num_clips: int) -> tuple[int, int]:
+def run_watched(step: TrainingStep, loader: ClipLoader, num_clips: int) -> tuple[int, float]:
     """(bytes that autograd keeps of the head's activations, most float32 layers of the backbone at once) of a step."""
     weights = {p.untyped_storage().data_ptr() for p in step.head.parameters()}
     kept: dict[int, Tensor] = {}
@@ -198,29 +197,31 @@ def run_watched(step: TrainingStep, loader: ClipLoader, num_clips: int) -> tuple
             kept[storage.data_ptr()] = x  # held, so that no other gets its address
         return x
 
-    with LayerCounter(num_clips * T * N * D) as layers, torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+    with LayerCounter() as layers, torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         run(step, loader.in_order())
-    return sum(x.untyped_storage().nbytes() for x in kept.values()), layers.most
+    return sum(x.untyped_storage().nbytes() for x in kept.values()), layers.most_bytes / (num_clips * T * N * D * 4)
 
 
 class LayerCounter(TorchDispatchMode):
-    """Counts the tensors of `size` numbers that were converted into float32 and are alive: the head makes none of its own so."""
+    """Sums up the living float32 tensors that float16 or int8 was converted into, whole layers or parts of them."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.size, self.most = size, 0
-        self._alive: dict[int, StorageWeakRef] = {}
+        self.most_bytes = 0
+        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def has(self, storage: torch.UntypedStorage) -> bool:
         return StorageWeakRef(storage).cdata in self._alive
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self._alive = {key: reference for key, reference in self._alive.items() if not reference.expired()}
-        if func is torch.ops.aten._to_copy.default and result.dtype == torch.float32 and result.numel() == self.size:
-            reference = StorageWeakRef(result.untyped_storage())
-            self._alive[reference.cdata] = reference
-            self.most = max(self.most, len(self._alive))
+        self._alive = {key: held for key, held in self._alive.items() if not held[0].expired()}
+        source = {torch.ops.aten._to_copy.default: 0, torch.ops.aten.copy_.default: 1}.get(func)
+        if source is not None and result.dtype == torch.float32 and args[source].dtype in (torch.float16, torch.int8):
+            storage = result.untyped_storage()
+            reference = StorageWeakRef(storage)
+            self._alive[reference.cdata] = reference, storage.nbytes()
+            self.most_bytes = max(self.most_bytes, sum(size for _, size in self._alive.values()))
         return result
 
 
