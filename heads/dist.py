@@ -19,6 +19,7 @@ dist_temporal.py, dist_integration.py and, as the paper writes it, dist_plain.py
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import cast
 
 import torch
@@ -72,7 +73,6 @@ class DiST(nn.Module):
     def __init__(self, config: DiSTConfig) -> None:
         super().__init__()
         self.config = config
-        self._ways = dist_channels_last if config.formulation == "channels_last" else dist_plain
         d, every = config.integration_dim, range(len(config.read_layers))
         if config.temporal_encoder:
             kernel = (5, config.patch_size, config.patch_size)
@@ -97,6 +97,11 @@ class DiST(nn.Module):
         self.apply(_initialise)
         for token in (self.aggregated_cls_token, self.aggregated_spatial_cls_token):
             nn.init.trunc_normal_(token, std=0.02)
+
+    @property
+    def _ways(self) -> ModuleType:
+        """No attribute: a head with a module of Python in it could not be copied."""
+        return dist_channels_last if self.config.formulation == "channels_last" else dist_plain
 
     @staticmethod
     def requires(config: DiSTConfig) -> HeadRequirements:

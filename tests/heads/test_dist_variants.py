@@ -1,5 +1,6 @@
 """Every variant of DiST: the default formulation against the paper written out, and what each variant is."""
 
+import copy
 import dataclasses
 import weakref
 from collections.abc import Callable, Iterator
@@ -165,6 +166,12 @@ def test_every_order_of_layers_is_another_network(sizes):
     other.load_state_dict(one.state_dict())
     features = features_of(one)
     assert not torch.allclose(one.embed(features), other.embed(features), rtol=1e-2)
+
+
+def test_a_copy_gives_the_same(sizes):  # as for moving averages of the weights
+    head = make_head(sizes)
+    features = features_of(head)
+    torch.testing.assert_close(copy.deepcopy(head).embed(features), head.embed(features), rtol=0, atol=0)
 
 
 class Watched:
