@@ -8,7 +8,7 @@ LayerNorm gives the same of s*Z with eps * s^2. In all blocks n = LN(Z), channel
     tada        Z = QuickGELU(Z + Conv(1,3,3)(a n))                         a per frame and channel; 162.0 likewise
     joint       Z = Z + MHA(n);  Z = Z + MLP(LN(Z))                         over all frames and patches; MLP 4 times as wide
 
-tada is TAdaConv (Huang et al. 2022, eq. 3-6), which scales the input channels of the weights for each frame:
+tada is TAdaConv (Huang et al. 2022), which scales the input channels of the weights for each frame:
 a = 1 + Conv(3)(ReLU(LN(Conv(3)(v + W g)))) along the frames, v the mean of n over a frame and g over the clip. The last
 convolution starts at zero, and so the block as one with an ordinary convolution. Differs: LN in place of their batch norm, so
 that clips do not mix.
