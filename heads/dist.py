@@ -182,11 +182,13 @@ class DiST(nn.Module):
             return None
         config, pixels = self.config, features.pixels
         p, (h, w) = config.patch_size, config.grid
+        # Of a frame whose side is no multiple of p, what is beyond the last patch is no part of the backbone's patches either.
+        whole = None if pixels is None else pixels[:, :, : pixels.shape[2] // p * p, : pixels.shape[3] // p * p]
         expected = (config.num_frames * config.gamma, h * p, w * p, 3)
-        if pixels is None or pixels.shape[1:] != expected:
+        if pixels is None or whole is None or whole.shape[1:] != expected:
             got = "none" if pixels is None else tuple(pixels.shape[1:])
             raise ValueError(f"pixels must be {expected} per clip (frames, height, width, 3), got {got}")
-        return self._ways.stem(self.temporal_stem, pixels, config.pixel_mean, config.pixel_std)
+        return self._ways.stem(self.temporal_stem, whole, config.pixel_mean, config.pixel_std)
 
     def _tokens(self, features: ClipFeatures, layer: int) -> Float[Tensor, "B T N D"]:
         (h, w), x = self.config.grid, features.tokens[layer]

@@ -8,11 +8,15 @@ LayerNorm gives the same of s*Z with eps * s^2. In all blocks n = LN(Z), channel
     tada        Z = QuickGELU(Z + Conv(1,3,3)(a n))                         a per frame and channel; 162.0 likewise
     joint       Z = Z + MHA(n);  Z = Z + MLP(LN(Z))                         over all frames and patches; MLP 4 times as wide
 
-tada is TAdaConv (Huang et al. 2022), which scales the input channels of the weights for each frame:
-a = 1 + Conv(3)(ReLU(LN(Conv(3)(v + W g)))) along the frames, v the mean of n over a frame and g over the clip. The last
-convolution starts at zero, and so the block as one with an ordinary convolution. Differs: LN in place of their batch norm, so
-that clips do not mix.
-joint has attention heads of 32 channels and no positions of its own. With 16 frames of 14 x 14 it takes 22.7 GMACs more than
+tada is TAdaConv (Huang et al. 2022; RouteFuncMLP and TAdaConv2d, models/module_zoo/branches/tada_branch.py), which scales the
+input channels of the weights for each frame: a = 1 + Conv(3)(ReLU(LN(Conv(3)(v + W g)))) along the frames, v the mean of n
+over a frame and g over the clip, with a quarter of the channels between. The last convolution has no bias and starts at zero,
+and so the block as one with an ordinary convolution. Differs: LN in place of their batch norm, so that clips do not mix, as in
+their own later RouteFuncMLPLnGelu; and the convolution has a bias, which is not scaled: theirs leaves it to the batch norm
+behind. The average pooling in time beside it is TAda2D's, the network's, and not here.
+joint is the block of VideoMAE (Tong et al. 2022) with what the other blocks here have: QuickGELU in place of GELU, a bias for the
+keys, which cancels in the softmax, no drop path. It has attention heads of 32 channels, and no positions: VideoMAE adds them to
+the tokens before its first block, and the paper says nothing of it. With 16 frames of 14 x 14 it takes 22.7 GMACs more than
 r2plus1d; the 165.0 GFLOPs of Table 1c cannot be those of full attention.
 """
 

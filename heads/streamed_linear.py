@@ -35,6 +35,7 @@ def streamed_linear(
 
     Raises:
         ValueError: X requires a gradient.
+        RuntimeError: in the backward pass, X was changed in place since the forward pass.
     """
     return _StreamedLinear.apply(make, as_rows or (lambda x: x), compute_dtype(weight), weight, bias)
 
@@ -49,6 +50,7 @@ class _StreamedLinear(torch.autograd.Function):
         x, low = make(), weight.to(dtype)
         if x.requires_grad:
             raise ValueError("the features require a gradient, and this formulation gives them none; use 'plain'")
+        ctx.state = _state(x)
         low_bias, out = None if bias is None else bias.to(dtype), None
         with without_autocast(x.device.type):
             for clips in _chunks(x):
@@ -68,6 +70,11 @@ class _StreamedLinear(torch.autograd.Function):
         if not ctx.needs_input_grad[3]:
             return None, None, None, None, d_bias
         x, d_weight = ctx.make(), None
+        if ctx.state is not None and ctx.state != (now := _state(x)) and now and now[0] == ctx.state[0]:
+            raise RuntimeError(
+                "the features were changed in place between the forward and the backward pass, which reads them again; "
+                "change a copy of them"
+            )
         with without_autocast(x.device.type):
             for clips in _chunks(x):
                 left, right = (
@@ -81,6 +88,11 @@ class _StreamedLinear(torch.autograd.Function):
                     d_weight += left.mT @ right
         assert d_weight is not None
         return None, None, None, d_weight.to(ctx.of), d_bias
+
+
+def _state(x: Tensor) -> tuple[int, int] | None:
+    """Where X lies, and how often it was changed in place, which autograd would check of a tensor that it keeps."""
+    return None if x.is_inference() else (x.data_ptr(), x._version)
 
 
 def _chunks(x: Tensor) -> Iterator[slice]:

@@ -134,6 +134,23 @@ def test_each_part_has_as_many_parameters_as_the_official_one():
     assert {name: count(getattr(head, name)) for name in parts} == parts
 
 
+def test_starts_as_the_official_network_does():
+    torch.manual_seed(0)
+    head = DiST(DiST.Config(num_classes=3, num_layers=1))
+    starts: dict[str, float] = {
+        "proj": 384**-0.5,
+        "adapooling_nets.0.spatial_transformer.attn.in_proj_weight": (2 / 4 / 384) ** 0.5,
+    }
+    for name, parameter in head.named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any(), name
+        elif "ln" in name.split(".")[-2:][0]:
+            assert (parameter == 1).all(), name
+        else:  # of as few as 384 numbers
+            expected = starts.get(name.replace("nets.1", "nets.0").replace("temporal_t", "spatial_t"), 0.02)
+            assert parameter.std().item() == pytest.approx(expected, rel=0.12), name
+
+
 def giga_products(**settings: object) -> float:
     """Multiply-adds of one ViT-B/16 clip, as the paper writes the head, in 10^9."""
     with torch.device("meta"):

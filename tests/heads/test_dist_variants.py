@@ -34,6 +34,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "no integration branch": {"integration_branch": False},
     "neither": {"temporal_encoder": False, "integration_branch": False},
     "two layers": {"layers": (-1, 0)},
+    "one layer": {"layers": (1,)},
     "4 pooling layers, 2 heads": {"adaptive_pooling_layers": 4, "integration_dim": 128},
 }
 
@@ -100,6 +101,18 @@ def test_both_formulations_give_the_same_embedding_and_gradients(head):
         torch.testing.assert_close(got[1][name] / scale, gradient / scale, rtol=0, atol=1e-7, msg=name)
 
 
+def test_of_no_clips_there_are_no_embeddings_and_no_gradients(head):  # a process may have none of a batch
+    one = features_of(head)
+    features = ClipFeatures(
+        tokens={layer: x[:0] for layer, x in one.tokens.items()},
+        pixels=None if one.pixels is None else one.pixels[:0],
+    )
+    for of in (head, plain(head)):
+        embedding, gradients = embedding_and_gradients(of, features)
+        assert embedding.shape == (0, head.config.embed_dim)
+        assert not any(gradient.any() for gradient in gradients.values())
+
+
 def test_both_formulations_show_the_same_inner_features(head):
     features = features_of(head)
     ours, papers = head.inner_features(features), plain(head).inner_features(features)
@@ -159,6 +172,18 @@ def test_tada_starts_as_a_convolution(sizes):
     block = DiST(make_head(sizes, temporal_block="tada").config).temporal_nets["1"]
     n = torch.randn(2, 5, 6)
     torch.testing.assert_close(block.factors(n), torch.ones(2, 5, 6), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("formulation", ["channels_last", "plain"])
+def test_of_frames_that_patches_do_not_fill_the_rest_is_left_out(
+    sizes, formulation
+):  # as the backbone's convolution does
+    head = make_head(sizes, formulation=formulation)
+    features = features_of(head)
+    wider = nn.functional.pad(features.pixels, (0, 0, 0, sizes.p - 1, 0, 1), value=255)
+    assert wider.shape != features.pixels.shape
+    got = head.embed(ClipFeatures(tokens=features.tokens, pixels=wider))
+    torch.testing.assert_close(got, head.embed(features), rtol=0, atol=0)
 
 
 def test_every_order_of_layers_is_another_network(sizes):

@@ -70,6 +70,14 @@ def test_a_frozen_weight_asks_for_no_features_again():
     torch.testing.assert_close(bias.grad, torch.full((6,), 6.0, dtype=torch.float64))
 
 
+def test_features_that_were_changed_in_place_give_no_gradient():  # which would be of other features than the output
+    x, weight = draw(2, 3, 4), draw(6, 4, seed=1).requires_grad_()
+    out = streamed_linear(lambda: x[:, 1:], weight)
+    x.mul_(2)
+    with pytest.raises(RuntimeError, match="changed in place between the forward and the backward pass"):
+        out.sum().backward()
+
+
 def test_of_no_clips_there_is_nothing_and_no_gradient():
     weight = draw(6, 4).requires_grad_()
     out = streamed_linear(lambda: draw(0, 3, 4), weight)
