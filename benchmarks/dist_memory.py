@@ -6,8 +6,10 @@ The default DiST on clips of ViT-B/16 (noise: 12 layers of 8 frames, pixels of 1
 of float16 and one of int8, through ClipLoader and TrainingStep on the CPU. Streamed, as `vcache train-head` has it, each layer is
 made when the head asks for it; at once, all layers are made before the head begins. Each row is a fresh process:
 
-    peak         high-water mark of reading one batch and one step, above what was resident before; a step with one clip has gone
-                 before, so that weights, gradients and optimiser state are there
+    alive        most bytes at once in tensors made by a step: activations, gradients, layers of the backbone, what is between
+    peak         high-water mark of resident memory of reading one batch and one step, above what was resident before; a step
+                 with one clip has gone before, so that weights, gradients and optimiser state are there. In it are the batch as
+                 stored and what glibc keeps of freed memory: with MALLOC_MMAP_THRESHOLD_=1048576 in the environment it keeps none
     activations  float32 that autograd keeps for the backward pass besides weights and layers of the backbone, in a second step
     layers       most layers of the backbone that were in memory as float32 at the same time, in that step
 
@@ -38,6 +40,7 @@ from scale import FACTS
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from vcache.heads.dist import DiST
 from vcache.pipelines.class_text import LOGIT_SCALE, give_text, text_constant
@@ -67,16 +70,16 @@ def main() -> None:
         return
     print(f"{machine()}, torch {torch.__version__}; batches of {args.clips} clips; MB\n")
     print(
-        "| store | layers | peak | batch as stored | all layers in float32 | activations | most float32 layers at once |"
+        "| store | layers | alive | peak | batch as stored | all layers in float32 | activations | most float32 layers at once |"
     )
-    print("|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for dtype in ("float16", "int8"):
             store = make_store(Path(folder) / f"{dtype}.zarr", dtype, args.clips)
             for way in ("streamed", "at once"):
                 command = [sys.executable, __file__, "--clips", str(args.clips), "--row", str(store), way]
                 row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-                megabytes = [f"{row[name] / 1e6:.0f}" for name in ("peak", "stored", "float32", "activations")]
+                megabytes = [f"{row[name] / 1e6:.0f}" for name in ("alive", "peak", "stored", "float32", "activations")]
                 cells = [dtype, way, *megabytes, f"{row['copies']:.1f} of {FACTS.num_layers}"]
                 print(f"| {' | '.join(cells)} |", flush=True)
 
@@ -165,7 +168,10 @@ def measure(path: Path, streamed: bool, num_clips: int) -> dict[str, float]:
         run(step, loader.in_order())
         peak = resident("VmHWM") - before
         activations, copies = run_watched(step, loader, num_clips)
+        with LivingTensors() as living:
+            run(step, loader.in_order())
         return {
+            "alive": living.most_bytes,
             "peak": peak,
             "stored": num_clips * sum(spec.row_bytes for spec in array_specs(str(store.manifest.spec["dtype"]))),
             "float32": FACTS.num_layers * num_clips * T * N * D * 4,
@@ -202,8 +208,8 @@ def run_watched(step: TrainingStep, loader: ClipLoader, num_clips: int) -> tuple
     return sum(x.untyped_storage().nbytes() for x in kept.values()), layers.most_bytes / (num_clips * T * N * D * 4)
 
 
-class LayerCounter(TorchDispatchMode):
-    """Sums up the living float32 tensors that float16 or int8 was converted into, whole layers or parts of them."""
+class LivingTensors(TorchDispatchMode):
+    """Sums up the memory of the living tensors that operations made, whoever holds them; each memory once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -213,16 +219,31 @@ class LayerCounter(TorchDispatchMode):
     def has(self, storage: torch.UntypedStorage) -> bool:
         return StorageWeakRef(storage).cdata in self._alive
 
+    def counts(self, func: Any, result: Tensor, args: Any) -> bool:
+        """An operation in place, or of a view, makes no memory."""
+        given = {x.untyped_storage()._cdata for x in tree_leaves(args) if isinstance(x, Tensor)}
+        return result.untyped_storage()._cdata not in given
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         self._alive = {key: held for key, held in self._alive.items() if not held[0].expired()}
-        source = {torch.ops.aten._to_copy.default: 0, torch.ops.aten.copy_.default: 1}.get(func)
-        if source is not None and result.dtype == torch.float32 and args[source].dtype in (torch.float16, torch.int8):
-            storage = result.untyped_storage()
-            reference = StorageWeakRef(storage)
-            self._alive[reference.cdata] = reference, storage.nbytes()
-            self.most_bytes = max(self.most_bytes, sum(size for _, size in self._alive.values()))
+        for made in tree_leaves(result):
+            if isinstance(made, Tensor) and self.counts(func, made, (args, kwargs)):
+                storage = made.untyped_storage()
+                reference = StorageWeakRef(storage)
+                self._alive[reference.cdata] = reference, storage.nbytes()
+        self.most_bytes = max(self.most_bytes, sum(size for _, size in self._alive.values()))
         return result
+
+
+class LayerCounter(LivingTensors):
+    """Of those the float32 that float16 or int8 was converted into, whole layers or parts of them."""
+
+    def counts(self, func: Any, result: Tensor, args: Any) -> bool:
+        source = {torch.ops.aten._to_copy.default: 0, torch.ops.aten.copy_.default: 1}.get(func)
+        if source is None or result.dtype != torch.float32:
+            return False
+        return args[0][source].dtype in (torch.float16, torch.int8)
 
 
 if __name__ == "__main__":
