@@ -1,6 +1,7 @@
 """Text embeddings of the class names, as constants of a store: `text/<template set>` and `text/logit_scale`."""
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from vcache.heads.text import ClassText, TextClassifier
+from vcache.pipelines.templates import SLOT, TEMPLATE_SETS
 from vcache.store.manifest import Manifest
 from vcache.store.reader import FeatureStore
 
@@ -29,6 +31,22 @@ def stored_sets(manifest: Manifest) -> dict[str, tuple[str, ...] | None]:
         name.removeprefix(prefix) for name in manifest.constants if name.startswith(prefix) and name != LOGIT_SCALE
     ]
     return {name: tuple(told[name]) if name in told else None for name in names}
+
+
+def how_to_add(store: FeatureStore, templates: str) -> str:
+    """What to do where a store lacks a set. Only vcache's own are known by their names; of another there has to be a file."""
+    if templates in TEMPLATE_SETS:
+        return f"Add them with:  {_command(store, templates)}"
+    held = ", ".join(stored_sets(store.manifest))
+    choose = f"It holds {held}: choose with --set templates=NAME. Or write" if held else "Write"
+    return (
+        f"{choose} templates of your own into a file {templates}.txt, one a line with {SLOT} for the name of the class, and add "
+        f"them with:  {_command(store, f'{templates}.txt')}"
+    )
+
+
+def _command(store: FeatureStore, word: str) -> str:
+    return shlex.join(["vcache", "text", str(store.path), "--templates", word])
 
 
 def class_text(store: FeatureStore, templates: str, classes: Sequence[int] | None = None) -> ClassText:

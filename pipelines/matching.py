@@ -10,17 +10,16 @@ from typing import Any, Literal
 from vcache.extract.layers import LayerError, absolute_layer, resolve_layers
 from vcache.heads.registry import get_head
 from vcache.heads.requirements import HeadRequirements
-from vcache.pipelines.class_text import text_constant
+from vcache.pipelines.class_text import how_to_add, text_constant
 from vcache.pipelines.console import size
 from vcache.pipelines.derivation import constant_names as weight_names
 from vcache.pipelines.derivation import input_array
 from vcache.pipelines.extract_commands import bytes_per_clip, describe_arrays, extract_command, layers_word
 from vcache.pipelines.frame_step import frame_step_problem, strided_hint
 from vcache.pipelines.settings import SettingError, build
-from vcache.pipelines.stored_views import extraction_words, training_views, view_definitions
+from vcache.pipelines.stored_views import extraction_words, stored_pixel_frames, training_views, view_definitions
 from vcache.pipelines.stores import open_stores, vcache_home
 from vcache.store.errors import StoreError
-from vcache.store.layout import ArraySpec
 from vcache.store.manifest import Manifest
 from vcache.store.object_path import StorePath
 from vcache.store.quantise import QUANTISED_KINDS, constant_names, scale_name
@@ -199,7 +198,7 @@ def match(
     reads = [(split, tuple((views or {}).get(split, (0,)))) for split in splits]
     int8 = store.manifest.spec.get("dtype") == "int8"
     plan = dataclasses.replace(plan, int8=int8, frame_step=frame_step)
-    plan = dataclasses.replace(plan, pixel_step=_pixel_step(head, plan, store, reads))
+    plan = dataclasses.replace(plan, pixel_step=_pixel_step(head, plan, store))
     plan = dataclasses.replace(plan, maps_from=_maps_source(plan, store, reads))
     _check_frames(head, requirements.num_frames, plan, store)
     for split, numbers in reads:
@@ -209,21 +208,19 @@ def match(
     if plan.text is not None and text_constant(plan.text) not in store.manifest.constants:
         raise HeadStoreMismatch(
             f"head {head!r} classifies by text embeddings of the class names, and {store.path.name} holds none of the templates "
-            f"{plan.text!r}.\nAdd them with:  {shlex.join(['vcache', 'text', str(store.path), '--templates', plan.text])}"
+            f"{plan.text!r}.\n{how_to_add(store, plan.text)}"
         )
     return plan
 
 
-def _pixel_step(head: str, plan: ReadPlan, store: FeatureStore, reads: list[tuple[str, tuple[int, ...]]]) -> int:
+def _pixel_step(head: str, plan: ReadPlan, store: FeatureStore) -> int:
     """Every so many of the stored pixel frames are as many for each frame as the head asks for."""
-    counts = {spec.shape[0] for split, views in reads for view in views for spec in _pixel_specs(store, split, view)}
-    if not plan.pixels or not counts:
+    if not plan.pixels or not (stored := stored_pixel_frames(store)):
         return 1
-    (stored,) = counts  # of a store all clips have the same number
     frames = store.manifest.facts["request"]["frames"]
     step, rest = divmod(stored * plan.frame_step, frames * plan.pixels)
     if rest or not step:
-        wanted = pixel_frames(plan, store.manifest)
+        wanted = _least_pixel_frames(plan, store.manifest)
         path = store.path.parent / f"{store.path.name.removesuffix('.zarr')}-{wanted}-pixel-frames.zarr"
         own = _command_for(plan, store.manifest, store=path, words={"pixels": wanted})
         raise HeadStoreMismatch(
@@ -233,15 +230,14 @@ def _pixel_step(head: str, plan: ReadPlan, store: FeatureStore, reads: list[tupl
     return step
 
 
-def _pixel_specs(store: FeatureStore, split: str, view: int) -> list[ArraySpec]:
-    return [store.arrays(split, view)["pixels"]] if "pixels" in _held(store, split, view) else []
+def _least_pixel_frames(plan: ReadPlan, manifest: Manifest) -> int:
+    """The least number, as `vcache extract --pixels` takes it, that a plan can be read from."""
+    return int(manifest.facts["request"]["frames"]) * (plan.pixels // math.gcd(plan.pixels, plan.frame_step))
 
 
-def pixel_frames(plan: ReadPlan, manifest: Manifest) -> int:
-    """The number of pixel frames of a clip, as `vcache extract --pixels` takes it, that a plan can be read from; 0 for none."""
-    return manifest.facts["request"]["frames"] * (
-        plan.pixels // math.gcd(plan.pixels, plan.frame_step) if plan.pixels else 0
-    )
+def _pixel_frames_to_add(plan: ReadPlan, store: FeatureStore) -> int:
+    """What a store without all the pixels that a plan reads has to be completed with: a store keeps one number of them."""
+    return (stored_pixel_frames(store) or _least_pixel_frames(plan, store.manifest)) if plan.pixels else 0
 
 
 def _held(store: FeatureStore, split: str, view: int) -> set[str]:
@@ -290,7 +286,7 @@ def _missing_message(
     wants = describe_arrays(plan.arrays) + (f" in {len(missing)} views" if len(missing) > 1 else "")
     where = f"view {view} of split {split!r}" if view else f"split {split!r}"
     holds = describe_arrays(_held(store, split, view)) or "no features"
-    num_pixels = pixel_frames(plan, store.manifest)
+    num_pixels = _pixel_frames_to_add(plan, store)
     num_bytes = bytes_per_clip(missing.get(view, ()), store.manifest, num_pixel_frames=num_pixels)
     return (
         f"head {head!r} reads {wants}; {where} of {store.path.name} holds {holds}.\n"
@@ -307,6 +303,7 @@ def completing_command(
     `eval_views` asks for a grid of evaluation views that the store may not define yet, as "3x1".
     """
     words = extraction_words(store.manifest, views) | ({"eval_views": eval_views} if eval_views else {})
+    words |= {"pixels": pixels} if (pixels := _pixel_frames_to_add(plan, store)) else {}
     return _command_for(plan, store.manifest, store=store.path, words=words)
 
 
@@ -322,8 +319,8 @@ def _command_for(
     word = layers_word(list(plan.layers), manifest.facts["backbone"]["num_layers"]) or "-1"
     cross_frame = plan.maps_from if plan.maps else "none"
     asked = dict(words or {})
-    if plan.pixels and "pixels" not in asked:
-        asked["pixels"] = frames * plan.pixels if frames else pixel_frames(plan, manifest)
+    if plan.pixels and frames:
+        asked["pixels"] = frames * plan.pixels
     return extract_command(manifest, layers=word, frames=frames, store=store, cross_frame=cross_frame, words=asked)
 
 

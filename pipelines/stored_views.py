@@ -81,6 +81,13 @@ def extraction_words(manifest: Manifest, views: Iterable[int]) -> dict[str, Any]
     return words
 
 
+def stored_pixel_frames(store: FeatureStore) -> int:
+    """Frames of a clip whose pixels a store keeps, the same number in every split and view that has pixels; 0 for none."""
+    places = [(split, view) for split in store.splits for view in {0, *store.views(split)}]
+    specs = (store.arrays(split, view).get("pixels") for split, view in places)
+    return next((spec.shape[0] for spec in specs if spec is not None), 0)
+
+
 def _number_of_views(manifest: Manifest, view: int) -> int:
     """How many views to ask for to have this training view; 0 of another. One that is not defined continues the last ones.
 

@@ -77,24 +77,27 @@ class StoreReader:
         """Rows in runs of one view: each run is one read, into neighbouring rows of the memory."""
         edges = np.flatnonzero(np.diff(part.views, prepend=-1, append=-1))
         for start, stop in pairwise(edges):
-            for step, names in _by_step(wanted).items():
+            for (step, num_frames), names in _read_together(wanted).items():
                 with self.stats.reading():
                     self.store.read_many(
                         self.split,
                         names,
                         part.rows[start:stop],
                         view=int(part.views[start]),
-                        frames=range(0, step * wanted.specs[names[0]].shape[0], step) if step > 1 else None,
+                        frames=range(0, step * num_frames, step) if step > 1 else None,
                         out={name: out[name][start:stop] for name in names},
                     )
         self.stats.bytes_read += len(part.rows) * wanted.row_bytes
 
 
-def _by_step(wanted: ArraySelection) -> dict[int, list[str]]:
-    """Arrays of which the same frames are read, which one call reads together."""
-    names: dict[int, list[str]] = {}
+def _read_together(wanted: ArraySelection) -> dict[tuple[int, int], list[str]]:
+    """Arrays of which one call reads the same frames: by their step and number, which is 0 of those that are read whole.
+
+    Pixels may be read at the step of the tokens and be more frames than these.
+    """
+    names: dict[tuple[int, int], list[str]] = {}
     for name, step in wanted.steps.items():
-        names.setdefault(step, []).append(name)
+        names.setdefault((step, wanted.specs[name].shape[0] if step > 1 else 0), []).append(name)
     return names
 
 

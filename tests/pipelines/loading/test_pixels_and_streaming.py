@@ -11,8 +11,9 @@ import torch
 
 from vcache.heads.requirements import HeadRequirements, OnDemand
 from vcache.pipelines.extraction import run_extraction
+from vcache.pipelines.loading.epoch_order import EpochOrder
 from vcache.pipelines.loading.loader import ClipLoader
-from vcache.pipelines.matching import HeadStoreMismatch, ReadPlan, match
+from vcache.pipelines.matching import HeadStoreMismatch, ReadPlan, completing_command, match
 from vcache.pipelines.request import ExtractionConfig
 from vcache.store.reader import FeatureStore
 
@@ -38,19 +39,27 @@ def plan_of(store: FeatureStore, frame_step: int = 1, **asked: object) -> ReadPl
     return match("some", HeadRequirements(**asked), store, ["train"], frame_step=frame_step)  # type: ignore[arg-type]
 
 
-def loader_of(store: FeatureStore, *plans: ReadPlan, resident: str = "disk") -> ClipLoader:
-    return ClipLoader(store, "train", plans, batch_size=3, device=torch.device("cpu"), resident=resident)  # type: ignore[arg-type]
+def loader_of(store: FeatureStore, *plans: ReadPlan, batch_size: int = 3, **options: object) -> ClipLoader:
+    return ClipLoader(store, "train", plans, batch_size=batch_size, device=torch.device("cpu"), **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("gamma", "frame_step", "step"), [(4, 1, 1), (2, 1, 2), (1, 1, 4), (2, 2, 4), (8, 2, 1)])
-@pytest.mark.parametrize("resident", ["disk", "ram"])
+@pytest.mark.parametrize(
+    ("gamma", "frame_step", "step"), [(4, 1, 1), (2, 1, 2), (1, 1, 4), (2, 2, 4), (4, 2, 2), (8, 2, 1)]
+)
+@pytest.mark.parametrize("resident", ["disk", "ram", "shards"])
 def test_as_many_pixel_frames_for_each_frame_as_the_head_asks_for(store, gamma, frame_step, step, resident):
-    loader = loader_of(store, plan_of(store, frame_step, pixels=gamma), resident=resident)
-    stored = store.read("train", "pixels", loader.rows)
-    batches = list(loader.in_order())
-    got = np.concatenate([batch.features().pixels.numpy().copy() for batch in batches])
-    np.testing.assert_array_equal(got, stored[:, ::step])
-    assert got.shape[1] == FRAMES // frame_step * gamma
+    """Beside tokens, also those of which every second frame is read, as of the pixels, and fewer frames than of these."""
+    asked = plan_of(store, frame_step, pixels=gamma, tokens=(1,), streamed=True)
+    order = EpochOrder(shuffle="shards" if resident == "shards" else "full")
+    loader = loader_of(store, asked, resident="ram" if resident == "ram" else "disk", order=order)
+    stored = store.read("train", "pixels", range(12))
+    (whole, *_) = loader_of(store, plan_of(store, tokens=(1,)), batch_size=99).in_order()
+    tokens = whole.features().tokens[1]
+    for batch in (*loader.in_order(), *loader.epoch(0)):
+        np.testing.assert_array_equal(batch.features().pixels, stored[batch.rows][:, ::step])
+        assert batch.features().pixels.shape[1] == FRAMES // frame_step * gamma
+        places = np.searchsorted(whole.rows, batch.rows)
+        torch.testing.assert_close(batch.features().tokens[1], tokens[places, ::frame_step], rtol=0, atol=0)
 
 
 def test_plans_with_other_numbers_of_pixel_frames_share_a_read(store):
@@ -74,6 +83,14 @@ def test_a_store_without_pixels_is_refused_with_the_command_that_adds_them(float
         plan_of(store, tokens=(1, 2), pixels=2)
     assert "reads tokens of layers 1-2, pixels" in str(refused.value)
     assert "--pixels 10 " in str(refused.value) and f"--store {float32_store}" in str(refused.value)
+
+
+def test_a_store_is_completed_with_as_many_pixel_frames_as_it_keeps(store):
+    """It keeps one number of them, and `vcache extract` refuses another."""
+    plan = plan_of(store, tokens=(0,), pixels=2)
+    assert f" --pixels {PIXEL_FRAMES} " in completing_command(store, plan, eval_views="3x1")
+    with pytest.raises(HeadStoreMismatch, match=f" --pixels {PIXEL_FRAMES} .*\n.adds 49.2 kB"):
+        match("some", HeadRequirements(pixels=1), store, ["train"], views={"train": (0, 1)})
 
 
 def test_streamed_tokens_have_the_bits_of_those_that_are_made_at_once(store):
