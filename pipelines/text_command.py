@@ -43,7 +43,7 @@ def add_text(
         missing, note = missing_sets(store, sets), None
         if missing:
             on_stage("loading the text tower")
-            tower = _tower_of(store, model, pretrained, device)
+            tower = _tower_of(store, words, model, pretrained, device)
             with sole_writer(path):
                 store.refresh()
                 missing = missing_sets(store, sets)  # of what is there now that no other process changes it
@@ -58,7 +58,9 @@ def add_text(
         }
 
 
-def _tower_of(store: FeatureStore, model: str | None, pretrained: str | None, device: str) -> FrozenTextTower:
+def _tower_of(
+    store: FeatureStore, words: Sequence[str], model: str | None, pretrained: str | None, device: str
+) -> FrozenTextTower:
     """The text tower beside the image tower that the store's features are of."""
     request, spec = store.manifest.facts["request"], store.manifest.spec
     name = model or request["model"]
@@ -68,7 +70,8 @@ def _tower_of(store: FeatureStore, model: str | None, pretrained: str | None, de
     tower = load_text_tower(name, pretrained, random_weights=random_weights, device=select_device(device))
     if (tower.model, tower.visual_sha256) != (spec["model"], spec["weights_sha256"]):
         option = ["--model", "local-dir:FOLDER"] if name.startswith(LOCAL_DIR) else ["--pretrained", "FILE"]
-        again = shlex.join(["vcache", "text", str(store.path), *option])
+        templates = [part for word in words for part in ("--templates", word)]
+        again = shlex.join(["vcache", "text", str(store.path), *templates, *option])
         raise TextMismatch(
             f"{store.path} was made with {_told(spec['model'], spec['weights_sha256'])}; {pretrained or name} has "
             f"{_told(tower.model, tower.visual_sha256)}. Text and features must be of one checkpoint. Name the store's with:  "

@@ -114,6 +114,7 @@ def mend_constant(store: FeatureStore, finding: Finding, origin: Origin) -> str:
         CannotRecompute: it cannot be made, or comes out with other values.
     """
     assert finding.array is not None
+    store.refresh()  # the manifest may have got the checksum of the constant before
     constant, manifest = origin.constant(finding.array), store.manifest
     made = checksum(constant.values)
     if made != manifest.constants[finding.array] and not constant.exact:

@@ -14,9 +14,11 @@ import zarr
 from safetensors.torch import load_file, save_file
 
 from vcache.extract.text import FrozenTextTower, load_text_tower
+from vcache.heads.requirements import HeadRequirements
 from vcache.pipelines import text_sets
 from vcache.pipelines.class_text import class_text, stored_sets
 from vcache.pipelines.extraction import run_extraction
+from vcache.pipelines.matching import HeadStoreMismatch, match
 from vcache.pipelines.plan import plan_extraction
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.text_command import add_text
@@ -251,6 +253,23 @@ def test_sets_are_added_beside_each_other_and_never_changed(store: Path, prompts
     assert json.loads(vcache(f"info {store} --json")[1])["text"]["prompts"] == ["a {}", "{}!"]
 
 
+def test_a_set_of_the_users_own_is_added_as_the_refusal_says(
+    store: Path, vcache: Vcache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = HeadRequirements(embed=True, text="mine")
+    with FeatureStore.open(store) as opened, pytest.raises(HeadStoreMismatch) as refused:
+        match("some", asked, opened, ["train"])
+    said, command = str(refused.value).split("with:  vcache ")
+    assert (
+        "It holds label: choose with --set templates=NAME. Or write templates of your own into a file mine.txt" in said
+    )
+    monkeypatch.chdir(tmp_path)
+    Path("mine.txt").write_text("a clip of {}")
+    assert vcache(command)[0] == 0
+    with FeatureStore.open(store) as opened:
+        assert match("some", asked, opened, ["train"]).text == "mine"
+
+
 def test_two_files_of_one_name_are_refused(store: Path, prompts: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     other = tmp_path / "other" / "prompts.txt"
@@ -272,7 +291,7 @@ def test_another_checkpoint_is_refused_with_both_named(
         rf"was made with the image tower ViT-\S+ of weights {sha}; "
         rf"local-dir:\S+ has the image tower ViT-\S+ of weights (?!{sha})"
     )
-    with pytest.raises(TextMismatch, match=words + r".*--model local-dir:FOLDER"):
+    with pytest.raises(TextMismatch, match=words + r".*--templates \S+prompts.txt --model local-dir:FOLDER"):
         add_text(store, [str(prompts)], model=f"local-dir:{other}")
     save_file(state | {"ln_final.bias": state["ln_final.bias"] + 1}, other / "open_clip_model.safetensors")
     with pytest.raises(
@@ -317,19 +336,24 @@ def test_every_kind_of_damage_is_found_and_mended_bit_for_bit(
 
 
 def test_a_repair_on_another_machine_takes_its_last_bits(
-    store: Path, vcache: Vcache, monkeypatch: pytest.MonkeyPatch
+    store: Path, prompts: Path, vcache: Vcache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of one set and of the next: the manifest has to know both."""
+    add_text(store, [str(prompts)])
     with FeatureStore.open(store) as opened:
-        stored = opened.constant("text/label")
+        stored = {name: opened.constant(f"text/{name}") for name in ("label", "prompts")}
     encode = FrozenTextTower.encode
     monkeypatch.setattr(FrozenTextTower, "encode", lambda tower, texts: encode(tower, texts) * (1 + 2e-7))
-    flip(chunk(store, "label"), 3)
+    for name in stored:
+        flip(chunk(store, name), 3)
     status, out, _ = vcache(f"repair {store} --device cpu")
-    assert status == 0 and "last bits differ on this machine, and the manifest has them now" in out
+    assert status == 0 and out.count("last bits differ on this machine, and the manifest has them now") == 2
     with FeatureStore.open(store) as opened:
-        made = opened.constant("text/label")
-    np.testing.assert_allclose(made, stored, rtol=1e-6)
-    assert not np.array_equal(made, stored) and vcache(f"verify {store}")[0] == 0
+        for name, before in stored.items():
+            made = opened.constant(f"text/{name}")
+            np.testing.assert_allclose(made, before, rtol=1e-6)
+            assert not np.array_equal(made, before)
+    assert vcache(f"verify {store}")[0] == 0
 
 
 def test_a_repair_with_another_text_tower_leaves_the_damage(
