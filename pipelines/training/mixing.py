@@ -75,7 +75,7 @@ class Mixing:
             cls={layer: _averaged(x, mix.share) for layer, x in features.cls.items()},
             maps={layer: self._mixed_maps(x, mix) for layer, x in maps.items()},
             embed=None if features.embed is None else _averaged(features.embed, mix.share),
-            pixels=None if features.pixels is None else self._mixed_pixels(features.pixels, mix),
+            pixels=None if features.pixels is None else self._mixed_pixels(features, mix),
         )
 
     def _mixed_tokens(self, x: Float[Tensor, "B T N D"], mix: Mix) -> Float[Tensor, "B T N D"]:
@@ -96,13 +96,15 @@ class Mixing:
         self._paste(mixed, maps, mix.box, axis=3)
         return mixed
 
-    def _mixed_pixels(self, x: UInt8[Tensor, "B F H W 3"], mix: Mix) -> UInt8[Tensor, "B F H W 3"]:
+    def _mixed_pixels(self, features: ClipFeatures, mix: Mix) -> UInt8[Tensor, "B F H W 3"]:
         """CutMix pastes the pixels of the patches, from side to side of the box; MixUp rounds, as the store did."""
+        x = features.pixels
+        assert x is not None
         if mix.box is None:
             return torch.stack(
                 [_averaged(clips.float(), mix.share).round_().to(torch.uint8) for clips in x.unbind(1)], dim=1
             )
-        mixed, grid = x.clone(), self.grid or (1, 1)
+        mixed, grid = x.clone(), self._grid_of(features)
         height, width = x.shape[2] // grid[0], x.shape[3] // grid[1]
         box = (slice(mix.box.top * height, mix.box.bottom * height), slice(mix.box.left * width, mix.box.right * width))
         mixed[:, :, *box] = x[:, :, *box].flip(0)

@@ -205,6 +205,19 @@ def test_cutmix_pastes_the_pixels_of_the_patches_that_it_pastes():
     assert torch.equal(mixed, expected) and not torch.equal(mixed, pixels)
 
 
+def test_pixels_of_a_head_that_does_not_tell_its_grid_are_pasted_with_its_patches():
+    """Of 3 x 3 patches of 4 x 4 pixels, the two in the lower right corner."""
+    pixels = torch.arange(B, dtype=torch.uint8)[:, None, None, None, None].expand(B, 2, 12, 12, 3)
+    mixing = Mixing(nn.Identity(), RECIPE, torch.Generator())
+    box = Mix(7 / 9, Box(top=2, bottom=3, left=1, right=3))
+    mixed = mixing.features(
+        ClipFeatures(tokens={-1: torch.zeros(B, T, 1 + 9, D)}, pixels=pixels.contiguous()), box
+    ).pixels
+    expected = pixels.clone()
+    expected[:, :, 8:12, 4:12] = expected[:, :, 8:12, 4:12].flip(0)
+    assert torch.equal(mixed, expected)
+
+
 def test_mixup_of_pixels_is_timms_to_half_a_step():
     pixels, mix = make_pixels(), Mix(0.3)
     mixed = make_mixing().features(ClipFeatures(pixels=pixels), mix).pixels
