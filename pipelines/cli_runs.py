@@ -67,7 +67,7 @@ def evaluate(
     intervals by bootstrap over the videos. The predictions of every video are written beside the run, as npz and as CSV, over
     earlier ones of the same split and views.
 
-    
+    \b
     [bold]Examples:[/bold]
     vcache eval runs/evl-1
     vcache eval runs/evl-1 --views 3x1 --per-class

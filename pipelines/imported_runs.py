@@ -56,9 +56,9 @@ def class_order(run: Run, store: FeatureStore) -> Int[Tensor, " K"]:
     return torch.tensor([place[name] for name in names])
 
 
-def notes_on_store(run: Run, store: FeatureStore) -> tuple[str, ...]:
+def notes_on_store(run: Run, store: FeatureStore, *, any_classes: bool = False) -> tuple[str, ...]:
     """What no check can hold against the store and a reader of the accuracies should know, a sentence each; of our own runs
-    nothing."""
+    nothing. With `any_classes` others are told apart than those that the head was trained on."""
     if not run.imported:
         return ()
     notes = _notes_on_backbone(run, store)
@@ -74,7 +74,8 @@ def notes_on_store(run: Run, store: FeatureStore) -> tuple[str, ...]:
             f"its backbone ran in {precision}, the official one in float16: logits differ by their rounding, and a video "
             "between two classes may change sides."
         )
-    return (*notes, *(_notes_on_text(run, store) if classifies_by_text(run) else _notes_on_classes(run, store)))
+    by_text = classifies_by_text(run)
+    return (*notes, *(_notes_on_text(run, store, any_classes) if by_text else _notes_on_classes(run, store)))
 
 
 def _notes_on_backbone(run: Run, store: FeatureStore) -> list[str]:
@@ -108,7 +109,7 @@ def _notes_on_classes(run: Run, store: FeatureStore) -> list[str]:
     return []
 
 
-def _notes_on_text(run: Run, store: FeatureStore) -> list[str]:
+def _notes_on_text(run: Run, store: FeatureStore, any_classes: bool) -> list[str]:
     notes = []
     scale = run.config["imported"].get("logit_scale")
     if scale is not None and LOGIT_SCALE in store.manifest.constants:
@@ -123,11 +124,15 @@ def _notes_on_text(run: Run, store: FeatureStore) -> list[str]:
             f"the checkpoint does not tell its classes: videos are compared with the text of the "
             f"{len(store.manifest.class_names)} classes of {store.manifest.dataset}, whether it was trained on these or not."
         )
-    elif set(run.class_names()) != set(store.manifest.class_names):
-        strange = len(set(store.manifest.class_names) - set(run.class_names()))
+    elif strange := len(set(store.manifest.class_names) - set(run.class_names())):
         notes.append(
             f"{strange} of the {len(store.manifest.class_names)} classes of {store.manifest.dataset} are not among the "
-            f"{len(run.class_names())} that the checkpoint was trained on: it recognises them by their text alone (zero-shot)."
+            f"{len(run.class_names())} that the checkpoint was trained on: "
+            + (
+                "it recognises them by their text alone (zero-shot)."
+                if any_classes
+                else "their videos are left out (--classes all takes them, too)."
+            )
         )
     return notes
 

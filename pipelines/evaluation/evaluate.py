@@ -166,7 +166,7 @@ def evaluate(
     way = choose_average(average, head, run.head)
     with open_run_store(run, store, classes) as opened:
         asked = choose_classes(run, opened, classes)
-        for note in notes_on_store(run, opened):
+        for note in notes_on_store(run, opened, any_classes=classes != TRAINED):
             on_note(note)
         chosen = _choose_split(run, opened, split)
         requirements = get_head(run.head).requires(head.config)

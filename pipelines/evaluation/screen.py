@@ -60,7 +60,9 @@ def _of_classes(predictions: Predictions) -> str:
     """ " of the 2 left-out classes", or nothing where they are those that were trained on."""
     num_classes = predictions.scores.shape[1]
     return {
-        "left-out": f" of the {num_classes} classes that were not trained on",
+        "left-out": " of the "
+        + ("1 class that was" if num_classes == 1 else f"{num_classes} classes that were")
+        + " not trained on",
         "all": f" of all {num_classes} classes",
     }.get(predictions.of_classes, "")
 

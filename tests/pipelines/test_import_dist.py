@@ -166,11 +166,17 @@ def test_class_names_tell_what_is_zero_shot_and_change_no_score(
         "unnamed": None,
         "turned": "wave\nclap hands\njump",
         "others": "wave\nclimb",
+        "some": "wave\njump",
     }
     runs = {name: imported(path, tmp_path / name, classes=words) for name, words in classes.items()}
     with pytest.raises(RunError, match="'climb' and 0 more are not among them. .* --classes all"):
         evaluated(runs["others"], store)
     found = {name: evaluated(run, store, "all" if name == "others" else "trained") for name, run in runs.items()}
+    some, said = found.pop("some")
+    assert some.predictions.class_names == ("jump", "wave") and some.metrics.num_videos == 4
+    assert "1 of the 3 classes of" in said[-1] and said[-1].endswith(
+        ": their videos are left out (--classes all takes them, too)."
+    )
     for evaluation, _ in found.values():
         np.testing.assert_array_equal(evaluation.predictions.scores, found["unnamed"][0].predictions.scores)
     last = {name: notes[-1] for name, (_, notes) in found.items()}
@@ -178,7 +184,7 @@ def test_class_names_tell_what_is_zero_shot_and_change_no_score(
     assert "2 of the 3 classes of" in last["others"] and "are not among the 2 that" in last["others"]
     assert "zero-shot" in last["others"]
     configs = {name: run.config["head_config"]["num_classes"] for name, run in runs.items()}
-    assert configs == {"unnamed": None, "turned": 3, "others": 2}
+    assert configs == {"unnamed": None, "turned": 3, "others": 2, "some": 2}
 
 
 def test_whether_the_backbone_is_the_checkpoints_is_proved_by_its_weights(
