@@ -28,6 +28,12 @@ HEADS = {
 DROPOUT = "train-head evl --lr 0.01 --set layers=-1: --set num_heads=4 --set mlp_dropout=0.5"
 SWEEP = "sweep linear --grid lr=0.05,1e30,0.01"
 """The middle one is lost at its second step."""
+DIST = (
+    "train-head dist --epochs 2 --batch-size 7 --lr 0.003 --device cpu --set integration_dim=64 --set temporal_dim=6 "
+    "--set adaptive_pooling_layers=1 --set warmup_epochs=0 --leave-out jump"
+)
+"""Pixels, streamed tokens and text. 8 videos stay: the last batch of an epoch is one clip here, too."""
+UNMIXED = "--set mixup=0 --set cutmix=0"
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 """The gradients are sums of float32 in another order; AdamW divides by their size."""
 
@@ -49,7 +55,7 @@ def run_in_processes(folder: Path, lines: list[dict[str, Any]]) -> list[list[dic
 
 
 @pytest.fixture(scope="module")
-def together(float32_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def together(float32_store: Path, pixel_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """One start for all lines: (folder, done[rank])."""
     folder = tmp_path_factory.mktemp("together")
 
@@ -66,6 +72,9 @@ def together(float32_store: Path, tmp_path_factory: pytest.TempPathFactory) -> A
     lines.append({"line": f"resume {shlex.quote(str(folder / 'stopped-sweep'))}"})
     lines.append({"line": line(SWEEP, "left-sweep"), "stopped_rank": 0, "stopped_after": 1})
     lines.append({"line": line(f"{SWEEP} --together 1", "one-by-one")})
+    for name, mixing in (("dist", UNMIXED), ("mixed-dist", "")):
+        out = shlex.quote(str(folder / name))
+        lines.append({"line": f"{DIST} {mixing} --store {shlex.quote(str(pixel_store))} --out {out}"})
     return folder, run_in_processes(folder, lines)
 
 
@@ -93,6 +102,34 @@ def test_two_processes_end_with_the_weights_and_metrics_of_one(
         for counted in ("step", "lr", "train_top1", "val_top1", "val_top5", "val_mean_class_accuracy", "best"):
             assert a[counted] == b[counted], counted
         assert [a["train_loss"], a["val_loss"]] == pytest.approx([b["train_loss"], b["val_loss"]], rel=1e-4)
+
+
+def test_two_processes_train_a_head_of_pixels_and_text_as_one_does(
+    together: Any, pixel_store: Path, tmp_path: Path, vcache: Callable[[str], tuple[int, str, str]]
+) -> None:
+    folder, done = together
+    assert [[line["status"] for line in of_rank[11:]] for of_rank in done] == [[0, 0], [0, 0]]
+    assert [[len(batch) for batch in of_rank[11]["rows"]["train epoch 0"]] for of_rank in done] == [[4, 1], [3, 0]]
+    status, _, err = vcache(f"{DIST} {UNMIXED} --store {pixel_store} --out {tmp_path / 'alone'}")
+    assert status == 0, err
+    ours, theirs = (load_file(out / "head.safetensors") for out in (folder / "dist", tmp_path / "alone"))
+    for name in ours:
+        if name.endswith("attn.in_proj_bias"):  # the bias of the keys cancels in the softmax: AdamW follows rounding
+            ours[name], theirs[name] = (torch.cat(x[name].chunk(3)[::2]) for x in (ours, theirs))
+    torch.testing.assert_close(ours, theirs, **TOLERANCE)
+    (text,) = (name for name in ours if name.endswith("text.embeddings"))
+    assert torch.equal(ours[text], theirs[text]) and len(ours[text]) == 2
+    both, alone = metrics(folder / "dist"), metrics(tmp_path / "alone")
+    for a, b in zip(both, alone, strict=True):
+        assert [a["step"], a["val_top1"]] == [b["step"], b["val_top1"]]
+        assert [a["train_loss"], a["val_loss"]] == pytest.approx([b["train_loss"], b["val_loss"]], rel=1e-4)
+
+
+def test_a_process_without_clips_mixes_nothing(together: Any) -> None:
+    folder, _ = together
+    losses = [line["train_loss"] for line in metrics(folder / "mixed-dist")]
+    assert len(losses) == 2 and all(0 < loss < 20 for loss in losses)
+    assert all(x.isfinite().all() for x in load_file(folder / "mixed-dist" / "head.safetensors").values())
 
 
 def test_every_row_is_trained_on_once_per_epoch_and_validated_on_once(together: Any) -> None:
