@@ -46,7 +46,7 @@ class DiSTConfig:
     temporal_to_integration: bool = True
     """The lateral down(Z) (Table 1b). Without it only the last layer has one, or nothing would come of Z."""
     temporal_block: TemporalBlock = "r2plus1d"
-    """Table 1c; what each of them is, says dist_temporal.py."""
+    """Of Table 1c: R(2+1)D, C3D, TAdaConv, or a Transformer over space and time."""
     down_sampling: DownSampling = "dconv"
     """Of down(Z), in time: a strided convolution, or pooling and a linear layer (Table 2a)."""
     up_sampling: UpSampling = "nearest"
@@ -55,7 +55,7 @@ class DiSTConfig:
     """The set of templates of the text embeddings; "label" is the name of the class alone."""
     formulation: Formulation = "channels_last"
     """How it is computed, to the same result: the temporal encoder with its channels last and each layer's tokens one at a time,
-    or "plain", as the paper writes it (dist_plain.py), slower and with more memory."""
+    or "plain", as the paper writes it, slower and with more memory."""
 
     def __post_init__(self) -> None:
         for name in ("grid", "pixel_mean", "pixel_std", *(("layers",) if self.layers is not None else ())):

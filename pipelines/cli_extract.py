@@ -28,6 +28,7 @@ def extract(config: "ExtractionConfig", as_json: Json = False) -> None:
     [bold]Examples:[/bold]
     vcache extract k400 --layers -4:
     vcache extract ./my-videos --layers -4: --tsn
+    vcache extract ssv2 --layers 0: --pixels 16 --tsn --cross-frame none
     vcache extract k400 --views 8 --augment evl --eval-views 3x1
     vcache extract k400 --dtype int8 --cross-frame maps
     vcache extract k400 --retry-failed

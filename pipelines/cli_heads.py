@@ -41,7 +41,7 @@ def heads(
     vcache heads
     vcache heads evl
     vcache heads evl --preset ssv2-b16-8f
-    vcache heads evl --count
+    vcache heads dist --count
     vcache heads evl --count --preset k400-b16-8f --set layers=-2: --set qkv_dim=512 --set num_heads=8
     """
     from vcache.pipelines import head_listing as listing
@@ -95,6 +95,7 @@ def train_head(
     [bold]Examples:[/bold]
     vcache train-head evl --epochs 20 --batch-size 64 --set layers=-2:
     vcache train-head evl --preset ssv2-b16-8f
+    vcache train-head dist --set gamma=4 --leave-out archery
     vcache train-head linear --shots 16 --patience 5
     """
     from dataclasses import asdict

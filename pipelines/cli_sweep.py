@@ -70,6 +70,7 @@ def sweep(
     \b
     [bold]Examples:[/bold]
     vcache sweep evl --grid depth=1,2,4 --grid temporal_conv=on,off --seeds 3
+    vcache sweep dist --grid temporal_block=r2plus1d,c3d,tada --grid gamma=1,2
     vcache sweep linear --grid lr=1e-3,1e-2 --grid weight_decay=0,0.05 --epochs 20
     vcache sweep heads.toml --epochs 2 --dry-run
     """

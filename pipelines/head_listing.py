@@ -15,7 +15,7 @@ from rich.padding import Padding
 
 from vcache.heads.registry import get_head, list_heads
 from vcache.heads.requirements import Recipe
-from vcache.pipelines.console import count, out
+from vcache.pipelines.console import count, out, print_sentence
 from vcache.pipelines.head_presets import HeadPreset, find_preset, presets_of
 from vcache.pipelines.matching import SETTABLE_FACTS, STORE_FACTS
 from vcache.pipelines.settings import takes_depth
@@ -146,9 +146,7 @@ def print_heads(rows: list[dict[str, Any]]) -> None:
         line("recipe", pairs(_switched_on(row["recipe"])))
         if row["num_presets"]:
             line("presets", f"{row['num_presets']}, see:  vcache heads {row['head']}")
-    out.print(
-        "Set any of these with --set name=value; sizes and the number of classes come from the store.", highlight=False
-    )
+    print_sentence(out, "Set any of these with --set name=value; sizes and the number of classes come from the store.")
 
 
 def print_head(row: dict[str, Any]) -> None:
@@ -167,7 +165,7 @@ def print_head(row: dict[str, Any]) -> None:
     fixed = ", ".join(
         name for name, field in row["fields"].items() if field["from_store"] and name not in SETTABLE_FACTS
     )
-    out.print(f"  always the store's: {fixed}", highlight=False)
+    print_sentence(out, f"  always the store's: {fixed}")
     if row["presets"]:
         _print_presets(row["head"], row["presets"])
 
@@ -232,7 +230,13 @@ def _print_summary(row: dict[str, Any]) -> None:
 
 
 def line(title: str, text: str) -> None:
-    out.print(f"  {title:<11}{text}", highlight=False, markup=False, soft_wrap=True)
+    """On a terminal broken between words; a command stays one line, as it is to be pasted."""
+    words = f"  {title:<11}{text}"
+    if out.is_terminal and not text.startswith("vcache "):
+        words = textwrap.fill(
+            words, out.width, subsequent_indent=" " * 13, break_on_hyphens=False, break_long_words=False
+        )
+    out.print(words, highlight=False, markup=False, soft_wrap=True)
 
 
 def _switched_on(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,16 @@
 """`vcache heads`: recipes on the screen and as JSON."""
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import fields, replace
 
 import pytest
+from rich.console import Console
 
 from vcache.heads.linear import LinearHead
 from vcache.heads.requirements import Recipe
+from vcache.pipelines import head_listing
 
 Vcache = Callable[..., tuple[int, str, str]]
 
@@ -32,6 +35,19 @@ def test_what_a_recipe_switches_on_is_shown_as_set_takes_it(vcache: Vcache, monk
     assert shown in vcache("heads linear")[1]
     assert shown in vcache("heads")[1]
     assert "mixup" not in next(line for line in vcache("heads linear")[1].splitlines() if line.startswith("  off"))
+
+
+def test_on_a_terminal_long_lines_break_between_words_and_commands_stay_whole(
+    vcache: Vcache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    monkeypatch.setattr(head_listing, "out", shown)
+    assert vcache("heads dist --preset ssv2-b16-8f-gamma4", columns=80)[0] == 0
+    lines = shown.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert all(len(line) <= 80 for line in lines if "vcache " not in line and line.startswith("  "))
+    after_recipe = lines[[line.startswith("  recipe ") for line in lines].index(True) + 1]
+    assert after_recipe.startswith(" " * 13 + "batch_size=256,")
+    assert any("vcache extract ssv2 " in line and line.endswith(" --cross-frame none") for line in lines)
 
 
 def test_as_json_every_field_of_a_recipe_has_its_type_and_meaning(vcache: Vcache) -> None:
