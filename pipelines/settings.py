@@ -112,7 +112,9 @@ def _read(name: str, text: str, hint: Any) -> Any:
     """`text` as a value of the annotated type."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         options = typing.get_args(hint)
-        if type(None) in options and text.lower() in ("none", ""):
+        # An empty list is left to the dataclass to refuse: "layers=" must not be all layers.
+        nothing = ("none",) if tuple in map(typing.get_origin, options) else ("none", "")
+        if type(None) in options and text.lower() in nothing:
             return None
         return _read(name, text, next(option for option in options if option is not type(None)))
     if typing.get_origin(hint) is tuple:

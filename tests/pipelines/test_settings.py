@@ -86,6 +86,17 @@ def test_a_pair_that_is_no_pair_or_given_twice_is_refused(pairs: list[str]) -> N
 
 
 @dataclass(frozen=True, kw_only=True)
+class Choosy:
+    layers: tuple[int, ...] | None = None
+    norm: int | None = 3
+
+
+def test_an_empty_list_is_not_taken_for_none() -> None:
+    assert build(Choosy, {"layers": "", "norm": ""}) == Choosy(layers=(), norm=None)
+    assert build(Choosy, {"layers": "none"}) == Choosy()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Deep:
     depth: int = 3
     layers: tuple[int, ...] = (-1,)
