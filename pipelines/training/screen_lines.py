@@ -36,7 +36,23 @@ def plan_lines(plan: TrainingPlan) -> Iterator[str]:
         f"({count(plan.epochs, 'epoch')}){'' if heads else f', {optimiser}'}{precision}"
     )
     begun = "; ".join(filter(None, (plan.group, f"resumed after {plan.resumed_from}" if plan.resumed_from else "")))
-    yield from (f"  {fact}" for fact in (begun, plan.subset, plan.residency, _shuffle(plan)) if fact)
+    yield from (f"  {fact}" for fact in (begun, plan.subset, _warmup(plan), plan.residency, _shuffle(plan)) if fact)
+
+
+def _warmup(plan: TrainingPlan) -> str:
+    """Of a paper's warm-up that a short training does not get past, so that it hardly learns."""
+    recipe = plan.recipe
+    if recipe.warmup_steps and recipe.warmup_steps >= plan.steps:
+        length, name, there = count(recipe.warmup_steps, "step"), "warmup_steps", count(plan.steps, "step")
+    elif recipe.warmup_epochs and recipe.warmup_epochs >= plan.epochs:
+        length, name, there = _epochs(recipe.warmup_epochs), "warmup_epochs", count(plan.epochs, "epoch")
+    else:
+        return ""
+    return f"The warm-up takes {length}, and the training {there}; a shorter one:  --set {name}=N"
+
+
+def _epochs(number: float) -> str:
+    return f"{number:g} epoch{'' if number == 1 else 's'}"
 
 
 def _shuffle(plan: TrainingPlan) -> str:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from vcache.heads.requirements import Recipe
 from vcache.pipelines import console
 from vcache.pipelines.training import screen_lines
 from vcache.pipelines.training.logs import read_log
@@ -95,6 +96,23 @@ def test_one_head_has_a_bar_and_says_how_well_how_fast_and_what_limits(
         starts = ("  40 of", "  read from", "  Epochs are")
         assert sum(line.startswith(starts) for line in plan) == 3, "each fact begins a line"
         assert all(len(line) <= width for line in plan)
+
+
+@pytest.mark.parametrize(
+    ("length", "words"),
+    [
+        ({"epochs": 6, "warmup_epochs": 6.0}, "  The warm-up takes 6 epochs, and the training 6 epochs; a shorter one:  "
+         "--set warmup_epochs=N"),
+        ({"steps": 7, "warmup_steps": 9}, "  The warm-up takes 9 steps, and the training 7 steps; a shorter one:  "
+         "--set warmup_steps=N"),
+        ({"epochs": 7, "warmup_epochs": 6.0}, ""),
+        ({"steps": 9, "warmup_steps": 8}, ""),
+    ],
+)  # fmt: skip
+def test_a_warm_up_that_never_ends_is_said(length: dict[str, float], words: str, make_plan: Plan) -> None:
+    recipe = Recipe(lr=1.0, weight_decay=0.0, batch_size=3, **{"epochs": None, **length})  # type: ignore[arg-type]
+    plan = make_plan(recipe=recipe, **{key: value for key, value in length.items() if "warmup" not in key})
+    assert list(screen_lines.plan_lines(plan))[1:] == ([words] if words else [])
 
 
 def test_what_limits_may_be_computing_or_not_known_yet(make_head: Head, make_report: Report) -> None:
