@@ -1,8 +1,10 @@
 """Stores that several tests of the pipelines read."""
 
 import shlex
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from vcache.extract.video import DecodedVideo, DecodeRequest
+from vcache.extract.workers import DecodePool
 from vcache.pipelines import decoding
 from vcache.pipelines.cli import main
 from vcache.pipelines.extraction import run_extraction
@@ -17,7 +20,8 @@ from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.training.config import TrainingConfig
 from vcache.pipelines.training.train_head import train_head
 from vcache.pipelines.writing import RowBatch, ShardWriting
-from vcache.store.constants import Constant, write_constants
+from vcache.store.constants import CONSTANTS, Constant, write_constants
+from vcache.store.groups import write_manifest
 from vcache.store.reader import FeatureStore
 
 
@@ -34,16 +38,18 @@ class DecodesHere:
         pass
 
 
-@pytest.fixture(autouse=True)
-def _decode_in_threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless a test asks for the processes with the fixture `decode_processes`."""
-    if "decode_processes" not in request.fixturenames:
-        monkeypatch.setattr(decoding, "DecodePool", DecodesHere)
+@pytest.fixture(scope="session", autouse=True)
+def _decode_in_threads() -> Iterator[None]:
+    """Unless a test asks for the processes with the fixture `decode_processes`. Before the fixtures of modules make stores."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "DecodePool", DecodesHere)
+        yield
 
 
 @pytest.fixture
-def decode_processes() -> None:
+def decode_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Videos are decoded as they are outside of tests."""
+    monkeypatch.setattr(decoding, "DecodePool", DecodePool)
 
 
 @pytest.fixture
@@ -111,6 +117,21 @@ def float32_store(tiny_extraction: Callable[..., ExtractionConfig], tmp_path_fac
     path = tmp_path_factory.mktemp("store") / "tiny.zarr"
     run_extraction(tiny_extraction(store=path))
     return path
+
+
+@pytest.fixture
+def forget_text() -> Callable[[Path], None]:
+    """forget_text(store): the store as a version before there was text left it."""
+
+    def forget(path: Path) -> None:
+        with FeatureStore.open(path) as store:
+            manifest = store.manifest
+        constants = {name: crc for name, crc in manifest.constants.items() if not name.startswith("text/")}
+        facts = {name: fact for name, fact in manifest.facts.items() if name != "text"}
+        write_manifest(path, replace(manifest, constants=constants, facts=facts))
+        shutil.rmtree(path / CONSTANTS / "text")
+
+    return forget
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import zarr
+from store_files import tree
 
 from vcache.extract.datasets.registry import load_dataset
 from vcache.pipelines.extraction import run_extraction
@@ -38,10 +39,6 @@ def charades(tmp_path: Path, write_video: Callable[..., Path]) -> Path:
 @pytest.fixture
 def made(charades: Path, config: MakeConfig) -> ExtractionConfig:
     return config(dataset="charades", root=charades, layers="-1", cross_frame="none")
-
-
-def tree(path: Path) -> dict[str, bytes]:
-    return {str(file): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
 
 
 def test_a_store_keeps_all_classes_of_a_video_and_grows_with_the_list(made: ExtractionConfig, charades: Path) -> None:

@@ -138,12 +138,16 @@ def shards(config: MakeConfig, videos: Path, tmp_path: Path, monkeypatch: pytest
     return make
 
 
-@pytest.fixture
-def alone(shards: MakeConfig) -> dict[str, object]:
+@pytest.fixture(scope="module")
+def alone(tiny_extraction: MakeConfig, videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """The tree that one process makes."""
-    made = shards("alone")
-    run_extraction(made)
-    return tree(made.store)
+    store = tmp_path_factory.mktemp("alone") / "s.zarr"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "MAX_ROWS_PER_SHARD", 3)
+        run_extraction(
+            tiny_extraction(dataset=str(videos), store=store, batch_size=3, layers="-1:", cross_frame="none")
+        )
+    return tree(store)
 
 
 def tree(store: object) -> dict[str, object]:

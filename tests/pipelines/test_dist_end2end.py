@@ -2,16 +2,10 @@
 
 import json
 import re
-import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from vcache.store.constants import CONSTANTS
-from vcache.store.groups import write_manifest
-from vcache.store.reader import FeatureStore
 
 Vcache = Callable[..., tuple[int, str, str]]
 SMALL = (
@@ -42,7 +36,9 @@ def test_extract_train_and_eval_need_no_other_step(dtype: str, extract: str, vca
     assert metrics["num_videos"] == 6 and 0 < metrics["loss"] < 10
 
 
-def test_each_refusal_is_mended_by_its_command(extract: str, vcache: Vcache, tmp_path: Path) -> None:
+def test_each_refusal_is_mended_by_its_command(
+    extract: str, vcache: Vcache, tmp_path: Path, forget_text: Callable[[Path], None]
+) -> None:
     store, run = tmp_path / "s.zarr", tmp_path / "run"
     assert vcache(extract)[0] == 0
     pixels = refusal(vcache, train(store, run))
@@ -74,13 +70,3 @@ def mending_command(error: str) -> str:
     """The command that the error ends in, without the program."""
     (command,) = re.findall(r"with:  vcache (.*)$", error, flags=re.MULTILINE)
     return str(command)
-
-
-def forget_text(store: Path) -> None:
-    """As a version before there was text left the store."""
-    with FeatureStore.open(store) as opened:
-        manifest = opened.manifest
-    constants = {name: crc for name, crc in manifest.constants.items() if not name.startswith("text/")}
-    facts = {name: fact for name, fact in manifest.facts.items() if name != "text"}
-    write_manifest(store, replace(manifest, constants=constants, facts=facts))
-    shutil.rmtree(store / CONSTANTS / "text")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from store_files import flip, tree
 
 from vcache.pipelines.cli import main
 from vcache.pipelines.extraction import run_extraction
@@ -23,7 +24,10 @@ from vcache.store.writer import sole_writer
 MakeConfig = Callable[..., ExtractionConfig]
 
 
-@pytest.fixture(scope="module", params=[("qk", "float32"), ("derive", "float32"), ("qk", "int8")], ids="-".join)
+STORES = [("qk", "float32"), ("derive", "float32"), ("qk", "int8")]
+
+
+@pytest.fixture(scope="module", params=STORES, ids="-".join)
 def whole(
     request: pytest.FixtureRequest, video_folder: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
@@ -54,16 +58,6 @@ def store(whole: Path, tmp_path: Path) -> Path:
     """A copy to be damaged."""
     shutil.copytree(whole, tmp_path / "s.zarr")
     return tmp_path / "s.zarr"
-
-
-def tree(path: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
-
-
-def flip(path: Path, position: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[position] ^= 4
-    path.write_bytes(data)
 
 
 def tokens(store: Path, shard: int) -> Path:
@@ -106,7 +100,14 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("kind", DAMAGES)
+@pytest.mark.parametrize(
+    ("whole", "kind"),
+    [(STORES[0], kind) for kind in DAMAGES]
+    # What a store holds matters only where values are made again.
+    + [(made, kind) for made in STORES[1:] for kind in ("chunk", "missing", "exchanged")],
+    indirect=["whole"],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
 def test_every_kind_of_damage_is_mended_by_the_printed_command(
     store: Path, kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import zarr
 from safetensors.torch import load_file, save_file
+from store_files import flip, tree
 
 from vcache.extract.text import FrozenTextTower, load_text_tower
 from vcache.heads.requirements import HeadRequirements
@@ -55,14 +56,9 @@ def store(made: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def old_store(store: Path) -> Path:
+def old_store(store: Path, forget_text: Callable[[Path], None]) -> Path:
     """As a version before there was text made it."""
-    with FeatureStore.open(store) as opened:
-        manifest = opened.manifest
-    constants = {name: crc for name, crc in manifest.constants.items() if not name.startswith("text/")}
-    facts = {name: fact for name, fact in manifest.facts.items() if name != "text"}
-    write_manifest(store, replace(manifest, constants=constants, facts=facts))
-    shutil.rmtree(store / CONSTANTS / "text")
+    forget_text(store)
     return store
 
 
@@ -71,16 +67,6 @@ def prompts(tmp_path: Path) -> Path:
     path = tmp_path / "prompts.txt"
     path.write_text("a {}\n{}!\n")
     return path
-
-
-def tree(path: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
-
-
-def flip(path: Path, position: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[position] ^= 4
-    path.write_bytes(data)
 
 
 def chunk(store: Path, name: str) -> Path:

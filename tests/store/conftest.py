@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import store_files
 
 from vcache.store.key import cache_key
 from vcache.store.layout import ArraySpec
@@ -95,9 +96,7 @@ class World:
 
     def tree(self, path: Path) -> dict[str, bytes]:
         """Every file under `path` with its bytes."""
-        return {
-            file.relative_to(path).as_posix(): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()
-        }
+        return store_files.tree(path)
 
 
 def store_id(writer: ShardWriter, row: int) -> str:

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from shim import FAULTS, Died, Shim
+from store_files import flip
 
 from vcache.store.checksum import crc32c
 from vcache.store.constants import Constant, write_constants
@@ -92,12 +93,6 @@ def stats(path):
         for file in path.rglob("*")
         if file.is_file()
     }
-
-
-def flip(path, position, mask=4):
-    data = bytearray(path.read_bytes())
-    data[position] ^= mask
-    path.write_bytes(data)
 
 
 def record_of(store, shard):

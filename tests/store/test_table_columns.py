@@ -12,6 +12,7 @@ import zarr
 from growing import X, drawn, fill, state, table
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from store_files import flip
 
 from vcache.store.errors import CannotRecompute, CorruptStore
 from vcache.store.manifest import Manifest, VideoTable
@@ -205,12 +206,6 @@ def tree(path):
         for file in path.rglob("*")
         if file.is_file() and file.name != "writer.lock"
     }
-
-
-def flip(path, position):
-    data = bytearray(path.read_bytes())
-    data[position] ^= 4
-    path.write_bytes(data)
 
 
 def replaced(path, old, new):

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from crc32c import crc32c
+from store_files import flip
 
 from vcache.store.layout import CRC_BYTES
 from vcache.store.reader import FeatureStore
@@ -43,12 +44,6 @@ def the_finding(path):
 
 def place(finding):
     return finding.kind, finding.split, finding.view, finding.shard, finding.array, finding.rows, finding.video_ids
-
-
-def flip(path, position, mask=4):
-    data = bytearray(path.read_bytes())
-    data[position] ^= mask
-    path.write_bytes(data)
 
 
 def test_a_whole_store_is_ok_and_counted(world, sound):
