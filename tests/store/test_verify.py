@@ -260,7 +260,7 @@ def test_random_changes_of_a_byte_are_all_found_in_the_file_they_are_in(sound):
     with FeatureStore.open(sound) as store:
         for file in files:
             data = file.read_bytes()
-            for position in rng.sample(range(len(data)), k=min(8, len(data))):
+            for position in rng.sample(range(len(data)), k=min(4, len(data))):
                 flip(file, position, rng.randrange(1, 256))
                 findings = verify_store(store).findings
                 if findings:
@@ -272,7 +272,7 @@ def test_random_changes_of_a_byte_are_all_found_in_the_file_they_are_in(sound):
                     assert json.loads(file.read_bytes()) == json.loads(data), (file, position, file.read_bytes())
                 file.write_bytes(data)
         assert verify_store(store).ok
-    assert found >= 150
+    assert found >= 75
 
 
 def test_a_shard_of_which_every_video_failed_is_whole(world, tmp_path):

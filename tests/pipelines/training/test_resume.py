@@ -89,9 +89,9 @@ def start(line: str, log: Path) -> subprocess.Popen[bytes]:
 def test_kill_9_loses_nothing_but_time(float32_store: Path, tmp_path: Path) -> None:
     """Killed twice, wherever it is by then, with a checkpoint at every step."""
     run, log = tmp_path / "run", tmp_path / "log"
-    line = f"train-head evl --store {float32_store} --set layers=-2: --epochs 30 --lr 1e-3 --batch-size 5 --device cpu"
+    line = f"train-head evl --store {float32_store} --set layers=-2: --epochs 20 --lr 1e-3 --batch-size 5 --device cpu"
     command = f"{line} --checkpoint-minutes 0 --out {run}"
-    for enough in (7, 40):
+    for enough in (5, 20):
         process = start(command, log)
         while process.poll() is None and max(Checkpoints(run).numbers(), default=0) < enough:
             time.sleep(0.002)
@@ -100,7 +100,7 @@ def test_kill_9_loses_nothing_but_time(float32_store: Path, tmp_path: Path) -> N
         command = f"resume {run}"
     assert start(command, log).wait() == 0
     whole = config(float32_store, tmp_path / "whole")
-    train_head(replace(whole, settings={**whole.settings, "epochs": 30}))
+    train_head(replace(whole, settings={**whole.settings, "epochs": 20}))
     same_run(run, tmp_path / "whole")
 
 
