@@ -4,11 +4,11 @@ What enters block i > 0 is the output of block i-1, `tokens/<i-1>`, which is oft
 `block_input/0`. The weights are constants of the store: 4.7 MB per layer of ViT-B/16, once for all videos.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
+from torch import Tensor
 
-from vcache.extract.backbone import FrozenBackbone
 from vcache.heads.query_key import QueryKeyProjection
 from vcache.store.constants import Constant
 from vcache.store.reader import FeatureStore
@@ -31,12 +31,16 @@ def constant_names(layer: int) -> tuple[str, ...]:
     return tuple(f"blocks/{layer}/{name}" for name in _WEIGHTS)
 
 
-def projection_constants(backbone: FrozenBackbone, layers: Iterable[int]) -> dict[str, Constant]:
-    """The frozen weights of these blocks, as the store keeps them: float32, queries before keys."""
+def projection_constants(
+    weights_of: Callable[[int], tuple[Tensor, Tensor, Tensor, Tensor]], layers: Iterable[int]
+) -> dict[str, Constant]:
+    """The frozen weights of these blocks, as the store keeps them: float32, queries before keys.
+
+    `weights_of` is `FrozenBackbone.query_key_weights`, and not the backbone: trainings load this file, and need no open_clip.
+    """
     constants: dict[str, Constant] = {}
     for layer in layers:
-        weights = backbone.query_key_weights(layer)
-        for name, tensor in zip(constant_names(layer), weights, strict=True):
+        for name, tensor in zip(constant_names(layer), weights_of(layer), strict=True):
             dims = _WEIGHTS[name.rsplit("/", 1)[1]]
             constants[name] = Constant(dims, tensor.detach().cpu().float().numpy())
     return constants

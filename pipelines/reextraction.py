@@ -120,7 +120,7 @@ class Reextraction:
         kind, _, rest = name.partition("/")
         layer = rest.partition("/")[0]
         if kind == "blocks" and layer.isdecimal():
-            made = projection_constants(self._backbone, [int(layer)])
+            made = projection_constants(self._backbone.query_key_weights, [int(layer)])
         elif kind == "text":
             made = text_constant_again(self.store.manifest, name, self.config, self.device)
         else:

@@ -94,7 +94,8 @@ class ExtractionSetup:
     @cached_property
     def constants(self) -> dict[str, Constant]:
         """What the arrays of all videos are read with."""
-        return projection_constants(self.backbone, self.layers) if self.config.cross_frame == "derive" else {}
+        derives = self.config.cross_frame == "derive"
+        return projection_constants(self.backbone.query_key_weights, self.layers) if derives else {}
 
     @property
     def decoder(self) -> str:

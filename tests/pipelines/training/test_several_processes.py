@@ -145,6 +145,12 @@ def test_every_row_is_trained_on_once_per_epoch_and_validated_on_once(together: 
     assert sorted(validated) == sorted([*range(NUM_VAL)] * EPOCHS)
 
 
+def test_training_does_without_open_clip(together: Any) -> None:
+    """It loads transformers and more, for as long as torch itself."""
+    _, done = together
+    assert not any(line["open_clip"] for of_rank in done for line in of_rank)
+
+
 def test_a_stop_asked_of_one_process_stops_all_and_they_go_on_bit_for_bit(together: Any) -> None:
     """With dropout, whose masks each process draws for itself."""
     folder, done = together

@@ -1,6 +1,7 @@
 """What test_several_processes.py starts with torchrun: `training_processes.py FOLDER`, lines of `vcache` from FOLDER/lines.json.
 
-A line is run by all processes. FOLDER/done-RANK.json says for each line its exit status and the rows that this process was given.
+A line is run by all processes. FOLDER/done-RANK.json says for each line its exit status, the rows that this process was given,
+and whether open_clip is loaded.
 """
 
 import json
@@ -51,7 +52,7 @@ def main() -> None:
             status: Any = 0
         except SystemExit as exit:
             status = exit.code or 0
-        done.append({"status": status, "rows": dict(seen)})
+        done.append({"status": status, "rows": dict(seen), "open_clip": "open_clip" in sys.modules})
     (folder / f"done-{rank}.json").write_text(json.dumps(done))
 
 
