@@ -113,7 +113,7 @@ def _read(name: str, text: str, hint: Any) -> Any:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         options = typing.get_args(hint)
         # An empty list is left to the dataclass to refuse: "layers=" must not be all layers.
-        nothing = ("none",) if tuple in map(typing.get_origin, options) else ("none", "")
+        nothing = ("none",) if any(typing.get_origin(option) is tuple for option in options) else ("none", "")
         if type(None) in options and text.lower() in nothing:
             return None
         return _read(name, text, next(option for option in options if option is not type(None)))
