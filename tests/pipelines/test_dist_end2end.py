@@ -54,7 +54,7 @@ def test_each_refusal_is_mended_by_its_command(
     ) in text
     assert vcache(mending_command(text))[0] == 0
     templates = refusal(vcache, f"{train(store, run)} --set templates={tmp_path.name}_prompts")
-    assert "'label'.\nWrite " in templates and ".txt with one template a line, as: a video of {}" in templates
+    assert "It holds label: choose with --set templates=NAME. Or write templates of your own" in templates
     assert mending_command(templates).endswith(f"--templates {tmp_path.name}_prompts.txt")
     assert vcache(train(store, run))[0] == 0
     assert json.loads(vcache(f"eval {run} --json")[1])["num_videos"] == 6
