@@ -81,14 +81,9 @@ def add_label_text(store: FeatureStore, config: ExtractionConfig, on_stage: Call
     if label.name in stored_sets(store.manifest):
         return None
     try:
-        check_text_tower(config.model, None if config.random_weights else config.pretrained)
+        _check_tower_of(config)
         on_stage("encoding the class names")
-        tower = load_text_tower(
-            config.model,
-            config.pretrained,
-            random_weights=config.random_weights,
-            device=select_device(config.device),
-        )
+        tower = _tower_of(config, config.device)
         return describe_cut(write_sets(store, tower, [label]), tower)
     except (NoTextTower, TextMismatch) as error:  # neither touches the features that were asked for
         return f"no text embeddings of the class names: {error}"
@@ -107,7 +102,7 @@ def text_bytes(config: ExtractionConfig, manifest: Manifest | None, num_classes:
     if manifest is not None and EVERY_STORE in stored_sets(manifest):
         return 0
     try:
-        check_text_tower(config.model, None if config.random_weights else config.pretrained)
+        _check_tower_of(config)
     except NoTextTower:
         return 0
     return np.dtype(np.float32).itemsize * (num_classes * embed_dim + 1)
@@ -124,9 +119,7 @@ def text_constant_again(manifest: Manifest, name: str, config: ExtractionConfig,
     if name not in {LOGIT_SCALE, *(text_constant(one.name) for one in sets)}:
         return {}
     try:
-        tower = load_text_tower(
-            config.model, config.pretrained, random_weights=config.random_weights, device=select_device(device)
-        )
+        tower = _tower_of(config, device)
     except (BackboneError, OSError) as error:
         raise CannotRecompute(f"the text tower that {name} was made with cannot be loaded: {error}") from error
     if tower.weights_sha256 != told["weights_sha256"]:
@@ -138,6 +131,16 @@ def text_constant_again(manifest: Manifest, name: str, config: ExtractionConfig,
         return {name: _logit_scale(tower)}
     one = next(one for one in sets if text_constant(one.name) == name)
     return {name: _embed(tower, one, told["class_words"])}
+
+
+def _check_tower_of(config: ExtractionConfig) -> None:
+    check_text_tower(config.model, None if config.random_weights else config.pretrained)
+
+
+def _tower_of(config: ExtractionConfig, device: str) -> FrozenTextTower:
+    return load_text_tower(
+        config.model, config.pretrained, random_weights=config.random_weights, device=select_device(device)
+    )
 
 
 def _embed(tower: FrozenTextTower, one: TemplateSet, words: Sequence[str]) -> Constant:
