@@ -97,3 +97,12 @@ def test_under_autocast_products_are_in_its_dtype_and_gradients_in_the_weights(d
     assert weight.grad.dtype == torch.float32
     (exact,) = torch.autograd.grad(F.linear(x.float(), weight).square().sum(), weight)
     torch.testing.assert_close(weight.grad, exact, rtol=0.05, atol=0.05 * exact.abs().max().item())
+
+
+def test_under_autocast_gradients_are_summed_over_clips_in_float32(monkeypatch):  # bfloat16 counts to 256
+    monkeypatch.setattr(module, "_CPU_CHUNK_ELEMENTS", 1)
+    weight, bias = (torch.zeros(*shape, requires_grad=True) for shape in ((1, 1), (1,)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = streamed_linear(lambda: torch.ones(301, 1, 1), weight, bias)
+    out.float().sum().backward()
+    assert (weight.grad.item(), bias.grad.item()) == (301, 301)
