@@ -106,7 +106,7 @@ def clip_similarity(
         scatters = _scatters(head, loader, level, on_clips)
         num_layers = opened.manifest.facts["backbone"]["num_layers"]
         layers = tuple(_layer(absolute_layer(asked, num_layers), names, one) for asked, names, one in scatters)
-        notes = (*notes_on_store(run, opened), *_chance_notes(layers, scatters[0][2].num_examples))
+        notes = (*notes_on_store(run, opened), *_chance_notes(layers, scatters[0][2].num_examples, examples_are))
         return Similarity(
             run=str(path),
             head=type(head).__name__,
@@ -195,12 +195,12 @@ def _number(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _chance_notes(layers: tuple[LayerSimilarity, ...], num_examples: int) -> list[str]:
+def _chance_notes(layers: tuple[LayerSimilarity, ...], num_examples: int, level: Level) -> list[str]:
     values = [value for one in layers for value in (one.integrated_by_chance, one.temporal_by_chance)]
     highest = max((value for value in values if value is not None), default=0.0)
     if highest <= _HIGH_BY_CHANCE:
         return []
+    more = "Take more --videos" + ("." if level == "patch" else ", or --level patch.")
     return [
-        f"of {num_examples} examples even features that are paired at random have a CKA of up to {highest:.2f}. Take more "
-        "--videos, or --level patch."
+        f"of {num_examples} examples even features that are paired at random have a CKA of up to {highest:.2f}. {more}"
     ]

@@ -134,7 +134,12 @@ def _way_into(run: Run) -> _Way:
 
 
 def _check_frames(run: Run, requirements: HeadRequirements, store: FeatureStore) -> None:
-    """Only an imported head can have other frames than its store; matching refuses them with what to do."""
+    """Clips are shown as the store has them. An imported head can have other frames; matching refuses them with what to do."""
+    if (step := run.config.get("frame_step", 1)) > 1:
+        raise ExplainError(
+            f"{run.path} was trained on every {step}. frame of the stored clips (--frame-step {step}), and a clip is shown with "
+            "all of its frames. Choose a run that was trained without --frame-step."
+        )
     if requirements.num_frames not in (None, store.manifest.facts["request"]["frames"]):
         match(run.head, requirements, store, list(store.splits)[:1])
 

@@ -248,6 +248,14 @@ def test_a_missing_file_asks_for_the_root(run: Path, tmp_path: Path) -> None:
         explain(run, Question(video=VIDEO), root=tmp_path, device="cpu")
 
 
+def test_a_run_on_every_few_frames_is_refused_for_that(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "frame_step": 5}))
+    with pytest.raises(ExplainError, match=r"every 5. frame of the stored clips .* trained without --frame-step"):
+        explain(copy, Question(video=VIDEO), device="cpu")
+
+
 def test_a_head_without_a_query_is_refused_with_those_that_have_one(float32_store: Path, tmp_path: Path) -> None:
     linear = train(float32_store, tmp_path / "linear", "linear")
     with pytest.raises(ExplainError, match=r"head 'linear' of .* Runs of these heads can be explained: .*evl"):
