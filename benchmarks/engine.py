@@ -32,7 +32,7 @@ from torch import Tensor
 from vcache.heads.registry import get_head
 from vcache.heads.requirements import ClipFeatures, Recipe
 from vcache.pipelines.loading.loader import ClipLoader
-from vcache.pipelines.matching import ReadPlan
+from vcache.pipelines.read_plan import ReadPlan
 from vcache.pipelines.runs import Run
 from vcache.pipelines.training.engine import TrainingLoop
 from vcache.pipelines.training.head_training import HeadTraining

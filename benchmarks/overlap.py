@@ -21,7 +21,7 @@ from reader import LAYERS, SPECS, machine, make_store  # the script beside this 
 
 from vcache.heads.requirements import ClipFeatures
 from vcache.pipelines.loading.loader import ClipLoader
-from vcache.pipelines.matching import ReadPlan
+from vcache.pipelines.read_plan import ReadPlan
 from vcache.store.reader import FeatureStore
 
 PLAN = ReadPlan(tokens={layer: layer for layer in LAYERS}, cls={}, maps={}, embed=False)

@@ -26,7 +26,7 @@ import torch
 from vcache.extract.backbone import BackboneFacts
 from vcache.pipelines.listing import describe_folder, describe_store
 from vcache.pipelines.loading.loader import ClipLoader
-from vcache.pipelines.matching import ReadPlan
+from vcache.pipelines.read_plan import ReadPlan
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.setup import array_specs
 from vcache.pipelines.shards import missing_shards

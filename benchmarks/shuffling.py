@@ -23,7 +23,7 @@ from slow_disk import read_files
 
 from vcache.pipelines.loading.epoch_order import EpochOrder
 from vcache.pipelines.loading.loader import ClipLoader
-from vcache.pipelines.matching import ReadPlan
+from vcache.pipelines.read_plan import ReadPlan
 from vcache.store.reader import FeatureStore
 
 NOTHING = ReadPlan(tokens={}, cls={}, maps={}, embed=False)

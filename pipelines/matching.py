@@ -2,27 +2,21 @@
 
 import dataclasses
 import math
-import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from vcache.extract.layers import LayerError, absolute_layer, resolve_layers
 from vcache.heads.registry import get_head
 from vcache.heads.requirements import HeadRequirements
 from vcache.pipelines.class_text import how_to_add, text_constant
 from vcache.pipelines.console import size
-from vcache.pipelines.derivation import constant_names as weight_names
-from vcache.pipelines.derivation import input_array
 from vcache.pipelines.extract_commands import bytes_per_clip, describe_arrays, extract_command, layers_word
 from vcache.pipelines.frame_step import frame_step_problem, strided_hint
+from vcache.pipelines.read_plan import MapsSource, ReadPlan, map_arrays
 from vcache.pipelines.settings import SettingError, build
-from vcache.pipelines.stored_views import extraction_words, stored_pixel_frames, training_views, view_definitions
-from vcache.pipelines.stores import open_stores, vcache_home
-from vcache.store.errors import StoreError
+from vcache.pipelines.stored_views import extraction_words, stored_pixel_frames, view_definitions
 from vcache.store.manifest import Manifest
 from vcache.store.object_path import StorePath
-from vcache.store.quantise import QUANTISED_KINDS, constant_names, scale_name
 from vcache.store.reader import FeatureStore
 
 STORE_FACTS = (
@@ -43,80 +37,9 @@ SETTABLE_FACTS = ("num_frames", "num_heads")
 """Those that may be set all the same: another number of frames is a wish that another store can meet, and a decoder may divide
 its queries among more or fewer heads than the backbone. Other sizes are never right."""
 
-MapsSource = Literal["qk", "maps", "derive"]
-
 
 class HeadStoreMismatch(ValueError):
     """The head reads something that the store does not hold; ends in the command that adds it, where one can."""
-
-
-class NoFittingStore(LookupError):
-    """No store under `$VCACHE_HOME` fits the head, or several do."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReadPlan:
-    """Which stored array answers each thing that a head asked for: asked layer -> absolute layer of the backbone."""
-
-    tokens: Mapping[int, int]
-    cls: Mapping[int, int]
-    maps: Mapping[int, int]
-    embed: bool
-    maps_from: MapsSource = "qk"
-    """Whether cross-frame maps are made of stored queries and keys, read as they are, or derived from what enters the block."""
-    int8: bool = False
-    """Whether tokens, queries and keys are stored as int8, with scales."""
-    frame_step: int = 1
-    """Every so many of the stored frames are read, from the first on."""
-    pixels: int = 0
-    """Frames whose pixels are read, for each frame that is read; 0 for none."""
-    pixel_step: int = 1
-    """Every so many of the stored pixel frames are read."""
-    text: str | None = None
-    """The set of templates whose text embeddings are read."""
-    streamed: bool = False
-    """Whether the tokens are made layer by layer; see HeadRequirements."""
-
-    def step_of(self, name: str) -> int:
-        """Every so many of the frames of an array are read, if it has frames."""
-        return self.pixel_step if name == "pixels" else self.frame_step
-
-    @property
-    def arrays(self) -> tuple[str, ...]:
-        """Names of the arrays to read, each once."""
-        return (*self.features, *(scale_name(name) for name in self.quantised_arrays))
-
-    @property
-    def quantised_arrays(self) -> tuple[str, ...]:
-        """Those of the arrays that are stored as int8."""
-        return tuple(name for name in self.features if name.split("/")[0] in QUANTISED_KINDS) if self.int8 else ()
-
-    @property
-    def features(self) -> tuple[str, ...]:
-        """Names of the arrays that hold features, without the scales that some are read with."""
-        names = [f"tokens/{layer}" for layer in self.tokens.values()]
-        names += [f"cls/{layer}" for layer in self.cls.values()]
-        names += [name for layer in self.maps.values() for name in _map_arrays(self.maps_from, layer)]
-        names += ["embed"] if self.embed else []
-        names += ["pixels"] if self.pixels else []
-        return tuple(dict.fromkeys(names))
-
-    @property
-    def constants(self) -> tuple[str, ...]:
-        """Names of the store's constants that are read."""
-        layers = self.maps.values() if self.maps_from == "derive" else ()
-        weights = tuple(name for layer in layers for name in weight_names(layer))
-        return (*weights, *(constant for name in self.quantised_arrays for constant in constant_names(name)))
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The layers that are read, ascending; not those whose tokens are only what enters another block."""
-        return tuple(sorted({*self.tokens.values(), *self.cls.values(), *self.maps.values()}))
-
-
-def _map_arrays(source: MapsSource, layer: int) -> tuple[str, ...]:
-    """The arrays that a layer's maps are made of."""
-    return {"qk": (f"q/{layer}", f"k/{layer}"), "maps": (f"maps/{layer}",), "derive": (input_array(layer),)}[source]
 
 
 def build_head_config(
@@ -256,7 +179,7 @@ def _maps_source(plan: ReadPlan, store: FeatureStore, reads: list[tuple[str, tup
         stored = set.intersection(*(_held(store, *place) for place in places)) | store.manifest.constants.keys()
         for source in sources:
             tried = dataclasses.replace(plan, maps_from=source)
-            needed = {name for layer in plan.maps.values() for name in _map_arrays(source, layer)}
+            needed = {name for layer in plan.maps.values() for name in map_arrays(source, layer)}
             if {*tried.constants, *needed} <= stored:
                 return source
     kinds = {name.split("/")[0] for name in stored}
@@ -322,51 +245,3 @@ def _command_for(
     if plan.pixels and frames:
         asked["pixels"] = frames * plan.pixels
     return extract_command(manifest, layers=word, frames=frames, store=store, cross_frame=cross_frame, words=asked)
-
-
-def find_store(
-    head: str,
-    settings: Mapping[str, Any],
-    train_split: str,
-    *,
-    num_views: int | None = None,
-    frame_step: int = 1,
-    check: Callable[[FeatureStore], None] = lambda store: None,
-    extract_line: str = "vcache extract DATASET --layers -4:",
-) -> FeatureStore:
-    """The one store under `$VCACHE_HOME` that has the split to train on, in its views, and fits the head with these settings.
-
-    `check` may refuse more stores with a HeadStoreMismatch; `extract_line` is what to run where there is no store at all.
-
-    Raises:
-        NoFittingStore: none is there, none fits (with the mending command of the nearest), or several do (with their paths).
-    """
-    fitting: list[FeatureStore] = []
-    reasons: list[str] = []
-    for path, store in open_stores(vcache_home()):
-        if isinstance(store, StoreError):
-            reasons.append(f"{path.name}: {store}")
-            continue
-        try:
-            if train_split not in store.splits:
-                raise HeadStoreMismatch(f"{path.name} has no split {train_split!r}.")
-            check(store)
-            config = build_head_config(head, settings, store.manifest, frame_step=frame_step)
-            views = {train_split: training_views(store.manifest, train_split, num_views)}
-            requirements = get_head(head).requires(config)
-            match(head, requirements, store, store.splits, views=views, frame_step=frame_step)
-            fitting.append(store)
-        except HeadStoreMismatch as error:
-            reasons.append(str(error))
-        except (LayerError, StoreError) as error:  # one backbone that is too small must not hide the store that fits
-            reasons.append(f"{path.name}: {error}")
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        paths = "\n".join(f"  --store {shlex.quote(str(store.path))}" for store in fitting)
-        raise NoFittingStore(f"{len(fitting)} stores under {vcache_home()} fit head {head!r}. Say which:\n{paths}")
-    if reasons:
-        raise NoFittingStore(f"no store under {vcache_home()} fits head {head!r}:\n" + "\n".join(reasons))
-    raise NoFittingStore(
-        f"there is no store under {vcache_home()} yet. Make one with:  {extract_line}   or name one with --store PATH."
-    )

@@ -32,7 +32,8 @@ from vcache.pipelines.evaluation.predicting import predict_scores
 from vcache.pipelines.evaluation.predictions import Predictions
 from vcache.pipelines.imported_runs import class_order, notes_on_store, open_named_store
 from vcache.pipelines.loading.loader import ClipLoader, failed_rows, readable_rows
-from vcache.pipelines.matching import HeadStoreMismatch, ReadPlan, completing_command, match
+from vcache.pipelines.matching import HeadStoreMismatch, completing_command, match
+from vcache.pipelines.read_plan import ReadPlan
 from vcache.pipelines.runs import Run, RunError
 from vcache.pipelines.stored_views import (
     ONE_VIEW,

@@ -12,8 +12,8 @@ from vcache.heads.cross_frame import cross_frame_maps
 from vcache.heads.query_key import QueryKeyProjection
 from vcache.heads.requirements import ClipFeatures, OnDemand
 from vcache.pipelines.derivation import input_array, load_projection
-from vcache.pipelines.matching import ReadPlan
 from vcache.pipelines.precision import channel_constants, dequantised
+from vcache.pipelines.read_plan import ReadPlan
 from vcache.store.quantise import scale_name
 from vcache.store.reader import FeatureStore
 

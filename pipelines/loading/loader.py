@@ -32,7 +32,7 @@ from vcache.pipelines.loading.sources import (
 from vcache.pipelines.loading.subsets import Subset
 from vcache.pipelines.loading.view_draw import ViewDraw
 from vcache.pipelines.loading.windows import WindowSource, shard_numbers
-from vcache.pipelines.matching import ReadPlan
+from vcache.pipelines.read_plan import ReadPlan
 from vcache.pipelines.targets import among_classes, is_multi_label, targets_of
 from vcache.store.reader import FeatureStore
 

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from vcache.pipelines.matching import ReadPlan, completing_command
+from vcache.pipelines.matching import completing_command
+from vcache.pipelines.read_plan import ReadPlan
 from vcache.store.errors import ArrayNotFound
 from vcache.store.reader import FeatureStore
 

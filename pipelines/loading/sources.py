@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vcache.pipelines.loading.buffers import BatchBuffers
 from vcache.pipelines.loading.read_stats import ReadStats
-from vcache.pipelines.matching import ReadPlan
+from vcache.pipelines.read_plan import ReadPlan
 from vcache.store.layout import ArraySpec
 from vcache.store.reader import FeatureStore
 

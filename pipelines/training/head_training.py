@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vcache.heads.requirements import Recipe
 from vcache.pipelines.evaluation.metrics import Metrics
 from vcache.pipelines.loading.loader import Batch
-from vcache.pipelines.matching import ReadPlan
+from vcache.pipelines.read_plan import ReadPlan
 from vcache.pipelines.runs import Run
 from vcache.pipelines.training.checkpoints import Checkpoint, Checkpoints
 from vcache.pipelines.training.config import TrainingError

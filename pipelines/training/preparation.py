@@ -10,9 +10,11 @@ import torch
 from vcache.heads.registry import get_head
 from vcache.heads.requirements import Recipe
 from vcache.pipelines.evaluation.evaluate import validation_split
+from vcache.pipelines.fitting_store import find_store
 from vcache.pipelines.head_presets import HeadPreset, check_store, find_preset
 from vcache.pipelines.loading.readable import readable_by_all
-from vcache.pipelines.matching import ReadPlan, build_head_config, find_store, match
+from vcache.pipelines.matching import build_head_config, match
+from vcache.pipelines.read_plan import ReadPlan
 from vcache.pipelines.settings import SettingError, build, split_settings
 from vcache.pipelines.stored_views import training_views, view_definitions
 from vcache.pipelines.training.config import TrainingConfig

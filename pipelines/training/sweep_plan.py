@@ -11,9 +11,10 @@ from vcache.extract.layers import LayerError
 from vcache.heads.registry import get_head
 from vcache.pipelines.device import select_device
 from vcache.pipelines.extract_commands import bytes_per_clip
+from vcache.pipelines.fitting_store import NoFittingStore
 from vcache.pipelines.head_presets import UnknownPreset
 from vcache.pipelines.loading.readable import IncompleteSplit
-from vcache.pipelines.matching import HeadStoreMismatch, NoFittingStore
+from vcache.pipelines.matching import HeadStoreMismatch
 from vcache.pipelines.settings import SettingError
 from vcache.pipelines.training.config import TrainingConfig
 from vcache.pipelines.training.mixed_precision import PrecisionError

@@ -17,8 +17,9 @@ from vcache.pipelines.cli import app
 from vcache.pipelines.clip_towers import CLIP_TOWERS, ClipTower
 from vcache.pipelines.counting import preset_config
 from vcache.pipelines.demo.table8 import MODULES, TABLE_8A
+from vcache.pipelines.fitting_store import NoFittingStore
 from vcache.pipelines.head_presets import HeadPreset, UnknownPreset, find_preset, presets_of
-from vcache.pipelines.matching import HeadStoreMismatch, NoFittingStore
+from vcache.pipelines.matching import HeadStoreMismatch
 from vcache.pipelines.presets import RECIPES
 from vcache.pipelines.runs import Run
 from vcache.pipelines.settings import SettingError

@@ -18,7 +18,8 @@ from vcache.pipelines.evaluation.evaluate import evaluate_run
 from vcache.pipelines.evaluation.metrics import Metrics, compute_metrics
 from vcache.pipelines.evaluation.predicting import predict_logits, predict_scores
 from vcache.pipelines.loading.loader import ClipLoader, IncompleteSplit
-from vcache.pipelines.matching import HeadStoreMismatch, ReadPlan
+from vcache.pipelines.matching import HeadStoreMismatch
+from vcache.pipelines.read_plan import ReadPlan
 from vcache.pipelines.runs import Run, RunError
 from vcache.pipelines.training.config import TrainingConfig
 from vcache.pipelines.training.train_head import train_head

@@ -9,7 +9,7 @@ import torch
 
 from vcache.pipelines.loading.buffers import BatchBuffers
 from vcache.pipelines.loading.loader import ClipLoader
-from vcache.pipelines.matching import ReadPlan
+from vcache.pipelines.read_plan import ReadPlan
 from vcache.store.layout import ArraySpec
 from vcache.store.reader import FeatureStore
 

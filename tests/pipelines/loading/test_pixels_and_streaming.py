@@ -13,7 +13,8 @@ from vcache.heads.requirements import HeadRequirements, OnDemand
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.loading.epoch_order import EpochOrder
 from vcache.pipelines.loading.loader import ClipLoader
-from vcache.pipelines.matching import HeadStoreMismatch, ReadPlan, completing_command, match
+from vcache.pipelines.matching import HeadStoreMismatch, completing_command, match
+from vcache.pipelines.read_plan import ReadPlan
 from vcache.pipelines.request import ExtractionConfig
 from vcache.store.reader import FeatureStore
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vcache.pipelines.loading.epoch_order import EpochOrder
 from vcache.pipelines.loading.loader import Batch, ClipLoader
-from vcache.pipelines.matching import ReadPlan
+from vcache.pipelines.read_plan import ReadPlan
 from vcache.store.reader import FeatureStore
 
 PLAN = ReadPlan(tokens={-1: 2}, cls={-1: 2}, maps={}, embed=False)

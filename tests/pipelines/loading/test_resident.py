@@ -15,7 +15,8 @@ from vcache.pipelines.loading import residency
 from vcache.pipelines.loading.epoch_order import EpochOrder
 from vcache.pipelines.loading.loader import Batch, ClipLoader
 from vcache.pipelines.loading.residency import DoesNotFit, choose_residency, free_ram
-from vcache.pipelines.matching import ReadPlan, match
+from vcache.pipelines.matching import match
+from vcache.pipelines.read_plan import ReadPlan
 from vcache.pipelines.request import ExtractionConfig
 from vcache.store.errors import RowNotCommitted
 from vcache.store.reader import FeatureStore

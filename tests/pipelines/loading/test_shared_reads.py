@@ -14,7 +14,8 @@ from vcache.heads.requirements import ClipFeatures, HeadRequirements
 from vcache.pipelines.loading import batch as batch_module
 from vcache.pipelines.loading.batch import PlanNotRead
 from vcache.pipelines.loading.loader import ClipLoader, UnlikePlans
-from vcache.pipelines.matching import ReadPlan, match
+from vcache.pipelines.matching import match
+from vcache.pipelines.read_plan import ReadPlan
 from vcache.store.reader import FeatureStore
 
 HEADS = {

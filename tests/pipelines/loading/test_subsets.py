@@ -11,7 +11,7 @@ from labelled import labelled_store
 
 from vcache.pipelines.loading.loader import ClipLoader
 from vcache.pipelines.loading.subsets import Subset, SubsetError
-from vcache.pipelines.matching import ReadPlan
+from vcache.pipelines.read_plan import ReadPlan
 
 single = st.lists(st.integers(0, 5), min_size=1, max_size=60).map(np.array)
 several = st.integers(1, 5).flatmap(

@@ -18,7 +18,7 @@ from vcache.pipelines.loading.epoch_order import EpochOrder, OrderError
 from vcache.pipelines.loading.loader import ClipLoader
 from vcache.pipelines.loading.shuffle_choice import choose_shuffle
 from vcache.pipelines.loading.windows import shard_numbers
-from vcache.pipelines.matching import ReadPlan
+from vcache.pipelines.read_plan import ReadPlan
 from vcache.store.errors import CorruptStore
 from vcache.store.manifest import VideoTable
 from vcache.store.object_path import ObjectPath

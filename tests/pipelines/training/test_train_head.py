@@ -14,10 +14,12 @@ from safetensors.torch import load_file
 from vcache.pipelines.evaluation.evaluate import evaluate_run
 from vcache.pipelines.evaluation.metrics import compute_metrics
 from vcache.pipelines.extraction import run_extraction
+from vcache.pipelines.fitting_store import NoFittingStore
 from vcache.pipelines.loading.epoch_order import EpochOrder
 from vcache.pipelines.loading.loader import ClipLoader, IncompleteSplit
 from vcache.pipelines.loading.residency import DoesNotFit
-from vcache.pipelines.matching import HeadStoreMismatch, NoFittingStore, ReadPlan
+from vcache.pipelines.matching import HeadStoreMismatch
+from vcache.pipelines.read_plan import ReadPlan
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.runs import Run, RunError, next_run_folder
 from vcache.pipelines.settings import SettingError

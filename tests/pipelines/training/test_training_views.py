@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file
 from viewed import CLS, DEFINITIONS, HELD, TOKENS, D, T, fill_view, training, value, video_ids, viewed_store
 
+from vcache.pipelines.fitting_store import NoFittingStore
 from vcache.pipelines.loading.epoch_order import EpochOrder
 from vcache.pipelines.loading.loader import ClipLoader, IncompleteSplit
-from vcache.pipelines.matching import HeadStoreMismatch, NoFittingStore, ReadPlan
+from vcache.pipelines.matching import HeadStoreMismatch
+from vcache.pipelines.read_plan import ReadPlan
 from vcache.pipelines.runs import Run
 from vcache.pipelines.stored_views import ViewsError
 from vcache.pipelines.training.config import TrainingConfig
