@@ -135,7 +135,7 @@ def measure(batch: int, args: argparse.Namespace) -> None:
             times[name].append(seconds(row.step, device))
             row.module.zero_grad()
         times["limit"].append(seconds(lambda: [left @ right for _ in range(8)], device))
-    memory = {name: peak_memory(name, row, batch, args) for name, row in rows.items()}
+    memory = {name: peak_memory(name, row, batch, args) for name, row in [*rows.items(), ("EVL", evl)]}
     report(batch, giga_products(config), 8 * left.numel() * 384 / 1e9, times, memory, errors)
 
 
@@ -152,13 +152,14 @@ def report(batch: int, products: float, of_limit: float, times: dict, memory: di
     print(f"batch {batch}; limit {limit:.1f} GMAC/s; {products:.1f} GMAC a clip and step as the paper writes it")
     print(f"  {'':<22}{'ms, median (min-max)':>30}{'of first':>10}{'CPU s':>8}{'of first':>10}"
           f"{'GMAC/s':>8}{'of limit':>10}{'peak MB':>9}{'error':>10}")  # fmt: skip
-    for name in memory:
+    for name in errors:
         spread = f"{wall[name] * 1e3:.0f} ({min(times[name])[0] * 1e3:.0f}-{max(times[name])[0] * 1e3:.0f})"
         rate = batch * products / wall[name]
         print(f"  {name:<22}{spread:>30}{wall[name] / wall[first]:>10.2f}{cpu[name]:>8.2f}{cpu[name] / cpu[first]:>10.2f}"
               f"{rate:>8.1f}{rate / limit:>10.2f}{memory[name] / 1e6:>9.0f}{errors[name]:>10.1e}")  # fmt: skip
     print(f"  EVL {wall['EVL'] * 1e3:.0f} ms, {cpu['EVL']:.2f} CPU s: DiST takes {wall[first] / wall['EVL']:.2f} times as long, "
-          f"{cpu[first] / cpu['EVL']:.2f} times the CPU seconds")  # fmt: skip
+          f"{cpu[first] / cpu['EVL']:.2f} times the CPU seconds; peak {memory['EVL'] / 1e6:.0f} MB, DiST "
+          f"{memory[first] / memory['EVL']:.2f} times")  # fmt: skip
 
 
 def peak_memory(name: str, row: Row, batch: int, args: argparse.Namespace) -> int:
@@ -178,8 +179,16 @@ def peak_memory(name: str, row: Row, batch: int, args: argparse.Namespace) -> in
 def resident_peak_of_a_step(name: str, batch: int, args: argparse.Namespace) -> int:
     """In this fresh process: the high-water mark of a step above what is resident before it."""
     config, cpu = DiST.Config(num_classes=174, num_frames=args.frames), torch.device("cpu")
-    rows_of(config, draw(config, 1, cpu), args.official, name)[name].step()  # what is loaded at the first step
-    row = rows_of(config, draw(config, batch, cpu), args.official, name)[name]
+
+    def make(clips: int) -> Row:
+        return (
+            evl_row(clips, args)
+            if name == "EVL"
+            else rows_of(config, draw(config, clips, cpu), args.official, name)[name]
+        )
+
+    make(1).step()  # what is loaded at the first step
+    row = make(batch)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what was freed is resident no longer
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again at what is resident now

@@ -188,10 +188,7 @@ def evaluate(
             of_classes = f" of the {classes} classes" if asked.places else ""
             raise RunError(f"split {chosen!r} of {opened.path.name} has no readable video{of_classes}.")
         asked.give(head, opened)
-        scores, targets = predict_scores(head, loader, way)
-        if asked.templates is None and run.imported:
-            scores = scores[:, class_order(run, opened)]
-        scores = scores.float()
+        scores, targets = _scores(run, head, loader, way, asked)
         metrics = compute_metrics(scores, targets, views=grid_word(grid))
         found = label_kinds(opened, chosen, loader.rows, on_note, classes=asked.places)
         return Evaluation(
@@ -202,6 +199,16 @@ def evaluate(
             num_failed=loader.num_failed,
             dataset=asked.dataset,
         )
+
+
+def _scores(
+    run: Run, head: torch.nn.Module, loader: ClipLoader, way: Average, asked: ClassChoice
+) -> tuple[Tensor, Tensor]:
+    """Scores in the order of the store's classes, in float32, and targets."""
+    scores, targets = predict_scores(head, loader, way)
+    if asked.templates is None and run.imported:
+        scores = scores[:, class_order(run, loader.store)]
+    return scores.float(), targets
 
 
 def _predictions(
