@@ -23,21 +23,25 @@ class ClassText:
 class TextClassifier(nn.Module):
     """Logits of a video embedding v for class k: exp(logit_scale) * cos(v, u_k), with u_k the mean of its normalised templates.
 
-    The embeddings belong to the state dict, so that a run classifies without its store. They are no parameters. Other classes
-    may be given at any time, of another number too: a classifier of names has seen none of them.
+    The embeddings belong to the state dict, so that a run classifies without its store. Unless they are said to be trained, they
+    are no parameters; nor is the scale. Other classes may be given at any time, of another number too: a classifier of names has
+    seen none of them.
     """
 
     embeddings: Tensor
     logit_scale: Tensor
 
-    def __init__(self, num_classes: int, embed_dim: int) -> None:
+    def __init__(
+        self, num_classes: int, embed_dim: int, *, train_embeddings: bool = False, train_scale: bool = False
+    ) -> None:
         super().__init__()
-        self.register_buffer("embeddings", torch.full((num_classes, embed_dim), torch.nan))
-        self.register_buffer("logit_scale", torch.tensor(torch.nan))
+        embeddings, scale = torch.full((num_classes, embed_dim), torch.nan), torch.tensor(torch.nan)
+        self.embeddings = nn.Parameter(embeddings) if train_embeddings else nn.Buffer(embeddings)
+        self.logit_scale = nn.Parameter(scale) if train_scale else nn.Buffer(scale)
         self._is_set = False
 
     def set(self, text: ClassText) -> None:
-        """Classify by these from now on.
+        """Classify by these from now on. Where there is a logit scale already, as after training, it stays.
 
         Raises:
             ValueError: they have another width than the videos' embeddings.
@@ -45,23 +49,39 @@ class TextClassifier(nn.Module):
         width = self.embeddings.shape[1]
         if text.embeddings.shape[2] != width:
             raise ValueError(f"text embeddings have {text.embeddings.shape[2]} channels, those of the videos {width}")
-        means = normalize(text.embeddings.to(self.embeddings), dim=-1).mean(dim=1)
-        self.embeddings = normalize(means, dim=-1)
-        self.logit_scale = torch.full_like(self.logit_scale, text.logit_scale)
+        self.assign(mean_of_templates(text.embeddings), text.logit_scale)
+
+    @torch.no_grad()
+    def assign(self, embeddings: Float[Tensor, "K E"], logit_scale: float) -> None:
+        """Classify by these rows, wherever they come from."""
+        self.embeddings.data = embeddings.to(self.embeddings)
+        if not self.logit_scale.isfinite():
+            self.logit_scale.fill_(logit_scale)
         self._is_set = True
 
-    def forward(self, videos: Float[Tensor, "B E"]) -> Float[Tensor, "B K"]:
-        """In float32, whatever the precision of the rest.
+    def forward(self, videos: Float[Tensor, "B E"], scale: float | None = None) -> Float[Tensor, "B K"]:
+        """In float32, whatever the precision of the rest; `scale` in place of exp(logit_scale).
 
         Raises:
             ValueError: no text was given.
         """
         if not self._is_set:
             raise ValueError("the head classifies by text and was given none; call its set_text(ClassText(...)) first")
-        with torch.autocast(videos.device.type, enabled=False):
-            return self.logit_scale.exp() * normalize(videos.float(), dim=-1) @ self.embeddings.float().mT
+        factor = self.logit_scale.exp() if scale is None else scale
+        return factor * cosines(videos, self.embeddings)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         """Of a head that was saved before it was given text, there is none."""
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._is_set = bool(self.embeddings.isfinite().all() and self.logit_scale.isfinite())
+
+
+def mean_of_templates(embeddings: Float[Tensor, "K M E"]) -> Float[Tensor, "K E"]:
+    """The mean of the normalised templates of each class, normalised: CLIP's ensemble of prompts."""
+    return normalize(normalize(embeddings, dim=-1).mean(dim=1), dim=-1)
+
+
+def cosines(videos: Float[Tensor, "B E"], texts: Float[Tensor, "K E"]) -> Float[Tensor, "B K"]:
+    """In float32, also where autocast is on: logits of 100 times a cosine in half precision are off by a tenth."""
+    with torch.autocast(videos.device.type, enabled=False):
+        return normalize(videos.float(), dim=-1) @ normalize(texts.float(), dim=-1).mT

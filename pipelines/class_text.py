@@ -1,15 +1,12 @@
 """Text embeddings of the class names, as constants of a store: `text/<template set>` and `text/logit_scale`."""
 
-import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
-from vcache.heads.text import ClassText, TextClassifier
+from vcache.heads.text import ClassText
 from vcache.pipelines.templates import SLOT, TEMPLATE_SETS
 from vcache.store.manifest import Manifest
 from vcache.store.reader import FeatureStore
@@ -63,17 +60,6 @@ def class_text(store: FeatureStore, templates: str, classes: Sequence[int] | Non
 
 
 def give_text(head: Any, templates: str | None, store: FeatureStore, classes: Sequence[int] | None = None) -> None:
-    """Give a head that classifies by text of these templates the embeddings of these classes of the store, or of all.
-
-    The logit scale is the store's, but of a head that has one already, which it was trained with.
-    """
-    if templates is None:
-        return
-    text, own = class_text(store, templates, classes), _logit_scale(head)
-    head.set_text(text if own is None else replace(text, logit_scale=own))
-
-
-def _logit_scale(head: nn.Module) -> float | None:
-    """The head's own; None: it was given none."""
-    scales = [float(module.logit_scale) for module in head.modules() if isinstance(module, TextClassifier)]
-    return next((scale for scale in scales if math.isfinite(scale)), None)
+    """Give a head that classifies by text of these templates the embeddings of these classes of the store, or of all."""
+    if templates is not None:
+        head.set_text(class_text(store, templates, classes))

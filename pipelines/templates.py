@@ -32,10 +32,39 @@ class TemplateSet:
         return tuple(template.replace(SLOT, words) for template in self.templates)
 
 
+_PERFORMED = ("", "using ", "doing ", "during ", "performing ", "practicing ")
+# data/prompts.md of openai/CLIP, Kinetics700; "a photo of" does without "a person" too, as do the others.
+_CLIP_KINETICS = tuple(
+    f"a {what} of {who}{SLOT}."
+    for what in ("photo", "video", "example", "demonstration")
+    for who in ("", *(f"a person {how}" for how in _PERFORMED))
+)
+_ACTIONCLIP = (  # utils/Text_Prompt.py at 31c34df; the paper says that there are 18
+    "a photo of action {}",
+    "a picture of action {}",
+    "Human action of {}",
+    "{}, an action",
+    "{} this is an action",
+    "{}, a video of action",
+    "Playing action of {}",
+    "{}",
+    "Playing a kind of action, {}",
+    "Doing a kind of action, {}",
+    "Look, the human is {}",
+    "Can you recognize the action of {}?",
+    "Video classification of {}",
+    "A video of {}",
+    "The man is {}",
+    "The woman is {}",
+)
+
 TEMPLATE_SETS = {
     one.name: one
     for one in (
         TemplateSet("label", (SLOT,)),  # DiST: "text.replace('"', '').strip()", base_dataset.py 104-107 at 4b3a09b
+        TemplateSet("text4vis", ("a video of a person {}.",)),  # modules/text_prompt.py at d61b34d
+        TemplateSet("actionclip", _ACTIONCLIP),
+        TemplateSet("clip_kinetics", _CLIP_KINETICS),
     )
 }
 """By name."""
