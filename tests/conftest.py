@@ -19,9 +19,12 @@ import av
 import numpy as np
 import open_clip
 import pytest
+import shape_checks
 import torch
 from open_clip.tokenizer import default_bpe
 from safetensors.torch import save_file
+
+shape_checks.install()
 
 REPO = Path(__file__).parents[1]
 SHARED = REPO.parent / "shared"
