@@ -2,13 +2,12 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 from logged import metrics_of
@@ -74,33 +73,21 @@ def test_a_training_stopped_at_every_step_goes_on(
     same_run(tmp_path / "run", whole)
 
 
-def start(line: str, log: Path) -> subprocess.Popen[bytes]:
-    """`vcache ...` in a process of its own, with one thread as the tests have; what it says goes to `log`."""
-    code = "import sys; from vcache.pipelines.cli import main; sys.argv[0] = 'vcache'; main()"
-    with log.open("wb") as file:
-        return subprocess.Popen(
-            [sys.executable, "-c", code, *line.split()],
-            stdout=file,
-            stderr=file,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-
-
 def test_kill_9_loses_nothing_but_time(float32_store: Path, tmp_path: Path) -> None:
     """Killed twice, wherever it is by then, with a checkpoint at every step."""
     run, log = tmp_path / "run", tmp_path / "log"
-    line = f"train-head evl --store {float32_store} --set layers=-2: --epochs 20 --lr 1e-3 --batch-size 5 --device cpu"
+    line = f"train-head evl --store {float32_store} --set layers=-2: --epochs 8 --lr 1e-3 --batch-size 5 --device cpu"
     command = f"{line} --checkpoint-minutes 0 --out {run}"
-    for enough in (5, 20):
-        process = start(command, log)
-        while process.poll() is None and max(Checkpoints(run).numbers(), default=0) < enough:
+    for enough in (4, 12):
+        process = commands.start(command, log)
+        while commands.status(process, timeout=0) is None and max(Checkpoints(run).numbers(), default=0) < enough:
             time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        os.kill(process.pid, signal.SIGKILL)
+        assert commands.status(process) == -signal.SIGKILL
         command = f"resume {run}"
-    assert start(command, log).wait() == 0
+    assert commands.status(commands.start(command, log)) == 0
     whole = config(float32_store, tmp_path / "whole")
-    train_head(replace(whole, settings={**whole.settings, "epochs": 20}))
+    train_head(replace(whole, settings={**whole.settings, "epochs": 8}))
     same_run(run, tmp_path / "whole")
 
 
@@ -109,11 +96,13 @@ def test_ctrl_c_and_sigterm_end_with_a_checkpoint_and_the_command_that_goes_on(
     float32_store: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    process = start(f"train-head linear --store {float32_store} --epochs 100000 --batch-size 5 --out {run}", log)
-    while process.poll() is None and not (run / "metrics.jsonl").exists():
+    process = commands.start(
+        f"train-head linear --store {float32_store} --epochs 100000 --batch-size 5 --out {run}", log
+    )
+    while commands.status(process, timeout=0) is None and not (run / "metrics.jsonl").exists():
         time.sleep(0.01)
-    process.send_signal(number)
-    assert process.wait(timeout=60) == 128 + number
+    os.kill(process.pid, number)
+    assert commands.status(process, timeout=60) == 128 + number
     assert f"vcache resume {run}" in log.read_text() and "Traceback" not in log.read_text()
     assert len(Checkpoints(run).numbers()) == 1
 
