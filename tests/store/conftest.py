@@ -1,6 +1,7 @@
 """A tiny store with every kind of array, and what should be in it."""
 
-from collections.abc import Collection
+import shutil
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,3 +107,17 @@ def store_id(writer: ShardWriter, row: int) -> str:
 @pytest.fixture(scope="session")
 def world() -> World:
     return World()
+
+
+@pytest.fixture(scope="session")
+def copy_whole(world: World, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """copy_whole(path, failed=()): what `world.build` makes there, written once and then copied."""
+    made: dict[tuple[int, ...], Path] = {}
+
+    def copy(path: Path, failed: tuple[int, ...] = ()) -> Path:
+        if failed not in made:
+            made[failed] = tmp_path_factory.mktemp("whole") / "s.zarr"
+            world.build(made[failed], failed)
+        return shutil.copytree(made[failed], path)
+
+    return copy

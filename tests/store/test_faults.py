@@ -18,9 +18,8 @@ ALL_ROWS = range(7)
 
 
 @pytest.fixture
-def sound(world, tmp_path):
-    world.build(tmp_path / "sound.zarr")
-    return tmp_path / "sound.zarr"
+def sound(copy_whole, tmp_path):
+    return copy_whole(tmp_path / "sound.zarr")
 
 
 def read_everything(path, world):

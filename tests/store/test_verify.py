@@ -18,8 +18,8 @@ FAILED_ROW = 4  # of shard 1, which holds rows 3 to 5
 
 
 @pytest.fixture
-def sound(world, tmp_path):
-    world.build(tmp_path / "sound.zarr", failed=[FAILED_ROW])
+def sound(copy_whole, tmp_path):
+    copy_whole(tmp_path / "sound.zarr", failed=(FAILED_ROW,))
     return tmp_path / "sound.zarr"
 
 
