@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,13 @@ def online_features(config: ExtractionConfig, paths: list[Path]) -> ClipFeatures
     )
 
 
+@pytest.fixture(scope="module")
+def online(tiny_extraction: Callable[..., ExtractionConfig], video_folder: Path) -> Callable[..., ClipFeatures]:
+    """online(*paths): the same for every store, so that it is computed once."""
+    made = tiny_extraction(store=Path("none"))
+    return cache(lambda *paths: online_features(made, [video_folder / path for path in paths]))
+
+
 def logits_and_gradients(head: torch.nn.Module, features: ClipFeatures, labels: Tensor) -> dict[str, Tensor]:
     head.zero_grad()
     logits = head(features)
@@ -66,6 +74,7 @@ WAYS = [("linear", "none"), ("evl", "qk"), ("evl", "maps"), ("evl", "derive")]
 def test_logits_and_every_gradient_from_the_cache_equal_those_online(
     config: Callable[..., ExtractionConfig],
     video_folder: Path,
+    online: Callable[..., ClipFeatures],
     tmp_path: Path,
     name: str,
     cross_frame: str,
@@ -78,7 +87,7 @@ def test_logits_and_every_gradient_from_the_cache_equal_those_online(
     made = config(dataset=str(videos), dtype=dtype, cross_frame=cross_frame)
     run_extraction(made)
     with FeatureStore.open(made.store) as store:
-        online = online_features(made, [videos / path for path in store.videos("train").paths])
+        expected_features = online(*store.videos("train").paths)
         shutil.rmtree(videos)
         torch.manual_seed(3)
         kind, settings = HEADS[name]
@@ -91,7 +100,7 @@ def test_logits_and_every_gradient_from_the_cache_equal_those_online(
         (batch,) = loader.in_order()
         np.testing.assert_array_equal(batch.rows, np.arange(12))
         cached = logits_and_gradients(head, batch.features(), batch.targets)
-        expected = logits_and_gradients(head, online, batch.targets)
+        expected = logits_and_gradients(head, expected_features, batch.targets)
     assert cached.keys() == expected.keys()
     assert len(cached) == 1 + len(list(head.parameters()))
     for key, value in expected.items():

@@ -81,23 +81,26 @@ def counted_macs(config: DiST.Config) -> int:
     return counter.get_total_flops() // 2
 
 
-@pytest.mark.parametrize("layers", [None, (0, 2), (1,)])
+SETTINGS: list[dict[str, Any]] = [
+    *({"gamma": gamma} for gamma in (1, 2, 4)),
+    *({"temporal_block": block} for block in ("c3d", "tada", "joint")),
+    *({"down_sampling": way} for way in ("avg", "max")),
+    *({"up_sampling": way} for way in ("trilinear", "deconv")),
+    {"up_sampling": "deconv", "gamma": 4},
+    {"temporal_encoder": False},
+    {"integration_branch": False},
+    {"temporal_encoder": False, "integration_branch": False},
+    {"integration_to_temporal": False},
+    {"temporal_to_integration": False},
+    {"integration_to_temporal": False, "temporal_to_integration": False},
+    {"integration_dim": 64, "temporal_dim": 64},
+]
+
+
 @pytest.mark.parametrize(
-    "settings",
-    [
-        *({"gamma": gamma} for gamma in (1, 2, 4)),
-        *({"temporal_block": block} for block in ("c3d", "tada", "joint")),
-        *({"down_sampling": way} for way in ("avg", "max")),
-        *({"up_sampling": way} for way in ("trilinear", "deconv")),
-        {"up_sampling": "deconv", "gamma": 4},
-        {"temporal_encoder": False},
-        {"integration_branch": False},
-        {"temporal_encoder": False, "integration_branch": False},
-        {"integration_to_temporal": False},
-        {"temporal_to_integration": False},
-        {"integration_to_temporal": False, "temporal_to_integration": False},
-        {"integration_dim": 64, "temporal_dim": 64},
-    ],
+    ("settings", "layers"),
+    # One layer is first and last at once. Of two and three, each setting has one.
+    [(settings, layers) for i, settings in enumerate(SETTINGS) for layers in ((1,), (None, (0, 2))[i % 2])],
 )
 def test_the_formulas_count_what_every_variant_multiplies(
     settings: dict[str, Any], layers: tuple[int, ...] | None
