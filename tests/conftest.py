@@ -35,6 +35,14 @@ TINY_TEXT = {"context_length": 6, "vocab_size": 64, "width": 32, "heads": 2, "la
 TINY_EMBED = 20
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_synced() -> Iterator[None]:
+    """Only a loss of power shows the difference, and power_cut.py has one: on a busy disk the tests would wait for minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda fd: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _few_threads_and_own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test touches the user's stores, and two cores are not fought over."""
