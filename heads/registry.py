@@ -10,6 +10,10 @@ A head is an `nn.Module` with
     forward      ClipFeatures -> logits (B, K); never writes to the features
 and may have
     set_text     ClassText -> None: where `requires` names `text`, whoever makes a head gives it the text before the first forward
+    set_training_text
+                 ClassText -> None: where `requires` names `training_text`, it is given before the first step of a training
+    fit          batches of (ClipFeatures, classes (B,)) -> None: where `requires` says `fitted_on`, it is called once before the
+                 first step, with view 0 of so many clips of each class; what it makes of them belongs to the state dict
     attention    ClipFeatures -> [(layer as asked, (B, H, T, N)), ...]: what a query for the whole clip gives each token of the
                  layers that it reads one after the other, per attention head, summing to 1 over T*N; `vcache explain` draws it
     inner_features
@@ -22,6 +26,7 @@ and may have
     embed, classify_embedding
                  ClipFeatures -> (B, E) and (B, E) -> logits, which one after the other are `forward` in evaluation mode: what
                  `vcache eval --average embeddings` averages over the views of a video before it is classified
+    one_class    True where it can be trained on videos of one class each alone
     view_average "softmax", "logits" or "embeddings": how its paper averages the views of a video; "softmax" if not set
 It is registered with `@register_head("name")`. linear.py is the shortest example.
 """

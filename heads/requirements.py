@@ -26,6 +26,11 @@ class HeadRequirements:
     """Frames whose pixels are read, for each frame of the clip, itself the first of them; 0 for none."""
     text: str | None = None
     """The set of templates whose text embeddings classify, as "label": the head is given them by `set_text` (text.py)."""
+    training_text: str | None = None
+    """The set of templates of which one is drawn at each training step: the head is given them by `set_training_text`."""
+    fitted_on: int = 0
+    """Clips of each class of those that are trained on, or all where there are fewer, whose features the head is to be fitted on
+    before the first step (`fit`); 0: it is not fitted."""
     streamed: bool = False
     """Takes the tokens layer by layer, and again for the gradients: each layer is made when it is asked for, and not kept."""
     num_frames: int | None = None
@@ -38,8 +43,9 @@ class HeadRequirements:
                 raise ValueError(f"{name} ({layers}) must name each layer once")
         if self.num_frames is not None and self.num_frames < 1:
             raise ValueError(f"num_frames ({self.num_frames}) must be at least 1")
-        if self.pixels < 0:
-            raise ValueError(f"pixels ({self.pixels}) must be at least 0")
+        for name in ("pixels", "fitted_on"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 0")
 
 
 class OnDemand(Mapping[int, Tensor]):

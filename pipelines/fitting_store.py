@@ -9,6 +9,7 @@ from vcache.heads.registry import get_head
 from vcache.pipelines.matching import HeadStoreMismatch, build_head_config, match
 from vcache.pipelines.stored_views import training_views
 from vcache.pipelines.stores import open_stores, vcache_home
+from vcache.pipelines.trainable import check_trainable
 from vcache.store.errors import StoreError
 from vcache.store.reader import FeatureStore
 
@@ -48,6 +49,7 @@ def find_store(
             views = {train_split: training_views(store.manifest, train_split, num_views)}
             requirements = get_head(head).requires(config)
             match(head, requirements, store, store.splits, views=views, frame_step=frame_step)
+            check_trainable(head, requirements, store)
             fitting.append(store)
         except HeadStoreMismatch as error:
             reasons.append(str(error))

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from vcache.heads.registry import get_head
-from vcache.pipelines.class_text import give_text
 from vcache.pipelines.device import select_device
 from vcache.pipelines.loading.residency import Residency
 from vcache.pipelines.runs import Run, RunError
-from vcache.pipelines.training.checkpoints import common_number
+from vcache.pipelines.training.checkpoints import Checkpoints, common_number
 from vcache.pipelines.training.config import TrainingConfig
 from vcache.pipelines.training.engine import Position, TrainingLoop
+from vcache.pipelines.training.fitting import fit_head, give_texts, open_fitting
 from vcache.pipelines.training.head_training import HeadTraining
 from vcache.pipelines.training.preparation import (
     PreparedHead,
@@ -124,8 +124,9 @@ class _Group:
         self.locks.close()
 
     def train(self, resume: bool) -> list[TrainingSummary]:
-        heads = [self._begin(*pair, resume) for pair in zip(self.members, self.prepared, strict=True)]
-        position = self._resume(heads) if resume else Position()
+        number = common_number([Checkpoints(member.run) for member in self.members]) if resume else 0
+        heads = [self._begin(*pair, resume, anew=not number) for pair in zip(self.members, self.prepared, strict=True)]
+        position = self._resume(heads, number) if resume else Position()
         for head in heads if self.world.size > 1 else []:
             self.world.check_same(f"{state_digest(head.head.state_dict())} {position}", f"the weights of {head.name}")
         residency = self._keep(heads)
@@ -170,14 +171,17 @@ class _Group:
             )
         return f"stopped after {done} steps, all of them kept. Go on with:  {command}"
 
-    def _begin(self, member: Member, prepared: PreparedHead, resume: bool) -> HeadTraining:
+    def _begin(self, member: Member, prepared: PreparedHead, resume: bool, *, anew: bool) -> HeadTraining:
+        """`anew`: there is no checkpoint whose weights take the place of those that it begins with."""
         config = prepared.config
         random = RandomState(config.seed, self.device)
         with random.active():
             head = get_head(config.head)(prepared.head_config)
-        give_text(head, prepared.plan.text, self.store, prepared.classes)
+        give_texts(head, prepared, self.store)
         head.to(self.device)
         check_recipe(head, prepared.recipe)  # before there is a run folder
+        if prepared.requirements.fitted_on and anew:
+            fit_head(head, prepared, open_fitting(prepared, self.store, self.loader), self.world)
         if self.world.rank:
             random.seed(config.seed + 1_000_003 * self.world.rank)  # its own dropout; rank 0 draws what it would alone
         steps_per_epoch = len(self.loader)
@@ -215,9 +219,8 @@ class _Group:
         self.locks.enter_context(held_alone(run.path / "config.json"))
         return run
 
-    def _resume(self, heads: list[HeadTraining]) -> Position:
-        """After the last batch of which all have a checkpoint; from the beginning if there is none."""
-        number = common_number([head.checkpoints for head in heads])
+    def _resume(self, heads: list[HeadTraining], number: int) -> Position:
+        """After the last batch of which all have a checkpoint, its number; from the beginning if there is none."""
         if not number:
             for head in heads if self.world.is_first else []:
                 head.log.truncate(0)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vcache.heads.registry import get_head
-from vcache.heads.requirements import Recipe
+from vcache.heads.requirements import HeadRequirements, Recipe
 from vcache.pipelines.evaluation.evaluate import validation_split
 from vcache.pipelines.fitting_store import find_store
 from vcache.pipelines.head_presets import HeadPreset, check_store, find_preset
@@ -17,6 +17,7 @@ from vcache.pipelines.matching import build_head_config, match
 from vcache.pipelines.read_plan import ReadPlan
 from vcache.pipelines.settings import SettingError, build, split_settings
 from vcache.pipelines.stored_views import training_views, view_definitions
+from vcache.pipelines.trainable import check_trainable
 from vcache.pipelines.training.config import TrainingConfig
 from vcache.pipelines.training.left_out import kept_classes, left_out_names
 from vcache.pipelines.training.mixed_precision import MixedPrecision, training_precision
@@ -55,6 +56,7 @@ class PreparedHead:
     config: TrainingConfig
     """What is left out by the names of the store, in its order."""
     head_config: Any
+    requirements: HeadRequirements
     recipe: Recipe
     precision: MixedPrecision
     plan: ReadPlan
@@ -134,9 +136,11 @@ def prepare_head(config: TrainingConfig, store: FeatureStore, device: torch.devi
     views = _training_views(config, store)
     required = {} if config.allow_incomplete else {config.train_split: views}
     requirements = get_head(config.head).requires(head_config)
+    check_trainable(config.head, requirements, store)
     return PreparedHead(
         config=config,
         head_config=head_config,
+        requirements=requirements,
         recipe=settings.recipe,
         precision=training_precision(config.precision, device),
         plan=match(config.head, requirements, store, splits, views=required, frame_step=config.frame_step),
