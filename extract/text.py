@@ -7,18 +7,22 @@
 What follows the end of a text cannot reach it through the causal mask, so texts are computed at their own length and not at
 that of the context: a class name of 6 tokens takes a twelfth of the time of 77. Checked against open_clip's own `encode_text`
 and transformers'.
+
+Prompts with learnt vectors (CoOp, Zhou et al. 2022) enter behind `token_embedding`: `embed_prompts` makes tokens with places
+for the vectors, and `encode_embedded` does the rest, with gradients to the tokens.
 """
 
 import gzip
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
@@ -32,16 +36,27 @@ from vcache.extract.weights import (
     find_checkpoint,
 )
 
-__all__ = ["FrozenTextTower", "NoTextTower", "check_text_tower", "load_text_tower"]
+__all__ = ["EmbeddedPrompts", "FrozenTextTower", "NoTextTower", "check_text_tower", "load_text_tower", "text_width"]
 
 VOCABULARY_FILES = "bpe*.txt.gz"
 """In a `local-dir:` folder: the merges of its tokenizer, in the form of the file that comes with open_clip."""
 _CLIP_VOCABULARY = 49408
 _MAX_VOCABULARY_BYTES = 2**25  # CLIP's own takes 3.2 MB; a small file may unpack to more than the memory holds
 _BATCH = 128
+_PLACE = "X"  # a word that is one token in every vocabulary of bytes
 _WHAT_WORKS = (
     "vcache runs CLIP's own text transformer and byte-pair vocabulary (ViT-B-32, ViT-B-16, ViT-L-14 and their kind)"
 )
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddedPrompts:
+    """Prompts of K classes behind the token embedding, without positions: <start> X ... X name . <end> padding."""
+
+    tokens: Float[Tensor, "K L W"]
+    """Of width W; 1 to M are the places for learnt vectors, and hold the embedding of the word X."""
+    ends: Int[Tensor, " K"]
+    """Where <end> is."""
 
 
 class FrozenTextTower(nn.Module):
@@ -92,20 +107,50 @@ class FrozenTextTower(nn.Module):
         """How many of the texts are longer than the context, so that `encode` drops their last words."""
         return sum(len(self._tokenizer.encode(text)) + 2 > self.clip.context_length for text in texts)
 
+    @torch.no_grad()
+    def embed_prompts(self, words: Sequence[str], num_places: int) -> EmbeddedPrompts:
+        """A prompt of the words of each class, with so many places before them, on the device of the tower.
+
+        With the full stop that CoOp's code and Text4Vis's (modules/coop.py at d61b34d) put behind the name; eq. 7 of Text4Vis
+        has none. Names are cut to the context as `encode` cuts.
+
+        Raises:
+            ValueError: the context has no room for so many places, a name and the two ends.
+        """
+        if not 0 < num_places <= self.clip.context_length - 3:
+            raise ValueError(
+                f"{num_places} learnt vectors before the class name: the text tower of {self.model} reads "
+                f"{self.clip.context_length} tokens, which leaves room for 1 to {self.clip.context_length - 3}"
+            )
+        text = " ".join([_PLACE] * num_places)
+        padded, ends = self._padded([self._token_ids(f"{text} {name}.") for name in words])
+        return EmbeddedPrompts(self.clip.token_embedding(padded), ends)
+
+    def encode_embedded(self, tokens: Float[Tensor, "n L W"], ends: Int[Tensor, " n"]) -> Float[Tensor, "n E"]:
+        """The embedding of tokens behind the token embedding, not normalised; differentiable with respect to them.
+
+        The last of the L tokens should be the end of a text: those behind all ends are computed for nothing.
+        """
+        clip, length = self.clip, tokens.shape[1]
+        mask = torch.full((length, length), -torch.inf, device=tokens.device).triu(1)
+        x = clip.transformer(tokens + clip.positional_embedding[:length], attn_mask=mask)
+        x = x[torch.arange(len(ends), device=tokens.device), ends]
+        return clip.ln_final(x) @ clip.text_projection
+
     def _token_ids(self, text: str) -> list[int]:
         start, end = self._tokenizer.sot_token_id, self._tokenizer.eot_token_id
         return [start, *self._tokenizer.encode(text)[: self.clip.context_length - 2], end]
 
+    def _padded(self, ids: list[list[int]]) -> tuple[Int[Tensor, "n L"], Int[Tensor, " n"]]:
+        """Tokens at the length of the longest text, and where each ends."""
+        device, length = self.clip.positional_embedding.device, max(map(len, ids))
+        padded = torch.tensor([row + [0] * (length - len(row)) for row in ids], device=device)
+        return padded, torch.tensor([row.index(self._tokenizer.eot_token_id) for row in ids], device=device)
+
     @torch.no_grad()
     def _forward(self, ids: list[list[int]]) -> Tensor:
-        clip, length = self.clip, max(map(len, ids))
-        device = clip.positional_embedding.device
-        padded = torch.tensor([row + [0] * (length - len(row)) for row in ids], device=device)  # (B, L)
-        ends = torch.tensor([row.index(self._tokenizer.eot_token_id) for row in ids], device=device)
-        mask = torch.full((length, length), -torch.inf, device=device).triu(1)
-        x = clip.token_embedding(padded) + clip.positional_embedding[:length]
-        x = clip.transformer(x, attn_mask=mask)[torch.arange(len(ids), device=device), ends]
-        return clip.ln_final(x) @ clip.text_projection
+        padded, ends = self._padded(ids)
+        return self.encode_embedded(self.clip.token_embedding(padded), ends)
 
 
 def load_text_tower(
@@ -140,6 +185,17 @@ def load_text_tower(
 def check_text_tower(model: str, pretrained: str | None) -> None:
     """Raise NoTextTower if `load_text_tower` would, as far as that can be known without reading weights."""
     _check_supported(model, find_architecture(model, pretrained))
+
+
+def text_width(model: str, pretrained: str | None) -> int:
+    """Channels of the tokens that the text tower of this model reads, without reading weights.
+
+    Raises:
+        NoTextTower: as `check_text_tower`.
+    """
+    architecture = find_architecture(model, pretrained)
+    _check_supported(model, architecture)
+    return int(open_clip.CLIPTextCfg(**architecture.text).width)
 
 
 def _image_sha256(model: str, pretrained: str | None, random_weights: bool, seed: int) -> str:
