@@ -31,6 +31,11 @@ class HeadRequirements:
     fitted_on: int = 0
     """Clips of each class of those that are trained on, or all where there are fewer, whose features the head is to be fitted on
     before the first step (`fit`); 0: it is not fitted."""
+    prompts: int = 0
+    """Learnt vectors before the name of each class, 0 for none: the head is given the prompts by `set_prompts`
+    (prompt_learning.py), and the text tower of the backbone is run with it."""
+    own_prompts: bool = False
+    """Each class has learnt vectors of its own, so no other class can take its place."""
     streamed: bool = False
     """Takes the tokens layer by layer, and again for the gradients: each layer is made when it is asked for, and not kept."""
     num_frames: int | None = None
@@ -43,9 +48,14 @@ class HeadRequirements:
                 raise ValueError(f"{name} ({layers}) must name each layer once")
         if self.num_frames is not None and self.num_frames < 1:
             raise ValueError(f"num_frames ({self.num_frames}) must be at least 1")
-        for name in ("pixels", "fitted_on"):
+        for name in ("pixels", "fitted_on", "prompts"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 0")
+
+    @property
+    def by_name(self) -> bool:
+        """Whether the head tells any classes apart whose names it is given, also those that it was not trained on."""
+        return self.text is not None or (self.prompts > 0 and not self.own_prompts)
 
 
 class OnDemand(Mapping[int, Tensor]):

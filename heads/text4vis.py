@@ -23,6 +23,7 @@ from torch.nn.functional import normalize
 
 from vcache.heads.lda import discriminants
 from vcache.heads.offline_classifiers import orthogonal_rows, random_rows, span_projection
+from vcache.heads.prompt_learning import ClassPrompts, PromptClassifier
 from vcache.heads.registry import register_head
 from vcache.heads.requirements import ClipFeatures, HeadRequirements, Recipe
 from vcache.heads.temporal_fusion import FrameConv, FrameTransformer, MeanPooling
@@ -33,7 +34,7 @@ EVALUATION_SCALE = 100.0
 OPENAI_LOGIT_SCALE = math.log(100)
 
 Temporal = Literal["t_trans", "tap", "t1d"]
-Classifier = Literal["text", "random", "orthogonal", "lda", "learned"]
+Classifier = Literal["text", "random", "orthogonal", "lda", "learned", "coop"]
 DRAWN: Mapping[str, Callable[[int, int], Tensor]] = {
     "random": random_rows,
     "orthogonal": orthogonal_rows,
@@ -56,7 +57,8 @@ class Text4Vis(nn.Module):
         """Of the transformer. None: one per 64 channels, as official."""
         classifier: Classifier = "text"
         """Table 1: text embeddings of the class names, rows of a normal distribution, orthogonal rows, or the rows of a linear
-        discriminant analysis of the training clips. "learned" is the baseline without text of Table 3: random rows, trained."""
+        discriminant analysis of the training clips. "learned" is the baseline without text of Table 3: random rows, trained.
+        Table 4: "coop" is text embeddings with learnt vectors in place of a template (prompt_learning.py)."""
         frozen: bool = True
         """Whether the classifier stays as it is given; Table A.2. A learned one never does, whatever this says."""
         templates: str = "text4vis"
@@ -70,6 +72,12 @@ class Text4Vis(nn.Module):
         """Of each class, that the discriminant analysis takes; all of a class that has fewer."""
         lda_shrinkage: float = 0.0
         """Of its covariance within classes, in [0, 1]: the paper does not say it; the official file is called lda_0.1.pt."""
+        context_length: int = 4
+        """Of classifier=coop: learnt vectors before the name of the class."""
+        class_specific_context: bool = False
+        """Of classifier=coop: whether each class has vectors of its own."""
+        context_width: int | None = None
+        """Of classifier=coop: channels of the text tower's tokens, which come from the store. None: embed_dim."""
 
         def __post_init__(self) -> None:
             for name, known in (("temporal", get_args(Temporal)), ("classifier", get_args(Classifier))):
@@ -79,7 +87,7 @@ class Text4Vis(nn.Module):
             self._check_classifier()
 
         def _check_sizes(self) -> None:
-            for name in ("num_classes", "embed_dim", "lda_videos"):
+            for name in ("num_classes", "embed_dim", "lda_videos", "context_length"):
                 if getattr(self, name) < 1:
                     raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
             if self.embed_dim % self.num_temporal_heads:
@@ -133,10 +141,7 @@ class Text4Vis(nn.Module):
         super().__init__()
         self.config = config
         self.fusion_model = _fusion(config)
-        trained = config.classifier == "learned" or not config.frozen
-        self.classifier = TextClassifier(
-            config.num_classes, config.embed_dim, train_embeddings=trained, train_scale=True
-        )
+        self.classifier = _classifier(config)
         self.register_buffer("text_projection", None)
         self.register_buffer("training_texts", None, persistent=False)
         if config.initial_logit_scale is not None:
@@ -152,6 +157,8 @@ class Text4Vis(nn.Module):
             text=config.templates if by_text else None,
             training_text=config.training_templates,
             fitted_on=config.lda_videos if config.classifier == "lda" else 0,
+            prompts=config.context_length if config.classifier == "coop" else 0,
+            own_prompts=config.class_specific_context,
         )
 
     def set_text(self, text: ClassText) -> None:
@@ -166,8 +173,8 @@ class Text4Vis(nn.Module):
         """
         rows = mean_of_templates(text.embeddings)
         if self.text_projection is None and rows.shape[1] != self.config.embed_dim:
-            self.text_projection = span_projection(rows, self.config.embed_dim).to(self.classifier.embeddings)
-        self.classifier.assign(self._projected(rows), text.logit_scale)
+            self.text_projection = span_projection(rows, self.config.embed_dim).to(self._rows.embeddings)
+        self._rows.assign(self._projected(rows), text.logit_scale)
 
     def set_training_text(self, text: ClassText) -> None:
         """Each training step classifies by one of these templates."""
@@ -186,6 +193,11 @@ class Text4Vis(nn.Module):
         rows = discriminants(features, labels, self.config.num_classes, shrinkage=self.config.lda_shrinkage)
         self._classify_by(rows.float())
 
+    def set_prompts(self, prompts: ClassPrompts) -> None:
+        """Classify by these class names behind the learnt context; of other classes too, unless each has its own context."""
+        assert isinstance(self.classifier, PromptClassifier)
+        self.classifier.set(prompts)
+
     def forward(self, features: ClipFeatures) -> Float[Tensor, "B K"]:
         return self.classify_embedding(self.embed(features))
 
@@ -201,12 +213,17 @@ class Text4Vis(nn.Module):
         drawn = int(torch.randint(self.training_texts.shape[1], ()))
         return self.classifier.logit_scale.exp() * cosines(embedding, self.training_texts[:, drawn])
 
+    @property
+    def _rows(self) -> TextClassifier:
+        assert isinstance(self.classifier, TextClassifier)
+        return self.classifier
+
     def _classify_by(self, rows: Float[Tensor, "K E"]) -> None:
         """Normalised, as text is: a cosine does not see it, but rows that are trained move in steps of one size."""
-        self.classifier.assign(normalize(rows, dim=-1), OPENAI_LOGIT_SCALE)
+        self._rows.assign(normalize(rows, dim=-1), OPENAI_LOGIT_SCALE)
 
     def _projected(self, text: Float[Tensor, "*any W"]) -> Float[Tensor, "*any E"]:
-        text, projection = text.to(self.classifier.embeddings), self.text_projection
+        text, projection = text.to(self._rows.embeddings), self.text_projection
         width = self.config.embed_dim if projection is None else len(projection)
         if text.shape[-1] != width:
             raise ValueError(
@@ -216,7 +233,7 @@ class Text4Vis(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         """With the projection of the text that was given before the head was saved."""
-        saved, device = state_dict.get(f"{prefix}text_projection"), self.classifier.embeddings.device
+        saved, device = state_dict.get(f"{prefix}text_projection"), self.classifier.logit_scale.device
         self.text_projection = None if saved is None else torch.empty_like(saved, device=device)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -233,3 +250,11 @@ def _fusion(config: Text4Vis.Config) -> nn.Module:
     if config.temporal == "t1d":
         return FrameConv(width)
     return FrameTransformer(width, config.num_temporal_heads)
+
+
+def _classifier(config: Text4Vis.Config) -> TextClassifier | PromptClassifier:
+    if config.classifier == "coop":
+        num_contexts = config.num_classes if config.class_specific_context else None
+        return PromptClassifier(config.context_length, config.context_width or config.embed_dim, num_contexts)
+    trained = config.classifier == "learned" or not config.frozen
+    return TextClassifier(config.num_classes, config.embed_dim, train_embeddings=trained, train_scale=True)

@@ -60,6 +60,17 @@ def class_text(store: FeatureStore, templates: str, classes: Sequence[int] | Non
 
 
 def give_text(head: Any, templates: str | None, store: FeatureStore, classes: Sequence[int] | None = None) -> None:
-    """Give a head that classifies by text of these templates the embeddings of these classes of the store, or of all."""
+    """Give a head that classifies by text of these templates the embeddings of these classes of the store, or of all.
+
+    A head that learns prompts, and is on its device, gets those of the classes with the text tower of the store's checkpoint.
+
+    Raises:
+        HeadStoreMismatch: that tower is not there, or is another one now.
+    """
     if templates is not None:
         head.set_text(class_text(store, templates, classes))
+    if num_prompts := head.requires(head.config).prompts:
+        from vcache.pipelines.text_tower import class_prompts  # open_clip takes seconds
+
+        device = next(head.parameters()).device
+        head.set_prompts(class_prompts(store, num_prompts, device, classes))

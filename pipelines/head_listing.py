@@ -128,7 +128,8 @@ def _reads(requirements: Any) -> str:
             words.append(f"{label} of layers {_layers(layers)}")
     words += ["the embedding"] if requirements.embed else []
     words += [f"pixels of {count(requirements.pixels, 'frame')} for each"] if requirements.pixels else []
-    return "; ".join(words + (["text of the classes"] if requirements.text else []))
+    words += ["text of the classes"] if requirements.text else []
+    return "; ".join(words + (["the text tower"] if requirements.prompts else []))
 
 
 def _layers(layers: tuple[int, ...]) -> str:

@@ -77,7 +77,19 @@ def build_head_config(
     values = {name: facts[name] for name in STORE_FACTS if name in names} | dict(settings)
     if isinstance(layers := values.get("layers"), str) and (":" in layers or layers == "all"):
         values["layers"] = resolve_layers(layers, backbone["num_layers"])
-    return build(config, values)
+    return _with_context_width(build(config, values), head, manifest)
+
+
+def _with_context_width(config: Any, head: str, manifest: Manifest) -> Any:
+    """What vectors before the class names have to be as wide as; the backbone's own sizes do not say it."""
+    if not get_head(head).requires(config).prompts:
+        return config
+    from vcache.pipelines.text_tower import context_width  # open_clip takes seconds
+
+    width = context_width(manifest)
+    if config.context_width not in (None, width):
+        raise SettingError(f"--set context_width: it comes from the store, which has {width}. Leave it out.")
+    return dataclasses.replace(config, context_width=width)
 
 
 def pixel_statistics(manifest: Manifest) -> dict[str, tuple[float, ...]]:

@@ -6,13 +6,14 @@ from typing import Any
 
 from rich.markup import escape
 
-from vcache.extract.text import FrozenTextTower, load_text_tower
+from vcache.extract.text import FrozenTextTower
 from vcache.extract.weights import LOCAL_DIR
 from vcache.pipelines.class_text import stored_sets
 from vcache.pipelines.console import count, out
 from vcache.pipelines.device import select_device
 from vcache.pipelines.templates import template_set
 from vcache.pipelines.text_sets import TextMismatch, describe_cut, missing_sets, write_sets
+from vcache.pipelines.text_tower import is_beside, load_tower_of
 from vcache.store.locks import sole_writer
 from vcache.store.object_path import StorePath
 from vcache.store.reader import FeatureStore
@@ -64,16 +65,14 @@ def _tower_of(
     """The text tower beside the image tower that the store's features are of."""
     request, spec = store.manifest.facts["request"], store.manifest.spec
     name = model or request["model"]
-    if pretrained is None and not name.startswith(LOCAL_DIR):  # a folder has its weights
-        pretrained = request["pretrained"]
-    random_weights = request["random_weights"] and pretrained == request["pretrained"] and model is None
-    tower = load_text_tower(name, pretrained, random_weights=random_weights, device=select_device(device))
-    if (tower.model, tower.visual_sha256) != (spec["model"], spec["weights_sha256"]):
+    tower = load_tower_of(store, select_device(device), model=model, pretrained=pretrained)
+    if not is_beside(tower, store.manifest):
         option = ["--model", "local-dir:FOLDER"] if name.startswith(LOCAL_DIR) else ["--pretrained", "FILE"]
         templates = [part for word in words for part in ("--templates", word)]
         again = shlex.join(["vcache", "text", str(store.path), *templates, *option])
+        checkpoint = name if name.startswith(LOCAL_DIR) else pretrained or request["pretrained"]
         raise TextMismatch(
-            f"{store.path} was made with {_told(spec['model'], spec['weights_sha256'])}; {pretrained or name} has "
+            f"{store.path} was made with {_told(spec['model'], spec['weights_sha256'])}; {checkpoint} has "
             f"{_told(tower.model, tower.visual_sha256)}. Text and features must be of one checkpoint. Name the store's with:  "
             f"{again}"
         )

@@ -29,7 +29,7 @@ class ClassChoice:
     trained_on: np.ndarray | None
     """bool (K,): the classes that the head was trained on; None: an imported run does not say it."""
     templates: str | None
-    """Of the text that the head is to be given of them; None: it has outputs for them."""
+    """Of the text that the head is to be given of them; None: it has outputs for them, or is given prompts."""
     dataset: str
     """Of the store, where it has other classes than the run was trained beside; else empty."""
 
@@ -65,7 +65,7 @@ def check_asked(run: Run, which: str) -> None:
     """
     if which not in CLASSES:
         raise RunError(f"--classes {which!r} is none of {', '.join(CLASSES)}.")
-    if which != TRAINED and run.requirements().text is None:
+    if which != TRAINED and not run.requirements().by_name:
         by_text = ", ".join(name for name, head in list_heads().items() if hasattr(head, "set_text"))
         raise RunError(
             f"--classes {which}: head {run.head!r} of {run.path} has outputs for the classes that it was trained on, and for no "
@@ -95,7 +95,7 @@ def check_classes(run: Run, store: FeatureStore, which: str) -> None:
         f"{run.path} was trained on the {len(run.class_names())} classes of {run.config['dataset']}; {store.path} holds "
         f"{store.manifest.dataset} with {len(names)} classes that are not the same. Name a store with the classes of the run"
     )
-    by_text = run.requirements().text is not None
+    by_text = run.requirements().by_name
     raise RunError(
         f"{message}, or ask for all classes of this one, by their text, with --classes all."
         if by_text

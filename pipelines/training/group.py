@@ -177,8 +177,8 @@ class _Group:
         random = RandomState(config.seed, self.device)
         with random.active():
             head = get_head(config.head)(prepared.head_config)
-        give_texts(head, prepared, self.store)
         head.to(self.device)
+        give_texts(head, prepared, self.store)
         check_recipe(head, prepared.recipe)  # before there is a run folder
         if prepared.requirements.fitted_on and anew:
             fit_head(head, prepared, open_fitting(prepared, self.store, self.loader), self.world)

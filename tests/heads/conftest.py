@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from vcache.heads.prompt_learning import ClassPrompts
 from vcache.heads.requirements import ClipFeatures
 from vcache.heads.text import ClassText
 
@@ -62,3 +63,15 @@ def class_text(sizes: Sizes) -> ClassText:
     """Text embeddings of the classes in two templates."""
     embeddings = torch.randn(sizes.K, 2, sizes.E, generator=torch.Generator().manual_seed(5))
     return ClassText(embeddings=embeddings, logit_scale=2.0)
+
+
+@pytest.fixture(scope="session")
+def class_prompts(sizes: Sizes) -> ClassPrompts:
+    """Prompts of the classes of three lengths, with room for four learnt vectors, and a tower of one product; width E."""
+    generator = torch.Generator().manual_seed(6)
+    tokens, weight = (torch.randn(*shape, sizes.E, generator=generator) for shape in ((sizes.K, 9), (sizes.E,)))
+
+    def encode(filled: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        return filled.sin().cumsum(dim=1)[torch.arange(len(ends)), ends] @ weight
+
+    return ClassPrompts(tokens, 6 + torch.arange(sizes.K) % 3, encode, logit_scale=2.0)

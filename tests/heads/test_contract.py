@@ -27,10 +27,14 @@ HEADS: dict[str, tuple[str, dict[str, object]]] = {name: (name, {}) for name in 
         {"layers": (-2, 0)},
     )
 }
+HEADS |= {
+    f"text4vis {settings}": ("text4vis", {"classifier": "coop"} | settings)
+    for settings in ({}, {"class_specific_context": True})
+}
 
 
 @pytest.fixture(params=HEADS)
-def head(request, sizes, class_text) -> nn.Module:
+def head(request, sizes, class_text, class_prompts) -> nn.Module:
     """The head as a user would get it from a store of these sizes, with no parameter left at zero."""
     from_store = {
         "num_classes": sizes.K,
@@ -53,6 +57,8 @@ def head(request, sizes, class_text) -> nn.Module:
             nn.init.normal_(parameter, std=0.1)
     if head.requires(head.config).text:
         head.set_text(class_text)
+    if head.requires(head.config).prompts:
+        head.set_prompts(class_prompts)
     return head
 
 
