@@ -58,12 +58,20 @@ def test_the_vectors_stand_between_the_start_and_the_name(own: bool) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(ends=st.lists(st.integers(M + 2, 11), min_size=1, max_size=9), chunk=st.integers(1, 4), own=st.booleans())
-def test_chunks_bound_what_passes_the_tower_and_change_nothing(ends: list[int], chunk: int, own: bool) -> None:
+@given(
+    ends=st.lists(st.integers(M + 2, 11), min_size=1, max_size=9),
+    chunk=st.integers(1, 4),
+    kept=st.sampled_from((0, 1000)),
+    own=st.booleans(),
+)
+def test_chunks_bound_what_passes_the_tower_and_change_nothing(
+    ends: list[int], chunk: int, kept: int, own: bool
+) -> None:
     tower, towards = Tower(), draw(len(ends), E, seed=4)
     whole = learner(prompts(ends), len(ends) if own else None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prompt_learning, "CHUNK", chunk)
+        patch.setattr(prompt_learning, "KEPT_TOKENS", kept)
         parts = learner(prompts(ends, tower), len(ends) if own else None)
         torch.testing.assert_close(parts(), whole())
         (parts() * towards).sum().backward()
@@ -73,13 +81,17 @@ def test_chunks_bound_what_passes_the_tower_and_change_nothing(ends: list[int], 
     assert {length for _, length in tower.given} <= {end + 1 for end in ends}  # nothing behind the longest end
 
 
-def test_what_the_backward_of_several_chunks_needs_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("num_kept", "passes"), [(36, 1), (35, 2)])  # 2 names of 6 tokens, 2 of 7 and 1 of 10
+def test_what_the_backward_of_many_tokens_needs_is_made_again(
+    monkeypatch: pytest.MonkeyPatch, num_kept: int, passes: int
+) -> None:
     tower = Tower()
     monkeypatch.setattr(prompt_learning, "CHUNK", 2)
+    monkeypatch.setattr(prompt_learning, "KEPT_TOKENS", num_kept)
     embeddings = learner(prompts(tower=tower))()
-    assert [texts for texts, _ in tower.given] == [2, 2, 1]
+    assert tower.given == [(2, 6), (2, 7), (1, 10)]
     embeddings.sum().backward()
-    assert sorted(texts for texts, _ in tower.given) == [1, 1, 2, 2, 2, 2]
+    assert sorted(tower.given) == sorted([(2, 6), (2, 7), (1, 10)] * passes)
 
 
 def test_gradients_reach_the_context_and_the_scale_alone_and_only_these_are_saved() -> None:
