@@ -28,6 +28,8 @@ NUM_POSITIONS = 77
 """Rows of the table of frame positions: CLIP's context, whatever the number of frames."""
 NUM_BLOCKS = 6
 QUICK_GELU_SCALE = 1.702
+CLS_HEADS = 8
+"""Of FrameTransformerCls, whatever the width."""
 
 
 class MeanPooling(nn.Module):
@@ -114,7 +116,7 @@ class FrameTransformerCls(nn.Module):
 class _ClsTransformer(nn.Module):
     def __init__(self, embed_dim: int, num_frames: int) -> None:
         super().__init__()
-        layer = nn.TransformerEncoderLayer(embed_dim, nhead=8, batch_first=True)
+        layer = nn.TransformerEncoderLayer(embed_dim, nhead=CLS_HEADS, batch_first=True)
         norm = nn.LayerNorm(embed_dim)
         self.transformer_enc = nn.TransformerEncoder(layer, NUM_BLOCKS, norm=norm, enable_nested_tensor=False)
         self.cls_token = nn.Parameter(_wrapped_normal(1, 1, embed_dim))
@@ -166,8 +168,9 @@ class _Block(nn.Module):
     def _attention(self, x: Float[Tensor, "B T E"]) -> Float[Tensor, "B T E"]:
         """nn.MultiheadAttention's own, without its ways around: frames stay in the second axis."""
         B, T, E = x.shape
+        num_heads = self.attn.num_heads
         packed = linear(x, cast(Tensor, self.attn.in_proj_weight), self.attn.in_proj_bias)
-        q, k, v = packed.view(B, T, 3, self.attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = packed.view(B, T, 3, num_heads, E // num_heads).permute(2, 0, 3, 1, 4)
         return self.attn.out_proj(scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, T, E))
 
 

@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+NO_TEXT = "the head classifies by text and was given none; call its set_text(ClassText(...)) first"
+
 
 @dataclass(frozen=True)
 class ClassText:
@@ -66,7 +68,7 @@ class TextClassifier(nn.Module):
             ValueError: no text was given.
         """
         if not self._is_set:
-            raise ValueError("the head classifies by text and was given none; call its set_text(ClassText(...)) first")
+            raise ValueError(NO_TEXT)
         factor = self.logit_scale.exp() if scale is None else scale
         return factor * cosines(videos, self.embeddings)
 
