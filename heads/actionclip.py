@@ -15,7 +15,6 @@ Here both towers are frozen: the row V1 of Table 5, 72.21% where the paper train
 """
 
 import math
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal

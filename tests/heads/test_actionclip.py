@@ -1,4 +1,4 @@
-"""ActionCLIP against the official modules and losses (goldens made at 31c34df), several classes a video, and several processes."""
+"""ActionCLIP against the official modules and losses (goldens made at 31c34df), several classes a video, several processes."""
 
 import json
 import math
