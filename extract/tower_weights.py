@@ -16,6 +16,8 @@ from vcache.extract.weights import Architecture, NoTextTower, RandomWeightsRefus
 
 # Numbers that OpenAI keeps among its weights, and nobody else does: such a state dict is OpenAI's, so QuickGELU.
 _OPENAI_NAMES = {"input_resolution", "context_length", "vocab_size"}
+# Where training scripts keep the state dict: open_clip's, and those that tune CLIP on videos.
+_CONTAINERS = ("state_dict", "model_state_dict")
 # open_clip's CLIP has the text tower beside `visual`, its CustomTextCLIP in `text`.
 _TOWERS = {
     "image": ("visual.",),
@@ -122,7 +124,7 @@ def _read_state(path: Path, prefixes: tuple[str, ...]) -> tuple[dict[str, Tensor
 
 def _plain_state_dict(loaded: dict[str, Any]) -> dict[str, Tensor]:
     """Out of a training checkpoint, and without the prefix that data-parallel training adds."""
-    state = loaded.get("state_dict", loaded)
+    state = next((loaded[name] for name in _CONTAINERS if name in loaded), loaded)
     return {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
 
 

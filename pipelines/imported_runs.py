@@ -1,6 +1,8 @@
 """Which stores an imported head can be evaluated on. It was trained on features that nobody recorded, so there is no key to
 compare: what its config says is checked, and what it cannot say is told as a note."""
 
+import shlex
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -18,7 +20,8 @@ def open_named_store(run: Run, path: StorePath | None, *, any_classes: bool = Fa
     Layers and frames are for `match` to check.
 
     Raises:
-        RunError: no path, nothing there, or a store of another backbone or other classes.
+        RunError: no path, nothing there, a store of another backbone or other classes, or one with features of other weights than
+            those that were trained along with the head.
     """
     if path is None:
         raise RunError(
@@ -30,6 +33,7 @@ def open_named_store(run: Run, path: StorePath | None, *, any_classes: bool = Fa
     store = FeatureStore.open(path)
     try:
         _check_sizes(run, store)
+        _check_towers(run, store)
         if not any_classes:
             _check_classes(run, store)
     except RunError:
@@ -69,9 +73,10 @@ def notes_on_store(run: Run, store: FeatureStore, *, any_classes: bool = False) 
         notes.append(
             "its frames were normalised by other means and deviations than the head normalises their pixels by, which are CLIP's."
         )
-    if (precision := store.manifest.spec.get("precision", "float32")) != "float16":
+    official = run.config["imported"].get("precision", "float16")
+    if (precision := store.manifest.spec.get("precision", "float32")) != official:
         notes.append(
-            f"its backbone ran in {precision}, the official one in float16: logits differ by their rounding, and a video "
+            f"its backbone ran in {precision}, the official one in {official}: logits differ by their rounding, and a video "
             "between two classes may change sides."
         )
     by_text = classifies_by_text(run)
@@ -151,6 +156,26 @@ def _check_sizes(run: Run, store: FeatureStore) -> None:
             f"it; the backbone of {store.path} has {backbone['num_heads']}. Import it again with "
             f"--set num_heads={backbone['num_heads']}, or with --set num_heads={head['num_heads']} if that is right."
         )
+
+
+def _check_towers(run: Run, store: FeatureStore) -> None:
+    """What was trained along with a head makes the features that it reads, and nothing else does."""
+    imported = run.config["imported"]
+    if "trained_along" not in imported:
+        return
+    told = {
+        "visual": store.manifest.spec["weights_sha256"],
+        "text": store.manifest.facts.get("text", {}).get("weights_sha256"),
+    }
+    for tower, what in imported["trained_along"].items():
+        ours, theirs = imported[f"{tower}_sha256"], told[tower]
+        if theirs is not None and ours != theirs:
+            raise RunError(
+                f"{run.path} reads what the {what} in its checkpoint makes, which was trained along with it (weights "
+                f"{ours[:12]}); {store.path} was made with others ({theirs[:12]}), and what the head says of those means nothing. "
+                f"What it reads is made with:  {_extract(run)}\nA head for frozen towers is trained with:  "
+                f"{shlex.join(['vcache', 'train-head', run.head, '--store', str(store.path)])}"
+            )
 
 
 def _check_classes(run: Run, store: FeatureStore) -> None:

@@ -21,7 +21,7 @@ from vcache.pipelines.console import out
 from vcache.pipelines.runs import Run, check_free, next_run_folder
 from vcache.pipelines.settings import split_settings
 
-IMPORTERS = {"dist": "vcache.pipelines.import_dist", "evl": "vcache.pipelines.import_evl"}
+IMPORTERS = {name: f"vcache.pipelines.import_{name}" for name in ("actionclip", "dist", "evl", "text4vis")}
 """Heads with official checkpoints, and the module whose `read(file, settings, classes) -> ImportedHead` reads one."""
 
 
@@ -86,7 +86,7 @@ def import_head(config: ImportConfig) -> ImportSummary:
     head_class = get_head(config.head)
     if config.head not in IMPORTERS:
         raise CheckpointError(
-            f"head {config.head!r} has no official checkpoints. Those of {' and '.join(IMPORTERS)} can be imported."
+            f"head {config.head!r} has no official checkpoints. Those of {', '.join(IMPORTERS)} can be imported."
         )
     (settings,) = split_settings(config.settings, head_class.Config)
     folder = config.out or next_run_folder(config.head)
