@@ -172,7 +172,7 @@ def _check_towers(run: Run, store: FeatureStore) -> None:
         if theirs is not None and ours != theirs:
             raise RunError(
                 f"{run.path} reads what the {what} in its checkpoint makes, which was trained along with it (weights "
-                f"{ours[:12]}); {store.path} was made with others ({theirs[:12]}), and what the head says of those means nothing. "
+                f"{ours[:12]}); {store.path} was made with others ({theirs[:12]}), of which the head says nothing that counts. "
                 f"What it reads is made with:  {_extract(run)}\nA head for frozen towers is trained with:  "
                 f"{shlex.join(['vcache', 'train-head', run.head, '--store', str(store.path)])}"
             )

@@ -7,7 +7,8 @@ from typing import Any
 from rich.markup import escape
 
 from vcache.extract.text import FrozenTextTower
-from vcache.extract.weights import LOCAL_DIR
+from vcache.extract.tower_weights import read_checkpoint
+from vcache.extract.weights import LOCAL_DIR, BackboneError, NoTextTower, find_architecture, find_checkpoint
 from vcache.pipelines.class_text import stored_sets
 from vcache.pipelines.console import count, out
 from vcache.pipelines.device import select_device
@@ -66,7 +67,7 @@ def _tower_of(
     request, spec = store.manifest.facts["request"], store.manifest.spec
     name = model or request["model"]
     tower = load_tower_of(store, select_device(device), model=model, pretrained=pretrained)
-    if not is_beside(tower, store.manifest):
+    if not is_beside(tower, store.manifest) and not (tower.model == spec["model"] and _saved_without_text(request)):
         option = ["--model", "local-dir:FOLDER"] if name.startswith(LOCAL_DIR) else ["--pretrained", "FILE"]
         templates = [part for word in words for part in ("--templates", word)]
         again = shlex.join(["vcache", "text", str(store.path), *templates, *option])
@@ -77,6 +78,21 @@ def _tower_of(
             f"{again}"
         )
     return tower
+
+
+def _saved_without_text(request: dict[str, Any]) -> bool:
+    """Whether the store's own checkpoint holds no text tower, as where the image tower alone was tuned: then the text may be of
+    the CLIP that is named."""
+    if request["random_weights"]:
+        return False
+    try:
+        architecture = find_architecture(request["model"], request["pretrained"])
+        file = find_checkpoint(request["model"], request["pretrained"], architecture)
+        return not any(name.startswith("transformer.") for name in read_checkpoint(file, "text").weights)
+    except NoTextTower:
+        return True
+    except (BackboneError, OSError):  # it is not there any more
+        return False
 
 
 def _told(model: str, sha256: str) -> str:
