@@ -33,6 +33,11 @@ DIST = (
     "--set adaptive_pooling_layers=1 --set warmup_epochs=0 --leave-out jump"
 )
 """Pixels, streamed tokens and text. 8 videos stay: the last batch of an epoch is one clip here, too."""
+ACTIONCLIP = (
+    "train-head actionclip --epochs 2 --batch-size 11 --lr 0.003 --device cpu --set templates=label --set prompt=lstm "
+    "--set warmup_epochs=0"
+)
+"""Videos and texts are matched across processes. One template a class: all draw the same."""
 UNMIXED = "--set mixup=0 --set cutmix=0"
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 """The gradients are sums of float32 in another order; AdamW divides by their size."""
@@ -75,6 +80,9 @@ def together(float32_store: Path, pixel_store: Path, tmp_path_factory: pytest.Te
     for name, mixing in (("dist", UNMIXED), ("mixed-dist", "")):
         out = shlex.quote(str(folder / name))
         lines.append({"line": f"{DIST} {mixing} --store {shlex.quote(str(pixel_store))} --out {out}"})
+    lines.append(
+        {"line": f"{ACTIONCLIP} --store {shlex.quote(str(pixel_store))} --out {shlex.quote(str(folder / 'contrast'))}"}
+    )
     return folder, run_in_processes(folder, lines)
 
 
@@ -108,7 +116,7 @@ def test_two_processes_train_a_head_of_pixels_and_text_as_one_does(
     together: Any, pixel_store: Path, tmp_path: Path, vcache: Callable[[str], tuple[int, str, str]]
 ) -> None:
     folder, done = together
-    assert [[line["status"] for line in of_rank[11:]] for of_rank in done] == [[0, 0], [0, 0]]
+    assert [[line["status"] for line in of_rank[11:]] for of_rank in done] == [[0, 0, 0]] * NUM_PROCESSES
     assert [[len(batch) for batch in of_rank[11]["rows"]["train epoch 0"]] for of_rank in done] == [[4, 1], [3, 0]]
     status, _, err = vcache(f"{DIST} {UNMIXED} --store {pixel_store} --out {tmp_path / 'alone'}")
     assert status == 0, err
@@ -123,6 +131,18 @@ def test_two_processes_train_a_head_of_pixels_and_text_as_one_does(
     for a, b in zip(both, alone, strict=True):
         assert [a["step"], a["val_top1"]] == [b["step"], b["val_top1"]]
         assert [a["train_loss"], a["val_loss"]] == pytest.approx([b["train_loss"], b["val_loss"]], rel=1e-4)
+
+
+def test_videos_and_texts_of_all_processes_are_matched_as_those_of_one(
+    together: Any, pixel_store: Path, tmp_path: Path, vcache: Callable[[str], tuple[int, str, str]]
+) -> None:
+    folder, _ = together
+    status, _, err = vcache(f"{ACTIONCLIP} --store {pixel_store} --out {tmp_path / 'alone'}")
+    assert status == 0, err
+    ours, theirs = (load_file(out / "head.safetensors") for out in (folder / "contrast", tmp_path / "alone"))
+    torch.testing.assert_close(ours, theirs, **TOLERANCE)
+    losses = [[line["train_loss"] for line in metrics(out)] for out in (folder / "contrast", tmp_path / "alone")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_a_process_without_clips_mixes_nothing(together: Any) -> None:
@@ -166,7 +186,7 @@ def test_the_first_process_alone_speaks(together: Any) -> None:
     folder, _ = together
     said = (folder / "stdout").read_text() + (folder / "stderr").read_text()
     assert said.count(f"vcache eval {folder / 'linear'}") == 1
-    assert said.count("12 videos to train on, 6 to validate on") == 6 + 8  # of the sweeps, some have several groups
+    assert said.count("12 videos to train on, 6 to validate on") == 7 + 8  # of the sweeps, some have several groups
     assert said.count("3 heads in 1 group") == 2 and said.count("\n  in each of 2 processes\n") == 4
     command = f"torchrun --nproc-per-node 2 --no-python vcache resume {folder / 'stopped'}\n"
     assert said.count(f"stopped after 3 steps, all of them kept. Go on with:  {command}") == 1
