@@ -40,6 +40,9 @@ EXCEPTIONS = {
 NO_PICKLE = {"numpy.load": False, "numpy.save": False, "numpy.savez": False, "numpy.savez_compressed": False}
 """Calls that must say allow_pickle=False: NumPy writes arrays of objects as pickles by default."""
 
+FROM_PRETRAINED = {"trust_remote_code": False, "local_files_only": True, "use_safetensors": True}
+"""What calls of transformers must say; the last those of models. Of a folder without .safetensors they would unpickle."""
+
 
 def names_in(tree: ast.AST) -> dict[str, str]:
     """What each imported name stands for: {"np": "numpy", "load": "torch.load"}."""
@@ -108,6 +111,12 @@ def call_faults(call: ast.Call, name: str) -> Iterator[str]:
         yield f"calls {name}"
     if name == "torch.load" and keyword(call, "weights_only") is not True:
         yield "torch.load without weights_only=True"
+    if name.endswith(".from_pretrained"):  # of transformers
+        yield from (
+            f"from_pretrained without {option}={value}"
+            for option, value in FROM_PRETRAINED.items()
+            if keyword(call, option) is not value and (option != "use_safetensors" or "AutoModel" in name)
+        )
     if name in NO_PICKLE and keyword(call, "allow_pickle") is not False:
         yield f"{name} without allow_pickle=False"
 
@@ -142,6 +151,15 @@ def test_the_exceptions_are_used() -> None:
         ("import numpy as np\nnp.load(x, allow_pickle=True)", "allow_pickle"),
         ("f(x, allow_pickle=True)", "allow_pickle"),
         ("f(x, **{'a': 1}, weights_only=False)", "weights_only"),
+        (
+            "import transformers\ntransformers.AutoModel.from_pretrained(x)",
+            "from_pretrained without use_safetensors=True",
+        ),
+        (
+            "from transformers import AutoModel as A\nA.from_pretrained(x)",
+            "from_pretrained without use_safetensors=True",
+        ),
+        ("f.AutoTokenizer.from_pretrained(x)", "from_pretrained without trust_remote_code=False"),
         ("from numpy import savez\nsavez(x, a=y)", "numpy.savez without allow_pickle=False"),
     ],
 )
