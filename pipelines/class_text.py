@@ -1,5 +1,6 @@
 """Text embeddings of the class names, as constants of a store: `text/<template set>` and `text/logit_scale`."""
 
+import math
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -7,12 +8,16 @@ from typing import Any
 import torch
 
 from vcache.heads.text import ClassText
+from vcache.pipelines.console import count
 from vcache.pipelines.templates import SLOT, TEMPLATE_SETS
 from vcache.store.manifest import Manifest
 from vcache.store.reader import FeatureStore
 
 LOGIT_SCALE = "text/logit_scale"
 """(1,) float32: CLIP's parameter."""
+
+OPENAI_LOGIT_SCALE = math.log(100)
+"""Where a store has no logit scale: its text is of another encoder alone."""
 
 
 def text_constant(templates: str) -> str:
@@ -30,10 +35,31 @@ def stored_sets(manifest: Manifest) -> dict[str, tuple[str, ...] | None]:
     return {name: tuple(told[name]) if name in told else None for name in names}
 
 
+def set_encoders(manifest: Manifest) -> dict[str, dict[str, Any]]:
+    """What is told of the encoder of each stored set that is of another than CLIP's own text tower, by the set's name.
+
+    Keys: encoder (an absolute path, or a name on the Hugging Face hub), pooling, width, weights_sha256, tokens_sha256.
+    """
+    told = manifest.facts.get("text", {}).get("encoders", {})
+    return {name: told[name] for name in stored_sets(manifest) if name in told}
+
+
+def described_set(name: str, templates: Sequence[str] | None, encoder: str | None) -> str:
+    """ "text4vis_distilbert (1 template, of distilbert)"; `encoder` is None of CLIP's own text tower."""
+    facts = [count(len(templates), "template")] if templates is not None else []
+    facts += [f"of {encoder}"] if encoder is not None else []
+    return f"{name} ({', '.join(facts)})" if facts else name
+
+
 def how_to_add(store: FeatureStore, templates: str) -> str:
     """What to do where a store lacks a set. Only vcache's own are known by their names; of another there has to be a file."""
     if templates in TEMPLATE_SETS:
         return f"Add them with:  {_command(store, templates)}"
+    of_encoder = [one for one in TEMPLATE_SETS if templates.startswith(f"{one}_")]
+    if of_encoder:
+        name = templates.removeprefix(f"{max(of_encoder, key=len)}_")
+        line = f"{_command(store, max(of_encoder, key=len))} --encoder FOLDER"
+        return f"If it is of a text encoder {name!r}, add it with:  {line}"
     held = ", ".join(stored_sets(store.manifest))
     choose = f"It holds {held}: choose with --set templates=NAME. Or write" if held else "Write"
     return (
@@ -53,9 +79,10 @@ def class_text(store: FeatureStore, templates: str, classes: Sequence[int] | Non
         ArrayNotFound, CorruptStore: it holds none, or they are damaged.
     """
     embeddings = torch.tensor(store.constant(text_constant(templates)))
+    has_scale = LOGIT_SCALE in store.manifest.constants
     return ClassText(
         embeddings=embeddings if classes is None else embeddings[list(classes)],
-        logit_scale=float(store.constant(LOGIT_SCALE)[0]),
+        logit_scale=float(store.constant(LOGIT_SCALE)[0]) if has_scale else OPENAI_LOGIT_SCALE,
     )
 
 

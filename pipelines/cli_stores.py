@@ -7,7 +7,7 @@ import typer
 
 from vcache.pipelines import console
 from vcache.pipelines.options import Device, Json
-from vcache.pipelines.templates import TEMPLATE_SETS
+from vcache.pipelines.templates import ALL, EVERY_STORE, TEMPLATE_SETS
 from vcache.store.object_path import store_path
 
 
@@ -96,8 +96,9 @@ def text(
     templates: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"A set of templates ({', '.join(TEMPLATE_SETS)}), or a file with one template a line and {{}} for the name, as "
-            "'a video of {}'; the set is called as the file is. May be repeated. \\[default: label, the name alone]",
+            help=f"A set of templates ({', '.join(TEMPLATE_SETS)}), {ALL} of them, or a file with one template a line and {{}} "
+            "for the name, as 'a video of {}'; the set is called as the file is. May be repeated. \\[default: those that "
+            f"extract adds: {', '.join(EVERY_STORE)}]",
             metavar="NAME|FILE",
             show_default=False,
         ),
@@ -108,24 +109,44 @@ def text(
     pretrained: Annotated[
         str | None, typer.Option(help="The store's checkpoint, if it was moved: a tag, or a file.")
     ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="Another text encoder than CLIP's: a folder with a text model of Hugging Face, as DistilBERT, or its name on "
+            "the hub. Its sets are called SET_ENCODER. Needs transformers: pip install transformers.",
+            metavar="FOLDER|NAME",
+        ),
+    ] = None,
+    pooling: Annotated[
+        str,
+        typer.Option(help="For --encoder: mean of the hidden states of all tokens of a text, or cls, the first one."),
+    ] = "mean",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Add text embeddings of the class names, which heads classify by, to a store that is there.
 
-    `vcache extract` adds the set "label" itself. Another checkpoint than the store's is refused, and what is stored is never
-    changed: other templates need another name.
+    `vcache extract` adds the sets that heads need itself. Another checkpoint than the store's is
+    refused, and what is stored is never changed: other templates need another name.
 
-    [bold]Examples:[/bold]  vcache text STORE.zarr  |  vcache text STORE.zarr --templates my_prompts.txt
+    Text of another encoder has channels of its own, which text4vis alone can take (--set templates=SET_ENCODER).
+
+    \b
+    [bold]Examples:[/bold]
+    vcache text STORE.zarr
+    vcache text STORE.zarr --templates clip_kinetics --templates my_prompts.txt
+    vcache text STORE.zarr --templates text4vis --encoder distilbert/distilbert-base-uncased
     """
     from vcache.pipelines.text_command import add_text, print_text
 
     with console.stages() as on_stage:
         result = add_text(
             store_path(store),
-            templates or ["label"],
+            templates or EVERY_STORE,
             model=model,
             pretrained=pretrained,
+            encoder=encoder,
+            pooling=pooling,
             device=device,
             on_stage=on_stage,
         )

@@ -27,7 +27,7 @@ from vcache.pipelines.shards import ShardJob, ShardTask, Target, TargetTask, joi
 from vcache.pipelines.stages import run_jobs
 from vcache.pipelines.stored_views import failed_in_any, partial_in_any
 from vcache.pipelines.stores import anything_at
-from vcache.pipelines.text_sets import add_label_text
+from vcache.pipelines.text_sets import add_every_set
 from vcache.store.locks import set_up_turn, shared_writer, sole_writer
 from vcache.store.reader import FeatureStore
 from vcache.store.retry import RetrySummary
@@ -212,7 +212,7 @@ def _open(
     calibration = calibration or _calibrate(setup, target.extractor, stored_calibration(store), on_stage)
     added = extend(store, setup, to_add)
     record_calibration(store, calibration)
-    text_note = add_label_text(store, setup.config, on_stage)
+    text_note = add_every_set(store, setup.config, on_stage)
     missing = tuple(
         task for split in setup.dataset.splits for task in missing_shards(store, [split], setup.view_arrays(split))
     )

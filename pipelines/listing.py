@@ -8,8 +8,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from vcache.pipelines.class_text import stored_sets
-from vcache.pipelines.console import count, out, size
+from vcache.pipelines.class_text import described_set, set_encoders, stored_sets
+from vcache.pipelines.console import out, size
 from vcache.pipelines.stored_views import describe_view, failed_in_any, partial_in_any, view_definitions
 from vcache.pipelines.stores import open_stores
 from vcache.store.errors import StoreError
@@ -37,6 +37,7 @@ def describe_store(path: StorePath) -> dict[str, Any]:
             "errors": manifest.facts.get("errors", {}),
             "views": list(view_definitions(manifest)),
             "text": {name: None if one is None else list(one) for name, one in stored_sets(manifest).items()},
+            "text_encoders": set_encoders(manifest),
         }
 
 
@@ -91,7 +92,8 @@ def print_store(store: dict[str, Any]) -> None:
         "  sampling " + ", ".join(f"{k} {v}" for k, v in spec["sampling"].items()), soft_wrap=True, highlight=False
     )
     if store["text"]:
-        sets = ", ".join(_text_set(name, templates) for name, templates in store["text"].items())
+        encoders = {name: told["encoder"] for name, told in store["text_encoders"].items()}
+        sets = ", ".join(described_set(name, given, encoders.get(name)) for name, given in store["text"].items())
         out.print(f"  text embeddings of the class names: {sets}", soft_wrap=True, highlight=False)
     splits = store["splits"]
     for name, split in splits.items():
@@ -116,10 +118,6 @@ def print_store(store: dict[str, Any]) -> None:
             out.print(f"  {name}: {number} failed, {kind}", highlight=False)
         for kind, number in Counter(row["kind"] for row in split["partial"]).most_common():
             out.print(f"  {name}: {number} stored from damaged videos, {kind}", highlight=False)
-
-
-def _text_set(name: str, templates: list[str] | None) -> str:
-    return name if templates is None else f"{name} ({count(len(templates), 'template')})"
 
 
 def _view_lines(store: dict[str, Any], split: dict[str, Any]) -> Iterator[str]:

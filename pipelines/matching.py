@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vcache.extract.layers import LayerError, absolute_layer, resolve_layers
-from vcache.heads.registry import get_head
+from vcache.heads.registry import get_head, list_heads
 from vcache.heads.requirements import HeadRequirements
-from vcache.pipelines.class_text import how_to_add, text_constant
+from vcache.pipelines.class_text import how_to_add, set_encoders, stored_sets, text_constant
 from vcache.pipelines.console import size
 from vcache.pipelines.extract_commands import bytes_per_clip, describe_arrays, extract_command, layers_word
 from vcache.pipelines.frame_step import frame_step_problem, strided_hint
@@ -113,7 +113,7 @@ def match(
 
     Raises:
         HeadStoreMismatch: layers, frames or Q/K are missing; names both sides and the `vcache extract` command to run. Or the
-            stored clips cannot be read at this frame step.
+            stored clips cannot be read at this frame step, or the text is of an encoder that the head cannot take.
     """
     if problem := frame_step_problem(frame_step, store.manifest.facts["request"]):
         raise HeadStoreMismatch(f"{store.path.name} {problem}")
@@ -145,7 +145,28 @@ def match(
             f"head {head!r} classifies by text embeddings of the class names, and {store.path.name} holds none of the templates "
             f"{plan.text!r}.\n{how_to_add(store, plan.text)}"
         )
+    if plan.text is not None:
+        _check_text_encoder(head, plan.text, store)
     return plan
+
+
+def _check_text_encoder(head: str, templates: str, store: FeatureStore) -> None:
+    """Text of another encoder is in a space of its own, also where its width happens to be that of CLIP's."""
+    told = set_encoders(store.manifest).get(templates)
+    heads = list_heads()
+    if told is None or getattr(heads.get(head), "any_text_width", False):
+        return
+    own = [name for name in stored_sets(store.manifest) if name not in set_encoders(store.manifest)]
+    can = ", ".join(name for name, one in heads.items() if getattr(one, "any_text_width", False))
+    taken = f" Text of any encoder is taken by: {can}." if can else ""
+    choose = (
+        f"Choose a set of CLIP's with --set templates=NAME: {', '.join(own)}." if own else how_to_add(store, "label")
+    )
+    raise HeadStoreMismatch(
+        f"head {head!r} compares videos with text in the {store.manifest.facts['backbone']['embed_dim']} channels of CLIP's "
+        f"embeddings; {templates!r} of {store.path.name} has {told['width']} channels of the text encoder {told['encoder']}.\n"
+        f"{choose}{taken}"
+    )
 
 
 def _pixel_step(head: str, plan: ReadPlan, store: FeatureStore) -> int:

@@ -69,6 +69,21 @@ TEMPLATE_SETS = {
 }
 """By name."""
 
+EVERY_STORE = ("label", "text4vis", "actionclip")
+"""The sets that `vcache extract` adds: those that heads classify by."""
+
+
+ALL = "all"
+
+
+def template_sets(words: Sequence[str]) -> list[TemplateSet]:
+    """The sets that the words name, each as `template_set` takes it; "all" names all of vcache's own.
+
+    Raises:
+        TemplateError: a word names none.
+    """
+    return [one for word in words for one in (TEMPLATE_SETS.values() if word == ALL else [template_set(word)])]
+
 
 def template_set(word: str) -> TemplateSet:
     """The set of that name, or that in a file: one template a line with {} for the name of the class, called as the file is.

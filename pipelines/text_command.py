@@ -7,13 +7,21 @@ from typing import Any
 from rich.markup import escape
 
 from vcache.extract.text import FrozenTextTower
+from vcache.extract.text_encoders import FrozenTextEncoder, load_text_encoder
 from vcache.extract.tower_weights import read_checkpoint
 from vcache.extract.weights import LOCAL_DIR, BackboneError, NoTextTower, find_architecture, find_checkpoint
-from vcache.pipelines.class_text import stored_sets
+from vcache.pipelines.class_text import described_set, set_encoders, stored_sets
 from vcache.pipelines.console import count, out
 from vcache.pipelines.device import select_device
-from vcache.pipelines.templates import template_set
-from vcache.pipelines.text_sets import TextMismatch, describe_cut, missing_sets, write_sets
+from vcache.pipelines.templates import template_sets
+from vcache.pipelines.text_sets import (
+    TextMismatch,
+    check_encoder,
+    describe_cut,
+    missing_sets,
+    of_encoder,
+    write_sets,
+)
 from vcache.pipelines.text_tower import is_beside, load_tower_of
 from vcache.store.locks import sole_writer
 from vcache.store.object_path import StorePath
@@ -26,6 +34,8 @@ def add_text(
     *,
     model: str | None = None,
     pretrained: str | None = None,
+    encoder: str | None = None,
+    pooling: str = "mean",
     device: str = "auto",
     on_stage: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
@@ -33,31 +43,48 @@ def add_text(
 
     Args:
         model, pretrained: where the store's own checkpoint lies, if not where it was.
+        encoder: a text model of Hugging Face in place of CLIP's text tower, a folder or a name: its sets are called SET_ENCODER.
+        pooling: "mean" or "cls"; what the embedding of a text is of the hidden states of that encoder.
 
     Raises:
         TemplateError: a word names no templates.
-        TextMismatch: the checkpoint is not the store's, or a set of that name has other templates; nothing is changed then.
-        NoTextTower, RandomWeightsRefused: the checkpoint has no text tower, or is not there.
+        TextMismatch: the checkpoint is not the store's, or a set of that name has other templates or another encoder; nothing is
+            changed then.
+        NoTextTower, RandomWeightsRefused, TextEncoderError: the checkpoint has no text tower, or is not there.
         StoreBusy: an extraction is running.
     """
-    sets = [template_set(word) for word in words]
+    sets = template_sets(words)
+    if encoder is not None and (model or pretrained):
+        raise TextMismatch("--encoder stands in the place of CLIP's text tower: leave --model and --pretrained out.")
     with FeatureStore.open(path) as store:
-        missing, note = missing_sets(store, sets), None
+        # Another encoder is loaded also where nothing seems to be missing: one of the same name may be another.
+        other = _encoder_of(store, encoder, pooling, device, on_stage) if encoder is not None else None
+        sets = sets if other is None else [of_encoder(one, other) for one in sets]
+        missing, note = missing_sets(store, sets, other), None
         if missing:
             on_stage("loading the text tower")
-            tower = _tower_of(store, words, model, pretrained, device)
+            tower = other or _tower_of(store, words, model, pretrained, device)
             with sole_writer(path):
                 store.refresh()
-                missing = missing_sets(store, sets)  # of what is there now that no other process changes it
-                on_stage("encoding the class names")
-                note = describe_cut(write_sets(store, tower, missing), tower)
+                missing = missing_sets(store, sets, other)  # of what is there now that no other process changes it
+                note = describe_cut(write_sets(store, tower, missing, on_stage), tower)
         return {
             "store": str(path),
             "num_classes": len(store.manifest.class_names),
             "added": [one.name for one in missing],
             "sets": {name: templates and list(templates) for name, templates in stored_sets(store.manifest).items()},
+            "encoders": set_encoders(store.manifest),
             "note": note,
         }
+
+
+def _encoder_of(
+    store: FeatureStore, encoder: str, pooling: str, device: str, on_stage: Callable[[str], None]
+) -> FrozenTextEncoder:
+    on_stage("loading the text encoder")
+    loaded = load_text_encoder(encoder, pooling=pooling, device=select_device(device))
+    check_encoder(store, loaded)
+    return loaded
 
 
 def _tower_of(
@@ -103,9 +130,8 @@ def print_text(result: dict[str, Any]) -> None:
     """What was added, and all that the store holds now."""
     added, store = ", ".join(result["added"]), escape(result["store"])
     what = f"text embeddings of {count(result['num_classes'], 'class name')}"
-    held = ", ".join(
-        name if one is None else f"{name} ({count(len(one), 'template')})" for name, one in result["sets"].items()
-    )
+    encoders = {name: told["encoder"] for name, told in result["encoders"].items()}
+    held = ", ".join(described_set(name, given, encoders.get(name)) for name, given in result["sets"].items())
     out.print(
         f"[bold]{store}[/bold]  {what}: added {escape(added)}"
         if added

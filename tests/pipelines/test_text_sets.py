@@ -22,6 +22,7 @@ from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.matching import HeadStoreMismatch, match
 from vcache.pipelines.plan import plan_extraction
 from vcache.pipelines.request import ExtractionConfig
+from vcache.pipelines.templates import EVERY_STORE, TEMPLATE_SETS
 from vcache.pipelines.text_command import add_text
 from vcache.pipelines.text_sets import TextMismatch
 from vcache.store.constants import CONSTANTS
@@ -33,12 +34,14 @@ from vcache.store.reader import FeatureStore
 MakeConfig = Callable[..., ExtractionConfig]
 Vcache = Callable[..., tuple[int, str, str]]
 NAMES = ["clap hands", "jump", "wave"]
+EVERY_TEMPLATES = {name: list(TEMPLATE_SETS[name].templates) for name in sorted(EVERY_STORE)}
 DIMS = ("class", "template", "channel")
 
 
 @pytest.fixture(scope="module")
 def made(video_folder: Path, worded_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with text; read only."""
+    torch.set_num_threads(1)  # as in the tests: it decides on last bits
     path = tmp_path_factory.mktemp("worded") / "s.zarr"
     run_extraction(
         ExtractionConfig(
@@ -93,7 +96,7 @@ def test_a_new_store_has_the_embedding_of_each_label(made: Path, worded_clip: Pa
     with FeatureStore.open(made) as store:
         text = class_text(store, "label", classes=[2, 0])
         assert store.manifest.facts["text"] == {
-            "weights_sha256": tower.weights_sha256, "class_words": NAMES, "templates": {"label": ["{}"]},
+            "weights_sha256": tower.weights_sha256, "class_words": NAMES, "templates": EVERY_TEMPLATES,
         }  # fmt: skip
     torch.testing.assert_close(text.embeddings[:, 0], tower.encode(["wave", "clap hands"]), rtol=1e-5, atol=1e-6)
     assert text.logit_scale == pytest.approx(tower.logit_scale)
@@ -104,7 +107,7 @@ def test_any_reader_sees_the_embeddings_with_their_axes_and_templates(made: Path
     array = group["constants/text/label"]
     assert array.metadata.dimension_names == DIMS and array.shape == (3, 1, 20) and array.dtype == np.float32
     assert group["constants/text/logit_scale"].metadata.dimension_names == ("scale",)
-    assert group.attrs["vcache"]["facts"]["text"]["templates"] == {"label": ["{}"]}  # type: ignore[index, call-overload]
+    assert group.attrs["vcache"]["facts"]["text"]["templates"] == EVERY_TEMPLATES  # type: ignore[index, call-overload]
 
 
 def test_text_changes_neither_key_nor_features(
@@ -114,7 +117,7 @@ def test_text_changes_neither_key_nor_features(
     with_text = run_extraction(config(model=model))
     with FeatureStore.open(Path(with_text.store)) as store:
         features = store.read("val", "tokens/2", [0, 5])
-    monkeypatch.setattr("vcache.pipelines.extraction.add_label_text", lambda *args: None)
+    monkeypatch.setattr("vcache.pipelines.extraction.add_every_set", lambda *args: None)
     without = run_extraction(config(model=model, store=Path(with_text.store).with_name("other.zarr")))
     with FeatureStore.open(Path(without.store)) as store:
         np.testing.assert_array_equal(store.read("val", "tokens/2", [0, 5]), features)
@@ -148,7 +151,8 @@ def test_an_older_store_gets_the_text_from_vcache_text(old_store: Path, made: Pa
         class_text(opened, "label")
     status, out, err = vcache(f"text {old_store}")
     assert status == 0, err
-    assert "text embeddings of 3 class names: added label" in out and "it holds label (1 template)" in out
+    assert "text embeddings of 3 class names: added label, text4vis, actionclip" in out
+    assert "it holds actionclip (16 templates), label (1 template), text4vis (1 template)" in out
     assert tree(old_store) == tree(made)
 
 
@@ -158,10 +162,10 @@ def test_what_a_killed_command_left_is_done_again(old_store: Path, made: Path, m
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(text_sets, "write_constants", die)
-        add_text(old_store, ["label"])
+        add_text(old_store, EVERY_STORE)
     with FeatureStore.open(old_store) as opened:
-        assert opened.manifest.facts["text"]["templates"] == {"label": ["{}"]} and not stored_sets(opened.manifest)
-    assert add_text(old_store, ["label"])["added"] == ["label"] and tree(old_store) == tree(made)
+        assert opened.manifest.facts["text"]["templates"] == EVERY_TEMPLATES and not stored_sets(opened.manifest)
+    assert add_text(old_store, EVERY_STORE)["added"] == list(EVERY_STORE) and tree(old_store) == tree(made)
 
 
 def test_a_grown_store_keeps_its_text(
@@ -201,7 +205,8 @@ def test_long_names_are_counted(
     summary = run_extraction(
         config(dataset=str(tmp_path / "v"), val_fraction=0.0, model=f"local-dir:{worded_clip}", layers="-1")
     )
-    assert summary.text_note == "1 text of the class names cut to the 11 tokens that the text tower reads"
+    # Of 36 not "a", as a label and as a template, "A video of a" and "The man is a".
+    assert summary.text_note == "32 texts of the class names cut to the 11 tokens that the text tower reads"
 
 
 def test_the_plan_counts_the_bytes_of_the_text(
@@ -212,7 +217,7 @@ def test_the_plan_counts_the_bytes_of_the_text(
 
     with_text = planned()
     monkeypatch.setattr("vcache.pipelines.extending.text_bytes", lambda *args: 0)
-    assert with_text - planned() == 4 * (3 * 20 + 1)
+    assert with_text - planned() == 4 * (3 * 18 * 20 + 1)
     monkeypatch.undo()
     run_extraction(config(model=f"local-dir:{worded_clip}"))
     assert planned() == 0
@@ -221,7 +226,7 @@ def test_the_plan_counts_the_bytes_of_the_text(
 def test_sets_are_added_beside_each_other_and_never_changed(store: Path, prompts: Path, vcache: Vcache) -> None:
     label = chunk(store, "label").read_bytes()
     told = json.loads(vcache(f"text {store} --templates label --templates {prompts} --json")[1])
-    assert (told["added"], told["sets"]) == (["prompts"], {"label": ["{}"], "prompts": ["a {}", "{}!"]})
+    assert (told["added"], told["sets"]) == (["prompts"], {**EVERY_TEMPLATES, "prompts": ["a {}", "{}!"]})
     after = tree(store)
     assert chunk(store, "label").read_bytes() == label
     assert "nothing to add" in vcache(f"text {store} --templates {prompts}")[1] and tree(store) == after
@@ -235,7 +240,10 @@ def test_sets_are_added_beside_each_other_and_never_changed(store: Path, prompts
     expected = tower.encode(["a clap hands", "clap hands!", "a jump", "jump!", "a wave", "wave!"])
     np.testing.assert_allclose(stored, expected.numpy().reshape(3, 2, 20), rtol=1e-5, atol=1e-6)
     info = vcache(f"info {store}")[1]
-    assert "text embeddings of the class names: label (1 template), prompts (2 templates)" in info
+    assert (
+        "text embeddings of the class names: actionclip (16 templates), label (1 template), prompts (2 templates), text4vis (1"
+        in info
+    )
     assert json.loads(vcache(f"info {store} --json")[1])["text"]["prompts"] == ["a {}", "{}!"]
 
 
@@ -246,9 +254,8 @@ def test_a_set_of_the_users_own_is_added_as_the_refusal_says(
     with FeatureStore.open(store) as opened, pytest.raises(HeadStoreMismatch) as refused:
         match("some", asked, opened, ["train"])
     said, command = str(refused.value).split("with:  vcache ")
-    assert (
-        "It holds label: choose with --set templates=NAME. Or write templates of your own into a file mine.txt" in said
-    )
+    assert "It holds actionclip, label, text4vis: choose with --set templates=NAME. Or write templates of" in said
+    assert "your own into a file mine.txt" in said
     monkeypatch.chdir(tmp_path)
     Path("mine.txt").write_text("a clip of {}")
     assert vcache(command)[0] == 0
