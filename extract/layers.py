@@ -9,10 +9,13 @@ counts from the end: of 12 blocks, -1 is layer 11.
     "0:12:2"  every second one         0 2 4 6 8 10      (the end is not included, as in Python)
     "0,-2:"   ranges and layers mixed  0 10 11
     "all"     every one
+    "none"    none of them: the embedding alone, which needs no layer
 """
 
 import re
 from collections.abc import Iterable, Sequence
+
+NO_LAYERS = "none"
 
 _RANGE = re.compile(r"([+-]?\d+)?:([+-]?\d+)?(?::(\d+)?)?")
 
@@ -33,7 +36,7 @@ def absolute_layer(layer: int, num_layers: int) -> int:
 
 
 def resolve_layers(selection: str | Sequence[int], num_layers: int) -> tuple[int, ...]:
-    """The selected layers, absolute, ascending, each once.
+    """The selected layers, absolute, ascending, each once; none where the selection is "none".
 
     Unlike a Python slice, a range may not reach over the ends: "-4:" of a backbone with 3 blocks is an error.
 
@@ -41,6 +44,8 @@ def resolve_layers(selection: str | Sequence[int], num_layers: int) -> tuple[int
         LayerError: a layer that is not there, words that cannot be read, or nothing selected.
     """
     if isinstance(selection, str):
+        if selects_none(selection):
+            return ()
         words = [word.strip() for word in selection.split(",")]
         layers = {layer for word in words for layer in _resolve_word(word, selection, num_layers)}
     else:
@@ -50,14 +55,25 @@ def resolve_layers(selection: str | Sequence[int], num_layers: int) -> tuple[int
     return tuple(sorted(layers))
 
 
+def selects_none(selection: str) -> bool:
+    """Whether the words are those for no layer at all."""
+    return selection.strip() == NO_LAYERS
+
+
 def _resolve_word(word: str, selection: str, num_layers: int) -> Iterable[int]:
     if word == "all":
         return range(num_layers)
     if re.fullmatch(r"[+-]?\d+", word):
         return (absolute_layer(int(word), num_layers),)
+    if word == NO_LAYERS:
+        raise LayerError(
+            f"layers {_shown(selection)}: 'none' is no layer at all. Say it alone, or name the layers without it"
+        )
     match = _RANGE.fullmatch(word)
     if match is None or match[3] == "0":
-        raise LayerError(f"layers {_shown(selection)}: {word!r} is not a layer (3, -1), a range (-4:, 0:12:2) or 'all'")
+        raise LayerError(
+            f"layers {_shown(selection)}: {word!r} is not a layer (3, -1), a range (-4:, 0:12:2), 'all' or 'none'"
+        )
     first, end, step = (int(part) if part else None for part in match.groups())
     reaches_over = (first is not None and not -num_layers <= first < num_layers) or (
         end is not None and not -num_layers <= end <= num_layers

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from vcache.extract.layers import NO_LAYERS, selects_none
 from vcache.store.manifest import Manifest
 from vcache.store.object_path import StorePath
 from vcache.store.parts import group_parts
@@ -47,7 +48,7 @@ def extract_command(
     line = ["vcache", "extract", request["dataset"], "--layers", layers]
     asked = request if frames is None else {**request, "frames": frames}
     line += option_words(asked)
-    line += [] if cross_frame == "qk" else ["--cross-frame", cross_frame]
+    line += cross_frame_words(layers, cross_frame)
     if request["split"] and store:  # without the word, it would take in splits that were left out on purpose
         line += ["--split", ",".join(group_parts(manifest.splits))]
     elif request["split"]:
@@ -66,9 +67,16 @@ def option_words(request: Mapping[str, Any]) -> list[str]:
     return words
 
 
+def cross_frame_words(layers: str, cross_frame: str) -> list[str]:
+    """The option, unless it is what `vcache extract` does by itself with these --layers."""
+    return [] if cross_frame == ("none" if selects_none(layers) else "qk") else ["--cross-frame", cross_frame]
+
+
 def layers_word(layers: list[int], num_layers: int) -> str:
-    """The shortest `--layers` that selects these: "8:" for the last ones, else "0,3,6"."""
-    if layers and layers == list(range(layers[0], num_layers)):
+    """The shortest `--layers` that selects these: "8:" for the last ones, else "0,3,6"; "none" for none."""
+    if not layers:
+        return NO_LAYERS
+    if layers == list(range(layers[0], num_layers)):
         return f"{layers[0]}:"
     return ",".join(map(str, layers))
 

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vcache.extract.layers import LayerError
+from vcache.extract.layers import NO_LAYERS, LayerError
 from vcache.heads.registry import get_head
 from vcache.pipelines.matching import HeadStoreMismatch, build_head_config, match
 from vcache.pipelines.stored_views import training_views
@@ -26,11 +26,12 @@ def find_store(
     num_views: int | None = None,
     frame_step: int = 1,
     check: Callable[[FeatureStore], None] = lambda store: None,
-    extract_line: str = "vcache extract DATASET --layers -4:",
+    extract_line: str | None = None,
 ) -> FeatureStore:
     """The one store under `$VCACHE_HOME` that has the split to train on, in its views, and fits the head with these settings.
 
-    `check` may refuse more stores with a HeadStoreMismatch; `extract_line` is what to run where there is no store at all.
+    `check` may refuse more stores with a HeadStoreMismatch; `extract_line` is what to run where there is no store at all,
+    unless it is what the head reads by default.
 
     Raises:
         NoFittingStore: none is there, none fits (with the mending command of the nearest), or several do (with their paths).
@@ -62,6 +63,15 @@ def find_store(
         raise NoFittingStore(f"{len(fitting)} stores under {vcache_home()} fit head {head!r}. Say which:\n{paths}")
     if reasons:
         raise NoFittingStore(f"no store under {vcache_home()} fits head {head!r}:\n" + "\n".join(reasons))
+    line = extract_line or _default_line(head)
     raise NoFittingStore(
-        f"there is no store under {vcache_home()} yet. Make one with:  {extract_line}   or name one with --store PATH."
+        f"there is no store under {vcache_home()} yet. Make one with:  {line}   or name one with --store PATH."
     )
+
+
+def _default_line(head: str) -> str:
+    """What `vcache extract` is told for a head with its defaults: no layers where it reads none."""
+    made = get_head(head)
+    asked = made.requires(made.Config(num_classes=2))
+    layers = "-4:" if asked.tokens or asked.cls or asked.maps else NO_LAYERS
+    return f"vcache extract DATASET --layers {layers}"

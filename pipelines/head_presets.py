@@ -15,7 +15,7 @@ from vcache.extract.layers import absolute_layer
 from vcache.heads.registry import get_head
 from vcache.heads.requirements import HeadRequirements
 from vcache.pipelines.clip_towers import CLIP_TOWERS
-from vcache.pipelines.extract_commands import extract_command, layers_word, option_words
+from vcache.pipelines.extract_commands import cross_frame_words, extract_command, layers_word, option_words
 from vcache.pipelines.matching import HeadStoreMismatch
 from vcache.pipelines.settings import read_values
 from vcache.store.manifest import Manifest
@@ -97,7 +97,7 @@ class HeadPreset:
         """The `vcache extract` line that makes the store of this preset."""
         layers, cross_frame = self.layers_and_cross_frame
         words = ["vcache", "extract", self.dataset, "--layers", layers, *option_words(self.request)]
-        return shlex.join(words + ([] if cross_frame == "qk" else ["--cross-frame", cross_frame]))
+        return shlex.join(words + cross_frame_words(layers, cross_frame))
 
 
 def presets_of(head: str) -> dict[str, HeadPreset]:

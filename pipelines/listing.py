@@ -200,7 +200,7 @@ def print_folder(folder: StorePath, rows: list[dict[str, Any]]) -> None:
             table.add_row(name, f"[red]{escape(row['error'])}[/red]", "", "", "", "")
             continue
         splits = ", ".join(_sized(split, videos, row["parts"][split]) for split, videos in row["splits"].items())
-        layers = ",".join(map(str, row["layers"]))
+        layers = ",".join(map(str, row["layers"])) or "none"
         table.add_row(name, splits, layers, row["dtype"], row["cross_frame"], size(row["size_bytes"]))
     out.print(table)
 

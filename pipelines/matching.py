@@ -271,8 +271,8 @@ def _command_for(
     store: StorePath | None = None,
     words: Mapping[str, Any] | None = None,
 ) -> str:
-    """The line that extracts the layers of a plan; where it reads none, the last layer, which is the least one can ask for."""
-    word = layers_word(list(plan.layers), manifest.facts["backbone"]["num_layers"]) or "-1"
+    """The line that extracts the layers of a plan, and where it reads none, the embedding alone."""
+    word = layers_word(list(plan.layers), manifest.facts["backbone"]["num_layers"])
     cross_frame = plan.maps_from if plan.maps else "none"
     asked = dict(words or {})
     if plan.pixels and frames:

@@ -70,7 +70,7 @@ def extraction_config(
         str,
         typer.Option(
             rich_help_panel=CONTENT,
-            help="Blocks whose tokens are kept: -4: (the last four), 0,3,6, all.",
+            help="Blocks whose tokens are kept: -4: (the last four), 0,3,6, all; none: the embedding alone.",
             metavar="LAYERS",
         ),
     ] = "-4:",
@@ -88,14 +88,14 @@ def extraction_config(
         ),
     ] = False,
     cross_frame: Annotated[
-        str,
+        str | None,
         typer.Option(
             rich_help_panel=CONTENT,
             help="For attention between frames. qk: store queries and keys of the layers; maps: the softmax maps, 4.5 times "
             "smaller than both for ViT-B/16; derive: what enters the layers, from which training makes Q/K again, 2.4 times "
-            "smaller than tokens with Q/K; none.",
+            "smaller than tokens with Q/K; none. Default: qk, and none with --layers none.",
         ),
-    ] = "qk",
+    ] = None,
     dtype: Annotated[
         str,
         typer.Option(
@@ -295,6 +295,7 @@ def extraction_config(
     device: Annotated[str, typer.Option(rich_help_panel=RUNNING, help=DEVICE_HELP)] = "auto",
 ) -> "ExtractionConfig":
     """The request that the options stand for."""
+    from vcache.extract.layers import selects_none
     from vcache.pipelines.request import ExtractionConfig, parse_part
 
     (first_model, first_pretrained), *more_models = _paired(model or [DEFAULT_MODEL], pretrained or [], random_weights)
@@ -305,7 +306,7 @@ def extraction_config(
         frames=frames,
         stride=stride,
         tsn=tsn,
-        cross_frame=cross_frame,
+        cross_frame=cross_frame or ("none" if selects_none(layers) else "qk"),
         dtype=dtype,
         model=first_model,
         pretrained=first_pretrained,

@@ -39,9 +39,13 @@ def print_plan(plan: ExtractionPlan) -> None:
 
 def _print_store(store: PlannedStore) -> None:
     _say(f"[bold]{escape(str(store.path))}[/bold]  ({'is there' if store.is_there else 'new'})")
-    _say(f"  {escape(store.model)}, layers {','.join(map(str, store.layers))}")
+    _say(f"  {escape(store.model)}, {_layers(store)}")
     if store.to_retry:
         _say(f"  {count(store.to_retry, 'video')} that failed before will be tried again, and come on top")
+
+
+def _layers(store: PlannedStore) -> str:
+    return f"layers {','.join(map(str, store.layers))}" if store.layers else "no layers, the embedding alone"
 
 
 def _content_lines(plan: ExtractionPlan) -> Iterator[str]:

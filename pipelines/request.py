@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vcache.extract.datasets.registry import list_datasets
 from vcache.extract.decoders import list_decoders
+from vcache.extract.layers import selects_none
 from vcache.extract.sampling import Sampling, StridedSampling, TSNSampling
 from vcache.extract.spec import DTYPES, PRECISIONS
 from vcache.pipelines.precision_error import MAX_ERROR
@@ -34,6 +35,7 @@ class ExtractionConfig:
     dataset: str
     """A registered name, a folder, a CSV file, or a list in a .txt."""
     layers: str = "-4:"
+    """Blocks whose tokens are kept, as words (extract/layers.py); "none" keeps the embedding alone."""
     split: tuple[str, ...] | None = None
     """Splits to extract; None is all that the dataset has."""
     frames: int = 8
@@ -119,6 +121,11 @@ class ExtractionConfig:
             raise ExtractionError(f"--val-fraction {self.val_fraction:g}: a share of the videos, from 0 to below 1.")
         if not self.max_error > 0:
             raise ExtractionError(f"--max-error {self.max_error:g}: must be above 0.")
+        if selects_none(self.layers) and self.cross_frame != "none":
+            raise ExtractionError(
+                f"--cross-frame {self.cross_frame}: attention between frames is of layers, and --layers none keeps none. "
+                "Leave --cross-frame out, or name the layers."
+            )
         if self.cross_frame == "maps" and self.frames < 2:
             raise ExtractionError("--cross-frame maps needs at least two frames: maps are between neighbours.")
         if self.more_models and self.store is not None:

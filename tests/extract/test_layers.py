@@ -24,6 +24,8 @@ quick = settings(max_examples=60, deadline=None, database=None)
         ("3,-9,3", (3,)),
         ((-4, -1), (8, 11)),
         ([11, 2, -1], (2, 11)),
+        ("none", ()),
+        (" none", ()),
     ],
 )
 def test_selection_of_twelve_blocks(selection: str | tuple[int, ...], layers: tuple[int, ...]) -> None:
@@ -81,10 +83,14 @@ def test_a_layer_is_absolute_or_refused(layer: int, num_layers: int) -> None:
         ("-4:", 3, "layers '-4:': asked of a backbone with 3 blocks (0-2, or -3 to -1)"),
         ("0:13", 12, "layers '0:13': asked of a backbone with 12 blocks (0-11, or -12 to -1)"),
         ("1", 1, "layers 1: asked of a backbone with 1 block (0, or -1)"),
-        ("last", 12, "layers 'last': 'last' is not a layer (3, -1), a range (-4:, 0:12:2) or 'all'"),
-        ("", 12, "layers '': '' is not a layer (3, -1), a range (-4:, 0:12:2) or 'all'"),
-        ("0,,3", 12, "layers '0,,3': '' is not a layer (3, -1), a range (-4:, 0:12:2) or 'all'"),
-        ("0:12:0", 12, "layers '0:12:0': '0:12:0' is not a layer (3, -1), a range (-4:, 0:12:2) or 'all'"),
+        ("last", 12, "layers 'last': 'last' is not a layer (3, -1), a range (-4:, 0:12:2), 'all' or 'none'"),
+        ("", 12, "layers '': '' is not a layer (3, -1), a range (-4:, 0:12:2), 'all' or 'none'"),
+        ("0,,3", 12, "layers '0,,3': '' is not a layer (3, -1), a range (-4:, 0:12:2), 'all' or 'none'"),
+        ("0:12:0", 12, "layers '0:12:0': '0:12:0' is not a layer (3, -1), a range (-4:, 0:12:2), 'all' or 'none'"),
+        *(
+            (word, 12, f"layers '{word}': 'none' is no layer at all. Say it alone, or name the layers without it")
+            for word in ("none,3", "-1, none", "none,none")
+        ),
         ("5:3", 12, "layers '5:3': selects none of the 12 blocks (0-11, or -12 to -1)"),
         ((), 12, "layers []: selects none of the 12 blocks (0-11, or -12 to -1)"),
     ],
