@@ -16,7 +16,7 @@ from rich.padding import Padding
 from vcache.heads.registry import get_head, list_heads
 from vcache.heads.requirements import Recipe
 from vcache.pipelines.console import count, out, print_sentence
-from vcache.pipelines.head_presets import HeadPreset, find_preset, presets_of
+from vcache.pipelines.head_presets import HeadPreset, find_preset, frames_of, presets_of
 from vcache.pipelines.matching import SETTABLE_FACTS, STORE_FACTS
 from vcache.pipelines.settings import takes_depth
 
@@ -87,7 +87,7 @@ def _recipe_fields(recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 
 def _preset_row(preset: HeadPreset) -> dict[str, Any]:
-    return {**dataclasses.asdict(preset), "extract": preset.extract_line}
+    return {**dataclasses.asdict(preset), "extract": preset.extract_line, "text": preset.text_lines}
 
 
 def _depth(layers: tuple[int, ...] | None) -> int | None:
@@ -188,7 +188,7 @@ def _print_presets(head: str, presets: list[dict[str, Any]]) -> None:
     out.print(f"[bold]{name:<{width}}  top-1  of the paper[/bold]", highlight=False)
     for preset in presets:
         out.print(
-            f"{preset['name']:<{width}}  {preset['top1']:>5}  {preset['source']}",
+            f"{preset['name']:<{width}}  {preset['top1'] or '-':>5}  {preset['source']}",
             highlight=False,
             markup=False,
             soft_wrap=True,
@@ -203,16 +203,19 @@ def _print_presets(head: str, presets: list[dict[str, Any]]) -> None:
 
 def print_preset(row: dict[str, Any]) -> None:
     out.print(
-        f"[bold]{row['name']}[/bold]  {row['source']} of the paper, top-1 {row['top1']}% there",
+        f"[bold]{row['name']}[/bold]  {row['source']} of the paper, "
+        + (f"top-1 {row['top1']}% there" if row["top1"] else "without a number there"),
         highlight=False,
         soft_wrap=True,
     )
     if row["note"]:
         line("note", row["note"])
-    settings = {"num_frames": row["frames"], **row["settings"]}
-    line("settings", pairs(settings))
+    settings = {**frames_of(row["head"], row["frames"]), **row["settings"]}
+    line("settings", pairs(settings) or "the defaults")
     line("recipe", pairs(_switched_on(row["recipe"])))
     line("extract", row["extract"])
+    for text in row["text"]:
+        line("text", text)
     line("train", f"vcache train-head {row['head']} --preset {row['name']}")
     line("count", f"vcache heads {row['head']} --count --preset {row['name']}")
     out.print(

@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vcache.extract.layers import absolute_layer
@@ -18,7 +18,11 @@ from vcache.pipelines.clip_towers import CLIP_TOWERS
 from vcache.pipelines.extract_commands import cross_frame_words, extract_command, layers_word, option_words
 from vcache.pipelines.matching import HeadStoreMismatch
 from vcache.pipelines.settings import read_values
+from vcache.pipelines.templates import TEMPLATE_SETS
 from vcache.store.manifest import Manifest
+
+EXTRACTED_TEXT = ("label", "text4vis", "actionclip")
+"""Sets of templates that `vcache extract` adds to every store."""
 
 
 class UnknownPreset(LookupError):
@@ -48,17 +52,19 @@ class HeadPreset:
     """Ours: the papers draw a new view in every epoch, a store has a fixed number of them."""
     augment: str
     top1: float | None = None
-    """Per cent, as the paper has it."""
+    """Per cent, as the paper has it; None where it has no number."""
     gmacs: int | float | None = None
     """The paper's, of backbone and head: EVL's over all evaluation views, DiST's of one."""
     millions: float | None = None
     """The paper's parameters, in millions: of EVL the new ones, of DiST with the image tower."""
+    encoder: str | None = None
+    """The text encoder of its templates, where it is not CLIP's: a model of Hugging Face."""
     note: str = ""
     """What differs between paper and official code, and which of them this is."""
 
     @property
     def head_settings(self) -> dict[str, Any]:
-        return {"num_frames": self.frames, **self.settings}
+        return {**frames_of(self.head, self.frames), **self.settings}
 
     @property
     def request(self) -> dict[str, Any]:
@@ -87,6 +93,18 @@ class HeadPreset:
         return word, "qk" if asked.maps else "none"
 
     @property
+    def text_lines(self) -> tuple[str, ...]:
+        """The `vcache text` lines that add the text that the head reads and `vcache extract` does not write by itself."""
+        wanted = dict.fromkeys((self._requirements.text, getattr(self._requirements, "training_text", None)))
+        lines = []
+        for name in wanted:
+            if name is None or name in EXTRACTED_TEXT:
+                continue
+            words = ["vcache", "text", "STORE", "--templates", _template_set(name)]
+            lines.append(shlex.join(words + (["--encoder", self.encoder] if self.encoder else [])))
+        return tuple(lines)
+
+    @property
     def _requirements(self) -> HeadRequirements:
         tower, head = CLIP_TOWERS[self.model], get_head(self.head)
         sizes = tower.facts_for(head.Config)
@@ -98,6 +116,17 @@ class HeadPreset:
         layers, cross_frame = self.layers_and_cross_frame
         words = ["vcache", "extract", self.dataset, "--layers", layers, *option_words(self.request)]
         return shlex.join(words + cross_frame_words(layers, cross_frame))
+
+
+def frames_of(head: str, num_frames: int) -> dict[str, int]:
+    """The setting of a head that is made for a number of frames; none of one that takes any."""
+    has_field = "num_frames" in {field.name for field in fields(get_head(head).Config)}
+    return {"num_frames": num_frames} if has_field else {}
+
+
+def _template_set(name: str) -> str:
+    """Of "text4vis_distilbert", the embeddings of a set by another encoder: text4vis."""
+    return next((one for one in TEMPLATE_SETS if name == one or name.startswith(f"{one}_")), name)
 
 
 def presets_of(head: str) -> dict[str, HeadPreset]:
@@ -134,9 +163,8 @@ def check_store(preset: HeadPreset, manifest: Manifest, settings: Mapping[str, A
         HeadStoreMismatch: what the preset wants, what the store called `name` holds, and the `vcache extract` line to run.
     """
     tower, facts, stored = CLIP_TOWERS[preset.model], manifest.facts["backbone"], manifest.facts["request"]
-    frames = read_values(get_head(preset.head).Config, {"num_frames": settings.get("num_frames", preset.frames)})[
-        "num_frames"
-    ]
+    asked = frames_of(preset.head, preset.frames) | {key: settings[key] for key in ("num_frames",) if key in settings}
+    frames = read_values(get_head(preset.head).Config, asked).get("num_frames", preset.frames)
     sizes = (tower.num_layers, tower.width, tower.grid)
     wanted = {
         "backbone": f"{preset.model} ({_sizes(*sizes)})",
