@@ -57,8 +57,8 @@ class TextClassifier(nn.Module):
     def assign(self, embeddings: Float[Tensor, "K E"], logit_scale: float) -> None:
         """Classify by these rows, wherever they come from."""
         self.embeddings.data = embeddings.to(self.embeddings)
-        if not self.logit_scale.isfinite():
-            self.logit_scale.fill_(logit_scale)
+        # Not by a question: without numbers, on torch's meta device, there is no answer.
+        self.logit_scale.copy_(torch.where(self.logit_scale.isfinite(), self.logit_scale, logit_scale))
         self._is_set = True
 
     def forward(self, videos: Float[Tensor, "B E"], scale: float | None = None) -> Float[Tensor, "B K"]:

@@ -33,6 +33,11 @@ class ClipTower:
         return embeddings + self.num_layers * (12 * D**2 + 13 * D)
 
     @property
+    def num_parameters(self) -> int:
+        """With ln_post and the projection, which the embedding needs."""
+        return self.num_trunk_parameters + 2 * self.width + self.width * self.embed_dim
+
+    @property
     def macs_per_frame(self) -> int:
         """Multiply-adds of one image: patches, blocks, and the projection of CLS; equal to a count of open_clip's own module."""
         P, D = self.grid[0] * self.grid[1], self.width
