@@ -27,7 +27,7 @@ def choose_average(asked: str | None, head: Any, name: str) -> Average:
     Raises:
         AverageError: there is no such way, or the head says nothing of its embedding.
     """
-    ways = [way for way in get_args(Average) if way != "embeddings" or _has_embedding(head)]
+    ways = [way for way in get_args(Average) if way != "embeddings" or has_embedding(head)]
     wanted = asked or getattr(head, "view_average", "softmax")
     if wanted not in get_args(Average):
         raise AverageError(f"--average {wanted!r} is not there; head {name!r} has {', '.join(ways)}.")
@@ -38,7 +38,8 @@ def choose_average(asked: str | None, head: Any, name: str) -> Average:
     return cast(Average, wanted)
 
 
-def _has_embedding(head: Any) -> bool:
+def has_embedding(head: Any) -> bool:
+    """Whether the head says what its embedding of a clip is, and classifies it."""
     return hasattr(head, "embed") and hasattr(head, "classify_embedding")
 
 

@@ -1,20 +1,27 @@
-"""Which classes a run is evaluated on: those it was trained on, those it never saw (zero-shot), or all of a store.
+"""Which classes a head is evaluated on: those it was trained on, those it never saw (zero-shot), or all of a store.
 
 A head that classifies by text is given the names to tell apart; any other knows those it was trained on and no more.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from vcache.heads.registry import list_heads
-from vcache.pipelines.class_text import give_text
+from vcache.pipelines.class_text import class_text, give_text
+from vcache.pipelines.imported_runs import class_order
 from vcache.pipelines.runs import Run, RunError
 from vcache.store.reader import FeatureStore
 
 TRAINED, LEFT_OUT, ALL = CLASSES = ("trained", "left-out", "all")
 """What `vcache eval --classes` takes."""
+NAMED = "named"
+"""Those that `vcache zero-shot --classes FILE` names."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,20 +29,45 @@ class ClassChoice:
     """K classes of a store, in its order."""
 
     which: str
-    """One of CLASSES."""
-    places: tuple[int, ...] | None
+    """One of CLASSES, or NAMED."""
+    places: tuple[int, ...] | None = None
     """Where they are among those of the store; None: they are all of them."""
     names: tuple[str, ...]
-    trained_on: np.ndarray | None
-    """bool (K,): the classes that the head was trained on; None: an imported run does not say it."""
+    trained_on: np.ndarray | None = None
+    """bool (K,): the classes that the head was trained on; None: an imported run does not say it, or nothing was trained."""
     templates: str | None
     """Of the text that the head is to be given of them; None: it has outputs for them, or is given prompts."""
-    dataset: str
+    dataset: str = ""
     """Of the store, where it has other classes than the run was trained beside; else empty."""
+    outputs: tuple[int, ...] | None = None
+    """Where they are among the outputs of the head; None: there, in this order."""
+    others: Float[Tensor, "other M E"] | None = None
+    """Text embeddings of the last of the names, which are no classes of the store."""
+
+    @property
+    def any_class(self) -> bool:
+        """Of videos with several classes, whether those that have any of these are taken; else those that have no other."""
+        return self.which in (LEFT_OUT, NAMED)
 
     def give(self, head: Any, store: FeatureStore) -> None:
         """Have the head tell these classes apart, if it does not yet; a trained logit scale stays."""
-        give_text(head, self.templates, store, self.places)
+        if self.others is None or self.templates is None:
+            give_text(head, self.templates, store, self.places)
+            return
+        own = class_text(store, self.templates, self.places)
+        head.set_text(replace(own, embeddings=torch.cat([own.embeddings, self.others])))
+
+    def part(self, columns: Sequence[int]) -> "ClassChoice":
+        """Those of the classes alone, by their places among the names in ascending order."""
+        num_own = len(self.names) - (0 if self.others is None else len(self.others))
+        own = [k for k in columns if k < num_own]
+        return replace(
+            self,
+            places=tuple(own if self.places is None else (self.places[k] for k in own)),
+            names=tuple(self.names[k] for k in columns),
+            trained_on=None if self.trained_on is None else self.trained_on[list(columns)],
+            others=None if self.others is None else self.others[[k - num_own for k in columns if k >= num_own]],
+        )
 
 
 def choose_classes(run: Run, store: FeatureStore, which: str = TRAINED) -> ClassChoice:
@@ -47,6 +79,7 @@ def choose_classes(run: Run, store: FeatureStore, which: str = TRAINED) -> Class
         chosen = trained if which == TRAINED else ~trained
     # What came without text, as official checkpoints do, is given that of its classes too.
     templates = run.requirements().text if which != TRAINED or run.imported else None
+    outputs = class_order(run, store).tolist() if run.imported and templates is None else None
     elsewhere = which != TRAINED and own is not None and set(names) != own | set(run.left_out)
     return ClassChoice(
         which=which,
@@ -55,6 +88,7 @@ def choose_classes(run: Run, store: FeatureStore, which: str = TRAINED) -> Class
         trained_on=None if trained is None else trained[chosen],
         templates=templates,
         dataset=store.manifest.dataset if elsewhere else "",
+        outputs=None if outputs is None else tuple(outputs),
     )
 
 

@@ -1,7 +1,9 @@
 """What a head says of the videos of a split, put together from batches in any order, of one view or averaged over several."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -9,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vcache.heads.requirements import ClipFeatures
-from vcache.pipelines.evaluation.averaging import Average, ScoreMean
+from vcache.pipelines.evaluation.averaging import Average, ScoreMean, has_embedding
 from vcache.pipelines.evaluation.metrics import Metrics, compute_metrics
 from vcache.pipelines.loading.loader import Batch, ClipLoader
 
@@ -105,6 +107,49 @@ def predict_scores(
     assert mean is not None and targets is not None
     scores = mean.result()
     return (_classified(head, scores, loader) if average == "embeddings" else scores), targets
+
+
+@dataclass(frozen=True)
+class ClassesPart:
+    """Some of the classes that a head tells apart by their text."""
+
+    columns: tuple[int, ...] | None
+    """Which of them; None: all."""
+    give: Callable[[], None]
+    """Has the head tell these apart, and no others."""
+
+
+def predict_parts(
+    head: nn.Module, loader: ClipLoader, average: Average, parts: Sequence[ClassesPart]
+) -> tuple[list[Float[Tensor, "M _"]], Targets]:
+    """Scores as of `predict_scores` for each part of the classes, and targets among all; a video goes through the head once.
+
+    Where the head says what its embedding of a clip is, that is classified anew for each part: the probabilities of some classes
+    are no part of those of all. Of another head no output depends on the other classes.
+    """
+    forward: Callable[[ClipFeatures], Tensor] = head.embed if has_embedding(head) else head  # type: ignore[assignment]
+    views = (_predict(head, forward, loader.in_order(view)) for view in loader.views)
+    outputs, targets = next(views)
+    multi_label = targets.ndim == 2
+    if average == "embeddings" and len(loader.views) > 1:
+        mean = ScoreMean(average, multi_label=multi_label)
+        for of_view in (outputs, *(x for x, _ in views)):
+            mean.add(of_view)
+        return [_of_part(head, mean.result(), loader, part) for part in parts], targets
+    # Of one view the scores stay as they are.
+    means = [ScoreMean(average if len(loader.views) > 1 else "logits", multi_label=multi_label) for _ in parts]
+    for of_view in chain([outputs], (x for x, _ in views)):
+        for part, of_part in zip(parts, means, strict=True):
+            of_part.add(_of_part(head, of_view, loader, part))
+    return [of_part.result() for of_part in means], targets
+
+
+def _of_part(head: nn.Module, outputs: Tensor, loader: ClipLoader, part: ClassesPart) -> Float[Tensor, "M _"]:
+    """What the head says of this part of the classes; `outputs` are embeddings if it says what these are."""
+    if has_embedding(head):
+        part.give()
+        return _classified(head, outputs, loader)
+    return outputs if part.columns is None else outputs[:, list(part.columns)]
 
 
 def _predict(

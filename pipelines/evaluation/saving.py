@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vcache.pipelines.evaluation.class_choice import TRAINED
-from vcache.pipelines.evaluation.evaluate import Evaluation
+from vcache.pipelines.evaluation.head_evaluation import Evaluation
 
 
 def save_predictions(

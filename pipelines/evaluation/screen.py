@@ -14,7 +14,7 @@ from vcache.pipelines import console
 
 if TYPE_CHECKING:  # imported late: these load torch
     from vcache.pipelines.evaluation.bootstrap import Interval
-    from vcache.pipelines.evaluation.evaluate import Evaluation
+    from vcache.pipelines.evaluation.head_evaluation import Evaluation
     from vcache.pipelines.evaluation.per_class import ClassMetrics
     from vcache.pipelines.evaluation.predictions import Predictions
     from vcache.pipelines.evaluation.zero_shot import GroupMetrics

@@ -21,7 +21,8 @@ from vcache.pipelines.checkpoint_file import CheckpointError
 from vcache.pipelines.class_file import ClassFileError
 from vcache.pipelines.class_text import LOGIT_SCALE, class_text, text_constant
 from vcache.pipelines.cli import app
-from vcache.pipelines.evaluation.evaluate import Evaluation, evaluate
+from vcache.pipelines.evaluation.evaluate import evaluate
+from vcache.pipelines.evaluation.head_evaluation import Evaluation
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.import_dist import extract_line
 from vcache.pipelines.importing import ImportConfig, import_head
