@@ -44,6 +44,13 @@ def evaluate(
             "it was not trained on (train-head --leave-out, or another dataset's --store): zero-shot.",
         ),
     ] = "trained",
+    half_classes: Annotated[
+        bool,
+        typer.Option(
+            "--half-classes",
+            help="Also the mean over 10 draws of half of these classes, as zero-shot papers do; with --classes all or left-out.",
+        ),
+    ] = False,
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Show each class, the worst first, and what it is taken for.")
     ] = False,
@@ -72,6 +79,7 @@ def evaluate(
     vcache eval runs/evl-1
     vcache eval runs/evl-1 --views 3x1 --per-class
     vcache eval runs/dist-1 --classes left-out
+    vcache eval runs/text4vis-1 --store UCF101.zarr --classes all --half-classes
     """
     from vcache.pipelines.evaluation.evaluate import evaluate as run_evaluation
     from vcache.pipelines.evaluation.saving import save_predictions
@@ -88,6 +96,7 @@ def evaluate(
         average=average,
         which=which,
         classes=classes,
+        half_classes=half_classes,
         device=device,
         allow_incomplete=allow_incomplete,
         on_note=_note,

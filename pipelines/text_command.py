@@ -63,7 +63,8 @@ def add_text(
         missing, note = missing_sets(store, sets, other), None
         if missing:
             on_stage("loading the text tower")
-            tower = other or _tower_of(store, words, model, pretrained, device)
+            again = ["text", str(path), *(part for word in words for part in ("--templates", word))]
+            tower = other or tower_of_store(store, again, model, pretrained, device)
             with sole_writer(path):
                 store.refresh()
                 missing = missing_sets(store, sets, other)  # of what is there now that no other process changes it
@@ -87,22 +88,25 @@ def _encoder_of(
     return loaded
 
 
-def _tower_of(
-    store: FeatureStore, words: Sequence[str], model: str | None, pretrained: str | None, device: str
+def tower_of_store(
+    store: FeatureStore, again: Sequence[str], model: str | None, pretrained: str | None, device: str
 ) -> FrozenTextTower:
-    """The text tower beside the image tower that the store's features are of."""
+    """The text tower beside the image tower that the store's features are of; `again` is the command that asks for it.
+
+    Raises:
+        TextMismatch: the checkpoint is another than the store's.
+        NoTextTower, RandomWeightsRefused: it has no text tower, or is not there.
+    """
     request, spec = store.manifest.facts["request"], store.manifest.spec
     name = model or request["model"]
     tower = load_tower_of(store, select_device(device), model=model, pretrained=pretrained)
     if not is_beside(tower, store.manifest) and not (tower.model == spec["model"] and _saved_without_text(request)):
         option = ["--model", "local-dir:FOLDER"] if name.startswith(LOCAL_DIR) else ["--pretrained", "FILE"]
-        templates = [part for word in words for part in ("--templates", word)]
-        again = shlex.join(["vcache", "text", str(store.path), *templates, *option])
         checkpoint = name if name.startswith(LOCAL_DIR) else pretrained or request["pretrained"]
         raise TextMismatch(
             f"{store.path} was made with {_told(spec['model'], spec['weights_sha256'])}; {checkpoint} has "
             f"{_told(tower.model, tower.visual_sha256)}. Text and features must be of one checkpoint. Name the store's with:  "
-            f"{again}"
+            f"{shlex.join(['vcache', *again, *option])}"
         )
     return tower
 

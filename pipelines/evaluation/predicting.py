@@ -15,7 +15,7 @@ from vcache.pipelines.evaluation.averaging import Average, ScoreMean, has_embedd
 from vcache.pipelines.evaluation.metrics import Metrics, compute_metrics
 from vcache.pipelines.loading.loader import Batch, ClipLoader
 
-Targets = Int[Tensor, " M"] | Float[Tensor, "M K"]
+Targets = Int[Tensor, " M"] | Float[Tensor, "M _"]
 
 
 class Predicted:

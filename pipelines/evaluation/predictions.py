@@ -4,7 +4,7 @@
     scores        float32 (M, K)                       class_names    text (K,)
     targets       int64 (M,), or uint8 (M, K)          kind         "softmax" | "sigmoid": what makes probabilities of scores
     split, views ("3x1"), average, store_key, run      text
-    of_classes   "trained" | "left-out" | "all"        trained_on   bool (K,): the classes that the model was trained on
+    of_classes   "trained", "left-out", "all", "named"   trained_on   bool (K,): the classes that the model was trained on
 
 A file of anyone else may hold `scores` alone, or with any of the others. One without `kind` whose rows are probabilities (none
 below 0, each row with the sum 1; where videos have several classes, all between 0 and 1) is read as such: the scores are their
@@ -54,7 +54,7 @@ class Predictions:
     store_key: str = ""
     run: str = ""
     of_classes: str = ""
-    """Which classes of the store these are, one of CLASSES (class_choice.py)."""
+    """Which classes of the store these are, one of CLASSES, or NAMED (class_choice.py)."""
     trained_on: np.ndarray | None = None
     """bool (K,): the classes that the model was trained on."""
     read_as: str = ""

@@ -1,4 +1,4 @@
-"""Where `vcache eval` writes its predictions: an npz for programs (predictions.py), a CSV for people."""
+"""Where `vcache eval` and `vcache zero-shot` write their predictions: an npz for programs (predictions.py), a CSV for people."""
 
 import re
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vcache.pipelines.evaluation.class_choice import TRAINED
 from vcache.pipelines.evaluation.head_evaluation import Evaluation
+from vcache.pipelines.evaluation.predictions import Predictions
 
 
 def save_predictions(
@@ -25,16 +26,21 @@ def save_predictions(
     """
     named = where is not None and where.suffix == ".npz"
     npz = where if where is not None and named else (where or run / "predictions") / f"{file_stem(evaluation)}.npz"
-    paths = npz, npz.with_suffix(".csv")
     try:
-        evaluation.predictions.save(paths[0])
-        evaluation.predictions.save_csv(paths[1])
+        return write_predictions(evaluation.predictions, npz)
     except OSError as error:
         if where is not None:
             raise
         on_note(f"the predictions are not saved: {error}. Name a place with --save, or say --no-save.")
         return ()
-    return paths
+
+
+def write_predictions(predictions: Predictions, npz: Path) -> tuple[Path, Path]:
+    """Write the npz and, beside it, the CSV; returns both paths."""
+    csv = npz.with_suffix(".csv")
+    predictions.save(npz)
+    predictions.save_csv(csv)
+    return npz, csv
 
 
 def file_stem(evaluation: Evaluation) -> str:

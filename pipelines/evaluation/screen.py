@@ -14,46 +14,73 @@ from vcache.pipelines import console
 
 if TYPE_CHECKING:  # imported late: these load torch
     from vcache.pipelines.evaluation.bootstrap import Interval
+    from vcache.pipelines.evaluation.half_classes import HalfClasses
     from vcache.pipelines.evaluation.head_evaluation import Evaluation
     from vcache.pipelines.evaluation.per_class import ClassMetrics
     from vcache.pipelines.evaluation.predictions import Predictions
     from vcache.pipelines.evaluation.zero_shot import GroupMetrics
 
-_LINES = (
-    ("top1", "top-1"),
-    ("top5", "top-5"),
-    ("mean_class_accuracy", "mean class accuracy"),
-    ("mean_average_precision", "mAP"),
-)
+LINES = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "mean_class_accuracy": "mean class accuracy",
+    "mean_average_precision": "mAP",
+}
+"""Words for the metrics."""
+HALF_LINES = {name: LINES[name] for name in ("top1", "top5", "mean_average_precision")}
+"""Of these, what is said of halves of the classes."""
 
 
 def print_evaluation(evaluation: Evaluation, intervals: Mapping[str, Interval], saved: Sequence[Path]) -> None:
     """A line for each metric, then of what they are, and where the predictions are."""
     from vcache.pipelines.evaluation.class_choice import TRAINED
     from vcache.pipelines.evaluation.zero_shot import chance, group_metrics
-    from vcache.pipelines.stored_views import describe_grid
 
     metrics, predictions = evaluation.metrics, evaluation.predictions
     by_chance = chance(predictions) if predictions.of_classes != TRAINED else {}
-    for name, words in _LINES:
+    for name, words in LINES.items():
         value = getattr(metrics, name)
         if value is not None:
             beside = f"   chance {by_chance[name]:.1%}" if name in by_chance else ""
-            _print(f"{words:<21}{_with_interval(value, intervals.get(name))}{beside}")
+            _print(f"{words:<21}{with_interval(value, intervals.get(name))}{beside}")
     _print_groups(group_metrics(predictions))
     for kind in evaluation.kinds:
         _print(f"{kind.kind:<21}top-1 {kind.top1:6.1%}   top-5 {kind.top5:6.1%}")
-    left_out = f", {evaluation.num_failed} failed ones left out" if evaluation.num_failed else ""
     _print(f"loss                 {metrics.loss:.4f}")
+    if halves := evaluation.half_classes:
+        for name, words in HALF_LINES.items():
+            if getattr(metrics, name) is not None:
+                _print(f"{f'half-class {words}':<21}{with_deviation(halves, name)}")
+    _print(describe_videos(evaluation))
+    if halves:
+        _print(describe_halves(halves))
+    if intervals:
+        _print(describe_intervals(intervals))
+    if saved:
+        _print(f"saved {saved[0]} and {saved[-1].suffix}")
+
+
+def describe_videos(evaluation: Evaluation) -> str:
+    """ "(200 videos of all 5 classes, mean of 3x1 views), averaged: logits, 2 failed ones left out"."""
+    from vcache.pipelines.stored_views import describe_grid
+
+    metrics, predictions = evaluation.metrics, evaluation.predictions
+    left_out = f", {evaluation.num_failed} failed ones left out" if evaluation.num_failed else ""
     average = predictions.average
     way = f", averaged: {average}" if average != "softmax" and metrics.views != "1x1" else ""
     videos = console.count(metrics.num_videos, "video") + _of_classes(predictions)
-    _print(f"({videos}, {describe_grid(metrics.views)}){way}{left_out}")
-    if intervals:
-        resamples = next(iter(intervals.values())).resamples
-        _print(f"[low, high]: 95% of {resamples} bootstrap resamples of the videos")
-    if saved:
-        _print(f"saved {saved[0]} and {saved[-1].suffix}")
+    return f"({videos}, {describe_grid(metrics.views)}){way}{left_out}"
+
+
+def describe_intervals(intervals: Mapping[str, Interval]) -> str:
+    """What the brackets mean."""
+    resamples = next(iter(intervals.values())).resamples
+    return f"[low, high]: 95% of {resamples} bootstrap resamples of the videos"
+
+
+def describe_halves(halves: HalfClasses) -> str:
+    """What the numbers of halves mean."""
+    return f"half-class: mean and deviation over {len(halves.draws)} draws of {halves.num_classes} of the classes"
 
 
 def _of_classes(predictions: Predictions) -> str:
@@ -64,6 +91,7 @@ def _of_classes(predictions: Predictions) -> str:
         + ("1 class that was" if num_classes == 1 else f"{num_classes} classes that were")
         + " not trained on",
         "all": f" of all {num_classes} classes",
+        "named": f" told apart from {num_classes} names",
     }.get(predictions.of_classes, "")
 
 
@@ -120,6 +148,7 @@ def described(
         "chance": chance(predictions),
         "groups": [asdict(group) for group in groups],
         "harmonic_mean": harmonic_mean(groups),
+        "half_classes": _described_halves(evaluation.half_classes),
         "num_failed": evaluation.num_failed,
         "intervals": {name: asdict(interval) for name, interval in intervals.items()},
         "kinds": [asdict(kind) for kind in evaluation.kinds],
@@ -128,10 +157,23 @@ def described(
     }
 
 
-def _with_interval(value: float, interval: Interval | None) -> str:
+def with_interval(value: float, interval: Interval | None) -> str:
     """ "72.5% [70.1, 74.9]"."""
     shown = f"{value:6.1%}"
     return shown if interval is None else f"{shown} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+
+
+def with_deviation(halves: HalfClasses, metric: str) -> str:
+    """ "72.5% ± 2.1"."""
+    mean, deviation = halves.mean(metric), halves.deviation(metric)
+    return "" if mean is None or deviation is None else f"{mean:6.1%} ± {100 * deviation:.1f}"
+
+
+def _described_halves(halves: HalfClasses | None) -> dict[str, Any] | None:
+    if halves is None:
+        return None
+    told = {name: {"mean": halves.mean(name), "std": halves.deviation(name)} for name in HALF_LINES}
+    return {"num_classes": halves.num_classes, **told, "draws": [asdict(metrics) for metrics in halves.draws]}
 
 
 def _print(line: str) -> None:
