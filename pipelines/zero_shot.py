@@ -98,7 +98,8 @@ def zero_shot(
     """Compare the videos of a split with text; `on_note` hears what the file of classes leaves out and adds.
 
     Raises:
-        ZeroShotError: the store has no text, not these templates, or theirs is of another encoder; no such ensemble.
+        ZeroShotError: the store has no text, not these templates, or theirs is of another encoder; there is no such ensemble, or
+            no such halves.
         ClassFileError: see `read_candidates`.
         TextMismatch, NoTextTower: names beside the store's classes cannot be encoded.
         RunError, HeadStoreMismatch, IncompleteSplit, HalfClassesError, ScoresError: see `evaluate_head`.
@@ -111,6 +112,11 @@ def zero_shot(
             _check_place(config.save, len(sets))
         split = choose_split(store, config.split)
         candidates = read_candidates(config.classes, store.manifest) if config.classes else Candidates()
+        if candidates.others and config.half_classes:
+            raise ZeroShotError(
+                f"--half-classes draws halves of the classes of {store.manifest.dataset}, and {config.classes} names others: "
+                f"{candidates.others[0]!r} is the first. Leave one of both out."
+            )
         for note in _notes(config, store, split, candidates):
             on_note(note)
         others = _encoded(config, store, candidates.others, sets, on_stage)

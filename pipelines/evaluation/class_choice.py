@@ -59,14 +59,12 @@ class ClassChoice:
 
     def part(self, columns: Sequence[int]) -> "ClassChoice":
         """Those of the classes alone, by their places among the names in ascending order."""
-        num_own = len(self.names) - (0 if self.others is None else len(self.others))
-        own = [k for k in columns if k < num_own]
+        assert self.others is None
         return replace(
             self,
-            places=tuple(own if self.places is None else (self.places[k] for k in own)),
+            places=tuple(columns if self.places is None else (self.places[k] for k in columns)),
             names=tuple(self.names[k] for k in columns),
             trained_on=None if self.trained_on is None else self.trained_on[list(columns)],
-            others=None if self.others is None else self.others[[k - num_own for k in columns if k >= num_own]],
         )
 
 
