@@ -27,8 +27,7 @@ from vcache.pipelines.matching import build_head_config
 from vcache.pipelines.stored_views import ViewGrid
 from vcache.pipelines.targets import among_classes, targets_of
 from vcache.pipelines.templates import TEMPLATE_SETS
-from vcache.pipelines.text_command import tower_of_store
-from vcache.pipelines.zero_shot_classes import Candidates, encode_others, read_candidates
+from vcache.pipelines.zero_shot_classes import Candidates, read_candidates
 from vcache.store.manifest import Manifest
 from vcache.store.object_path import StorePath
 from vcache.store.reader import FeatureStore
@@ -253,6 +252,9 @@ def _encoded(
     """The text of the names beside the store's classes, by the set of templates."""
     if not names:
         return {}
+    from vcache.pipelines.text_command import tower_of_store  # loads open_clip, which takes seconds
+    from vcache.pipelines.zero_shot_text import encode_others
+
     on_stage("loading the text tower")
     templates = [part for one in config.templates for part in ("--templates", one)]
     again = ["zero-shot", str(store.path), "--classes", str(config.classes), *templates]

@@ -5,19 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vcache.extract.text import FrozenTextTower
 from vcache.pipelines.class_file import ClassFileError, read_class_names
-from vcache.pipelines.class_text import stored_sets
 from vcache.pipelines.console import count
 from vcache.pipelines.evaluation.class_choice import ALL, NAMED, ClassChoice
-from vcache.pipelines.templates import TemplateSet, class_words
-from vcache.pipelines.text_sets import TextMismatch
+from vcache.pipelines.templates import class_words
 from vcache.store.manifest import Manifest
-from vcache.store.reader import FeatureStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,27 +77,3 @@ def _check_once(file: Path, found: dict[str, int]) -> None:
             raise ClassFileError(
                 f"--classes {file}: {other!r} and {name!r} in it are one class of the store. Name it once."
             )
-
-
-def encode_others(
-    store: FeatureStore, tower: FrozenTextTower, names: Sequence[str], templates: str
-) -> Float[Tensor, "other M E"]:
-    """What the text tower of a store makes of names in the templates of one of its sets.
-
-    Raises:
-        TextMismatch: the set is of another text tower, or the store does not say its templates.
-    """
-    known = stored_sets(store.manifest)[templates]
-    told = store.manifest.facts.get("text", {})
-    if known is None:
-        raise TextMismatch(
-            f"{store.path} does not say what the templates {templates!r} are, so other names than its classes cannot be put into "
-            "them. Name classes of the store alone."
-        )
-    if told["weights_sha256"] != tower.weights_sha256:
-        raise TextMismatch(
-            f"the text tower of {tower.model} has weights {tower.weights_sha256[:16]}, and that of the text embeddings in "
-            f"{store.path} had {told['weights_sha256'][:16]}. Name the checkpoint that made them with --pretrained FILE."
-        )
-    texts = [text for name in names for text in TemplateSet(templates, known).fill(class_words(name))]
-    return torch.as_tensor(tower.encode(texts)).reshape(len(names), len(known), -1)

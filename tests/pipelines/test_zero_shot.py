@@ -26,7 +26,8 @@ from vcache.pipelines.runs import RunError
 from vcache.pipelines.text_command import add_text
 from vcache.pipelines.text_sets import TextMismatch
 from vcache.pipelines.zero_shot import ZeroShot, ZeroShotConfig, ZeroShotError, zero_shot
-from vcache.pipelines.zero_shot_classes import encode_others, read_candidates
+from vcache.pipelines.zero_shot_classes import read_candidates
+from vcache.pipelines.zero_shot_text import encode_others
 from vcache.store.groups import write_manifest
 from vcache.store.reader import FeatureStore
 
