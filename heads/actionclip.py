@@ -154,6 +154,10 @@ class ActionCLIP(nn.Module):
             of_each = log_softmax(EVALUATION_SCALE * similarities.unflatten(1, (K, M)), dim=1)
             return of_each.logsumexp(dim=2) - math.log(M)
 
+    def class_embeddings(self) -> Float[Tensor, "K E"]:
+        """The mean of the templates of each class."""
+        return mean_of_templates(self.texts)
+
     def training_loss(
         self, features: ClipFeatures, targets: Tensor, gather: Callable[[Tensor], Tensor]
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, "B K"]]:

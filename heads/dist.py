@@ -123,6 +123,9 @@ class DiST(nn.Module):
     def classify_embedding(self, embedding: Float[Tensor, "B E"]) -> Float[Tensor, "B K"]:
         return self.text(embedding)
 
+    def class_embeddings(self) -> Float[Tensor, "K E"]:
+        return self.text.embeddings
+
     def embed(self, features: ClipFeatures) -> Float[Tensor, "B E"]:
         """The video in the space of the text, not normalised.
 

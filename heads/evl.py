@@ -141,6 +141,9 @@ class EVL(nn.Module):
     def forward(self, features: ClipFeatures) -> Float[Tensor, "B K"]:
         return self.proj(self.decoder(features))
 
+    def class_embeddings(self) -> Float[Tensor, "K D"]:
+        return cast(nn.Linear, self.proj[-1]).weight
+
     def attention(self, features: ClipFeatures) -> list[tuple[int, Float[Tensor, "B H T N"]]]:
         """Of each decoder layer: the layer it reads, and what its query gives each token there; sums to 1 over T*N.
 

@@ -49,3 +49,6 @@ class LinearHead(nn.Module):
 
     def classify_embedding(self, embedding: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
         return self.classify(self.norm(embedding))
+
+    def class_embeddings(self) -> Float[Tensor, "K D"]:
+        return self.classify.weight

@@ -242,6 +242,9 @@ def _embeddings(features: ClipFeatures) -> Float[Tensor, "B T E"]:
     assert features.embed is not None
     return features.embed
 
+    def class_embeddings(self) -> Float[Tensor, "K E"]:
+        return self.classifier.embeddings
+
 
 def _fusion(config: Text4Vis.Config) -> nn.Module:
     width = config.embed_dim

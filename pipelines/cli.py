@@ -14,7 +14,17 @@ from typing import Annotated
 
 import typer
 
-from vcache.pipelines import cli_demo, cli_extract, cli_heads, cli_runs, cli_stores, cli_sweep, cli_zero_shot, console
+from vcache.pipelines import (
+    cli_correlation,
+    cli_demo,
+    cli_extract,
+    cli_heads,
+    cli_runs,
+    cli_stores,
+    cli_sweep,
+    cli_zero_shot,
+    console,
+)
 
 # With OpenMP's default the idle threads of two torch pools spin against each other and against the decode threads:
 # measured twice the CPU time for nothing. Has to be set before torch loads its OpenMP library.
@@ -34,6 +44,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "ensemble": cli_runs.ensemble,
         "explain": cli_runs.explain,
         "cka": cli_runs.cka,
+        "correlation": cli_correlation.correlation,
     },
     "Stores": {
         "ls": cli_stores.list_stores,

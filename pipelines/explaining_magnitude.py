@@ -12,6 +12,7 @@ from vcache.heads.requirements import InnerFeatures
 from vcache.pipelines.explained_clip import ExplainedClip, chosen_layers
 from vcache.pipelines.explanation import ExplainError, LayerMagnitude, Magnitudes, MotionCorrelation
 from vcache.pipelines.pictures import Tiling
+from vcache.pipelines.rank_correlation import rank_correlation
 
 
 def explain_magnitudes(shown: ExplainedClip) -> Magnitudes:
@@ -43,32 +44,13 @@ def patch_motion(pixels: UInt8[np.ndarray, "F S S 3"], tiling: Tiling) -> Float[
     return change.reshape(len(change), h, tall, w, wide, 3).mean(axis=(2, 4, 5))
 
 
-def rank_correlation(a: Float[np.ndarray, "*shape"], b: Float[np.ndarray, "*shape"]) -> float | None:
-    """Spearman's, ties at their mean rank; None where one of both is the same everywhere, or there is nothing.
-
-    Ranks, as the norms of CLIP's patches have outliers that alone would decide a correlation of the values.
-    """
-    if a.size == 0:
-        return None
-    ranks = [_ranks(x.ravel()) for x in (a, b)]
-    x, y = (rank - rank.mean() for rank in ranks)
-    scale = np.sqrt((x @ x) * (y @ y))
-    return float(x @ y / scale) if scale > 0 else None
-
-
-def _ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """0, 1, 2, ... in ascending order; equal values have the mean of their ranks."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts + 1) / 2)[inverse]
-
-
 def _magnitude(one: InnerFeatures, shown: ExplainedClip, motion: Float[np.ndarray, "changes h w"]) -> LayerMagnitude:
     assert one.temporal is not None
     spatial, temporal = (_norms(x, shown.tiling.grid) for x in (one.spatial, one.temporal))
     step = len(temporal) // len(spatial)
     # motion[t - 1] is that of frame t, and frame 0 has none
     at_clip_frames = motion[step - 1 :: step]
+    # Of ranks, as the norms of CLIP's patches have outliers that alone would decide a correlation of the values.
     correlation = MotionCorrelation(
         temporal=rank_correlation(temporal[1:], motion),
         temporal_at_clip_frames=rank_correlation(temporal[::step][1:], at_clip_frames),

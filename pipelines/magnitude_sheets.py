@@ -109,7 +109,7 @@ def _motion_row(explanation: Explanation, magnitudes: Magnitudes, block: slice, 
     high = float(np.quantile(motion, 1 - _BEYOND)) if motion.size else 0.0
     words = ["change since", "the frame before:", "|x_t - x_(t-1)|", "of the patch"]
     maps = dict(enumerate(motion, start=1))
-    return _row(explanation, magnitudes, words, maps, Range(low=0.0, high=high, from_zero=True), block, factor)
+    return _row(explanation, magnitudes, words, maps, Range(low=0.0, high=high, sequential=True), block, factor)
 
 
 def _norm_row(

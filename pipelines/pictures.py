@@ -60,8 +60,8 @@ class Range:
 
     low: float
     high: float
-    from_zero: bool = False
-    """From black, as weights are; else small is blue, large is red, and the mean of both ends white."""
+    sequential: bool = False
+    """From black to pale, as weights are; else small is blue, large is red, and the mean of both ends white."""
 
     @classmethod
     def of(cls, values: Float[np.ndarray, "*shape"], *, beyond: float = 0.01) -> "Range":
@@ -77,7 +77,7 @@ class Range:
 
     @property
     def palette(self) -> Float[np.ndarray, "n 3"]:
-        return _MAGMA if self.from_zero else _BLUE_RED
+        return _MAGMA if self.sequential else _BLUE_RED
 
 
 def blocks(num_frames: int) -> Iterator[slice]:
@@ -116,7 +116,7 @@ def ranged_overlay(
     frame: UInt8[np.ndarray, "S S 3"], values: Float[np.ndarray, "h w"], scale: Range, tiling: Tiling, factor: int
 ) -> UInt8[np.ndarray, "fS fS 3"]:
     """The same of values that are drawn from one end of a range to the other."""
-    nothing = 0.0 if scale.from_zero else 0.5
+    nothing = 0.0 if scale.sequential else 0.5
     return _tinted(frame, scale.places(values), tiling, factor, scale.palette, nothing=nothing)
 
 
@@ -249,7 +249,7 @@ def _draw_row(image: Image.Image, row: Row, top: int, tall: int, wide: int) -> N
     if isinstance(row.scale, Scale):
         _draw_scale(image, row.scale, corner, tall)
     elif row.scale:
-        _draw_range(image, row.scale, corner, tall)
+        draw_range(image, row.scale, corner, tall)
 
 
 def _draw_scale(image: Image.Image, scale: Scale, corner: tuple[int, int], tall: int) -> None:
@@ -266,18 +266,26 @@ def _draw_scale(image: Image.Image, scale: Scale, corner: tuple[int, int], tall:
     write(image, (left + 20, below), f"even {percent(scale.even)}")
 
 
-def _draw_range(image: Image.Image, scale: Range, corner: tuple[int, int], tall: int) -> None:
-    """A bar with its ends, which stand for what lies beyond them too, and what is between them."""
+def draw_range(
+    image: Image.Image, scale: Range, corner: tuple[int, int], tall: int, *, grey: float = _FRAME_SHARE
+) -> None:
+    """A bar with its ends, which stand for what lies beyond them too, and what is between them; with `grey` as in overlays."""
     left, top = corner
-    _paste_bar(image, corner, tall, scale.palette)
+    _paste_bar(image, corner, tall, scale.palette, grey)
     ticks = {0: scale.high, (tall - TEXT) // 2: (scale.low + scale.high) / 2, tall - TEXT - 2: scale.low}
     for y, value in ticks.items():
         write(image, (left + 20, top + y), f"{value:.3g}")
 
 
-def _paste_bar(image: Image.Image, corner: tuple[int, int], tall: int, palette: Float[np.ndarray, "n 3"]) -> None:
+def _paste_bar(
+    image: Image.Image,
+    corner: tuple[int, int],
+    tall: int,
+    palette: Float[np.ndarray, "n 3"],
+    grey: float = _FRAME_SHARE,
+) -> None:
     column = np.linspace(1, 0, tall)[:, None].repeat(14, axis=1)
-    bar = (_FRAME_SHARE * 128 + (1 - _FRAME_SHARE) * colours(column, palette)).round().astype(np.uint8)
+    bar = (grey * 128 + (1 - grey) * colours(column, palette)).round().astype(np.uint8)
     image.paste(Image.fromarray(bar), corner)
 
 

@@ -21,11 +21,12 @@ from vcache.heads.requirements import ClipFeatures, InnerFeatures
 from vcache.pipelines.evaluation.predicting import predict_logits
 from vcache.pipelines.explained_clip import ExplainedClip
 from vcache.pipelines.explaining import explain
-from vcache.pipelines.explaining_magnitude import explain_magnitudes, patch_motion, rank_correlation
+from vcache.pipelines.explaining_magnitude import explain_magnitudes, patch_motion
 from vcache.pipelines.explanation import ExplainError, Explanation, Magnitudes, Question
 from vcache.pipelines.loading.loader import ClipLoader
 from vcache.pipelines.matching import match
 from vcache.pipelines.pictures import Tiling
+from vcache.pipelines.rank_correlation import rank_correlation
 from vcache.pipelines.runs import Run
 from vcache.store.reader import FeatureStore
 
