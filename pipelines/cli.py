@@ -37,6 +37,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "heads": cli_heads.heads,
         "train-head": cli_heads.train_head,
         "sweep": cli_sweep.sweep,
+        "few-shot": cli_sweep.few_shot,
         "resume": cli_heads.resume,
         "import-head": cli_heads.import_head,
         "eval": cli_runs.evaluate,

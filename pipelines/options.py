@@ -3,7 +3,7 @@
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +30,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for a 
 
 
 def takes(
-    build: Callable[..., Any], *, own_first: bool = False
+    build: Callable[..., Any], *, own_first: bool = False, without: Collection[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the parameters of `build` too; what `build` makes of them is the command's first argument.
 
@@ -38,11 +38,12 @@ def takes(
     def extract(config, as_json: bool = False): ...      # extract(dataset, layers, ..., as_json)
 
     The help shows them in this order, or with `own_first` the command's own before those of `build`; arguments that must be
-    given come before all.
+    given come before all. Those `without` are left at their defaults, and the command may have its own of these names.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        shared = inspect.signature(build).parameters
+        of_build = inspect.signature(build).parameters
+        shared = {name: parameter for name, parameter in of_build.items() if name not in without}
         _, *own = inspect.signature(command).parameters.values()
 
         @functools.wraps(command)

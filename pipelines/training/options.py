@@ -1,4 +1,4 @@
-"""The options that `vcache train-head` and `vcache sweep` share, each said once."""
+"""The options that `vcache train-head`, `sweep` and `few-shot` share, each said once."""
 
 import inspect
 from typing import Annotated, Any

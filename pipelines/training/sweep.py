@@ -73,14 +73,14 @@ class Sweep:
         self.path, self.plan = path, plan
 
     @classmethod
-    def create(cls, path: Path | None, plan: SweepPlan) -> "Sweep":
-        """At `path`, or in the next free folder below runs/. Of several processes the first writes it.
+    def create(cls, path: Path | None, plan: SweepPlan, *, name: str = "sweep") -> "Sweep":
+        """At `path`, or in runs/NAME-1, -2, ...: the next that is free. Of several processes the first writes it.
 
         Raises:
             RunError: there is something at `path`.
         """
         with _joined_world(plan) as world:
-            written = str(cls._write(path or next_run_folder("sweep"), plan)) if world.is_first else None
+            written = str(cls._write(path or next_run_folder(name), plan)) if world.is_first else None
             return cls(Path(world.broadcast_json(written)), plan)
 
     @classmethod

@@ -153,7 +153,7 @@ def results_csv(results: Sequence[MemberResult]) -> str:
         ]
         for run in results
     ]
-    return _csv([*header, "run", "error"], rows)
+    return csv_text([*header, "run", "error"], rows)
 
 
 def summary_csv(summaries: Sequence[SettingSummary]) -> str:
@@ -170,10 +170,10 @@ def summary_csv(summaries: Sequence[SettingSummary]) -> str:
         ]
         for row in summaries
     ]
-    return _csv(header, rows)
+    return csv_text(header, rows)
 
 
-def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -186,14 +186,14 @@ def results_markdown(results: Sequence[MemberResult]) -> str:
     rows = summarise(results)
     names, metrics, best = _varied_names(rows), _metrics_of(rows), best_setting(rows)
     header = [*_heads(rows), *names, *(METRICS[name] for name in metrics), "min-max", "runs", "parameters"]
-    lines = [_markdown_row(header), _markdown_row(["---"] * len(header))]
+    lines = [markdown_row(header), markdown_row(["---"] * len(header))]
     for row in rows:
-        values = [_percent(row.metrics.get(name)) or _missing(row) for name in metrics]
+        values = [percent_of(row.metrics.get(name)) or missing_word(row) for name in metrics]
         if row.label == best:
             values[0] = f"**{values[0]}**"
         spread = row.metrics.get(metrics[0]) if metrics else None
         lines.append(
-            _markdown_row(
+            markdown_row(
                 [
                     *([row.head] if _heads(rows) else []),
                     *(row.varied.get(name, "") for name in names),
@@ -212,7 +212,7 @@ def results_markdown(results: Sequence[MemberResult]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _markdown_row(cells: Iterable[str]) -> str:
+def markdown_row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
@@ -231,7 +231,7 @@ def results_table(results: Sequence[MemberResult]) -> RenderableType:
     for title in ("runs", "params"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
-        values = [_percent(row.metrics.get(name)) or _missing(row) for name in metrics]
+        values = [percent_of(row.metrics.get(name)) or missing_word(row) for name in metrics]
         values = [values[0], *(value.split(" ")[0] for value in values[1:])]
         if row.label == best:
             values[0] = f"* {values[0]}"
@@ -272,13 +272,13 @@ def _metrics_of(summaries: Sequence[SettingSummary]) -> list[str]:
     return [name for name in METRICS if any(name in row.metrics for row in summaries)] or ["top1"]
 
 
-def _percent(spread: Spread | None) -> str:
+def percent_of(spread: Spread | None) -> str:
     if spread is None:
         return ""
     return f"{100 * spread.mean:.1f}" + (f" ± {100 * spread.std:.1f}" if spread.std is not None else "")
 
 
-def _missing(row: SettingSummary) -> str:
+def missing_word(row: SettingSummary) -> str:
     return "failed" if row.num_failed == row.num_runs else "-"
 
 
