@@ -154,10 +154,6 @@ class ActionCLIP(nn.Module):
             of_each = log_softmax(EVALUATION_SCALE * similarities.unflatten(1, (K, M)), dim=1)
             return of_each.logsumexp(dim=2) - math.log(M)
 
-    def class_embeddings(self) -> Float[Tensor, "K E"]:
-        """The mean of the templates of each class."""
-        return mean_of_templates(self.texts)
-
     def training_loss(
         self, features: ClipFeatures, targets: Tensor, gather: Callable[[Tensor], Tensor]
     ) -> tuple[Float[Tensor, " B"], Float[Tensor, "B K"]]:
@@ -201,7 +197,7 @@ class ActionCLIP(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         """Of as many templates as were given before the head was saved."""
-        self.texts = torch.empty_like(state_dict.get(f"{prefix}texts", self.texts))
+        self.texts = torch.empty_like(state_dict.get(f"{prefix}texts", self.texts), device=self.logit_scale.device)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._keep_mean()
 

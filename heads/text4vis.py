@@ -55,6 +55,8 @@ class Text4Vis(nn.Module):
         """Table 2: a transformer of 6 blocks, the mean, or a depthwise convolution over time."""
         temporal_heads: int | None = None
         """Of the transformer. None: one per 64 channels, as official."""
+        adapter: bool = False
+        """A linear layer after it that starts as the identity. Ours: of a frozen image tower, `tap` leaves nothing else to train."""
         classifier: Classifier = "text"
         """Table 1: text embeddings of the class names, rows of a normal distribution, orthogonal rows, or the rows of a linear
         discriminant analysis of the training clips. "learned" is the baseline without text of Table 3: random rows, trained.
@@ -131,6 +133,7 @@ class Text4Vis(nn.Module):
     )
     view_average = "embeddings"
     one_class = True
+    any_text_width = True
 
     text_projection: Tensor | None
     """(W, E), of text of another width than the videos' embeddings; else None."""
@@ -141,6 +144,7 @@ class Text4Vis(nn.Module):
         super().__init__()
         self.config = config
         self.fusion_model = _fusion(config)
+        self.adapter = _identity(config.embed_dim) if config.adapter else nn.Identity()
         self.classifier = _classifier(config)
         self.register_buffer("text_projection", None)
         self.register_buffer("training_texts", None, persistent=False)
@@ -203,7 +207,7 @@ class Text4Vis(nn.Module):
 
     def embed(self, features: ClipFeatures) -> Float[Tensor, "B E"]:
         """The video in the space of the text, not normalised."""
-        return self.fusion_model(_embeddings(features).to(self.classifier.logit_scale.dtype))
+        return self.adapter(self.fusion_model(_embeddings(features).to(self.classifier.logit_scale.dtype)))
 
     def classify_embedding(self, embedding: Float[Tensor, "B E"]) -> Float[Tensor, "B K"]:
         if not self.training:
@@ -261,3 +265,11 @@ def _classifier(config: Text4Vis.Config) -> TextClassifier | PromptClassifier:
         return PromptClassifier(config.context_length, config.context_width or config.embed_dim, num_contexts)
     trained = config.classifier == "learned" or not config.frozen
     return TextClassifier(config.num_classes, config.embed_dim, train_embeddings=trained, train_scale=True)
+
+
+def _identity(width: int) -> nn.Linear:
+    linear = nn.Linear(width, width)
+    with torch.no_grad():
+        linear.weight.copy_(torch.eye(width))
+        linear.bias.zero_()
+    return linear

@@ -23,7 +23,8 @@ SHOWN = ("temporal", "classifier", "frozen")
 
 def head_macs(config: Text4Vis.Config, num_frames: int = 8) -> int:
     """MACs of one clip: the temporal modelling, and a cosine with each class."""
-    return fusion_macs(config.temporal, config.embed_dim, num_frames) + config.embed_dim * config.num_classes
+    E = config.embed_dim
+    return fusion_macs(config.temporal, E, num_frames) + E * (E * config.adapter + config.num_classes)
 
 
 computed_macs = head_macs

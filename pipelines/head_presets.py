@@ -18,11 +18,8 @@ from vcache.pipelines.clip_towers import CLIP_TOWERS
 from vcache.pipelines.extract_commands import cross_frame_words, extract_command, layers_word, option_words
 from vcache.pipelines.matching import HeadStoreMismatch
 from vcache.pipelines.settings import read_values
-from vcache.pipelines.templates import TEMPLATE_SETS
+from vcache.pipelines.templates import EVERY_STORE, TEMPLATE_SETS
 from vcache.store.manifest import Manifest
-
-EXTRACTED_TEXT = ("label", "text4vis", "actionclip")
-"""Sets of templates that `vcache extract` adds to every store."""
 
 
 class UnknownPreset(LookupError):
@@ -98,7 +95,7 @@ class HeadPreset:
         wanted = dict.fromkeys((self._requirements.text, getattr(self._requirements, "training_text", None)))
         lines = []
         for name in wanted:
-            if name is None or name in EXTRACTED_TEXT:
+            if name is None or name in EVERY_STORE:
                 continue
             words = ["vcache", "text", "STORE", "--templates", _template_set(name)]
             lines.append(shlex.join(words + (["--encoder", self.encoder] if self.encoder else [])))

@@ -300,3 +300,17 @@ def test_text_of_another_width_keeps_the_angles_between_classes_and_stays_with_t
         other.set_text(class_text())
     other.set_training_text(class_text(width=2 * E + 1, seed=6, templates=3))
     assert other.train()(FEATURES).shape == (B, K)
+
+
+def test_an_adapter_starts_as_nothing_and_is_all_that_is_trained_of_a_mean() -> None:
+    features, text = ClipFeatures(embed=torch.randn(3, 4, 16)), ClassText(torch.randn(5, 1, 16), 4.6)
+    plain, adapted = (
+        Text4Vis(Text4Vis.Config(num_classes=5, embed_dim=16, temporal="tap", adapter=adapter))
+        for adapter in (False, True)
+    )
+    for head in (plain, adapted):
+        head.set_text(text)
+    torch.testing.assert_close(adapted(features), plain(features), rtol=1e-6, atol=1e-6)
+    assert {name for name, p in adapted.named_parameters() if p.requires_grad} - {
+        name for name, p in plain.named_parameters()
+    } == {"adapter.weight", "adapter.bias"}

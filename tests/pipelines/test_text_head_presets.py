@@ -18,7 +18,8 @@ from vcache.pipelines.cli import app
 from vcache.pipelines.clip_towers import CLIP_TOWERS, ClipTower
 from vcache.pipelines.counting import preset_config
 from vcache.pipelines.extraction import run_extraction
-from vcache.pipelines.head_presets import EXTRACTED_TEXT, HeadPreset, check_store, presets_of
+from vcache.pipelines.head_presets import HeadPreset, check_store, presets_of
+from vcache.pipelines.templates import EVERY_STORE
 from vcache.pipelines.matching import HeadStoreMismatch
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.stored_views import parse_grid
@@ -129,7 +130,7 @@ def test_text_that_extract_does_not_write_is_added_by_the_lines_of_the_preset(na
         assert words[:4] == ["vcache", "text", "STORE", "--templates"] and words[1] in commands
         assert words[4] in TEMPLATE_SETS and words[5:] == (["--encoder", preset.encoder] if preset.encoder else [])
         added.add(words[4] + ("_distilbert_base_uncased" if preset.encoder else ""))
-    wanted = {asked.text, getattr(asked, "training_text", None)} - {None, *EXTRACTED_TEXT}
+    wanted = {asked.text, getattr(asked, "training_text", None)} - {None, *EVERY_STORE}
     assert added == wanted
 
 
