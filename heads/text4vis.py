@@ -56,7 +56,7 @@ class Text4Vis(nn.Module):
         temporal_heads: int | None = None
         """Of the transformer. None: one per 64 channels, as official."""
         adapter: bool = False
-        """A linear layer after it that starts as the identity. Ours: of a frozen image tower, `tap` leaves nothing else to train."""
+        """A linear layer after it that starts as the identity. Ours: with a frozen image tower, `tap` has nothing else to train."""
         classifier: Classifier = "text"
         """Table 1: text embeddings of the class names, rows of a normal distribution, orthogonal rows, or the rows of a linear
         discriminant analysis of the training clips. "learned" is the baseline without text of Table 3: random rows, trained.
@@ -222,6 +222,9 @@ class Text4Vis(nn.Module):
         assert isinstance(self.classifier, TextClassifier)
         return self.classifier
 
+    def class_embeddings(self) -> Float[Tensor, "K E"]:
+        return self.classifier.embeddings
+
     def _classify_by(self, rows: Float[Tensor, "K E"]) -> None:
         """Normalised, as text is: a cosine does not see it, but rows that are trained move in steps of one size."""
         self._rows.assign(normalize(rows, dim=-1), OPENAI_LOGIT_SCALE)
@@ -245,9 +248,6 @@ class Text4Vis(nn.Module):
 def _embeddings(features: ClipFeatures) -> Float[Tensor, "B T E"]:
     assert features.embed is not None
     return features.embed
-
-    def class_embeddings(self) -> Float[Tensor, "K E"]:
-        return self.classifier.embeddings
 
 
 def _fusion(config: Text4Vis.Config) -> nn.Module:

@@ -19,11 +19,10 @@ from vcache.pipelines.clip_towers import CLIP_TOWERS, ClipTower
 from vcache.pipelines.counting import preset_config
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.head_presets import HeadPreset, check_store, presets_of
-from vcache.pipelines.templates import EVERY_STORE
 from vcache.pipelines.matching import HeadStoreMismatch
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.stored_views import parse_grid
-from vcache.pipelines.templates import TEMPLATE_SETS
+from vcache.pipelines.templates import EVERY_STORE, TEMPLATE_SETS
 from vcache.pipelines.training.config import TrainingConfig
 from vcache.pipelines.training.train_head import train_head
 from vcache.store.reader import FeatureStore
