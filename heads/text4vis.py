@@ -56,7 +56,7 @@ class Text4Vis(nn.Module):
         temporal_heads: int | None = None
         """Of the transformer. None: one per 64 channels, as official."""
         adapter: bool = False
-        """A linear layer after it that starts as the identity. Ours: with a frozen image tower, `tap` has nothing else to train."""
+        """A linear layer after it that starts as the identity. Ours: of a frozen tower `tap` has nothing else to train."""
         classifier: Classifier = "text"
         """Table 1: text embeddings of the class names, rows of a normal distribution, orthogonal rows, or the rows of a linear
         discriminant analysis of the training clips. "learned" is the baseline without text of Table 3: random rows, trained.
