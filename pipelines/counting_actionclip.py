@@ -5,7 +5,7 @@ from typing import Any
 
 from vcache.heads.actionclip import ActionCLIP
 from vcache.pipelines.clip_towers import CLIP_TOWERS, ClipTower
-from vcache.pipelines.counting_fusion import fusion_macs
+from vcache.pipelines.counting_fusion import averaged_first_macs, fusion_macs
 from vcache.pipelines.head_presets import HeadPreset
 from vcache.pipelines.templates import TEMPLATE_SETS
 
@@ -23,8 +23,9 @@ def head_macs(config: ActionCLIP.Config) -> int:
     return fusion_macs(config.prompt, E, config.num_frames) + E * config.num_classes * _num_templates(config.templates)
 
 
-computed_macs = head_macs
-"""vcache computes what the paper does."""
+def computed_macs(config: ActionCLIP.Config) -> int:
+    """As vcache computes it."""
+    return head_macs(config) - averaged_first_macs(config.prompt, config.embed_dim, config.num_frames)
 
 
 def _num_templates(name: str) -> int:

@@ -17,6 +17,11 @@ def fusion_macs(kind: str, width: int, num_frames: int) -> int:
     return T * per_frame[kind]
 
 
+def averaged_first_macs(kind: str, width: int, num_frames: int) -> int:
+    """MACs that are saved by averaging over the frames before the last product of the last block, which is linear."""
+    return (num_frames - 1) * 4 * width**2 if kind in ("t_trans", "transf") else 0
+
+
 def _block_macs(width: int, num_tokens: int, mlp: int) -> int:
     """Q, K, V and output; the MLP; scores and the weighted sum."""
     return num_tokens * (4 * width**2 + 2 * mlp * width) + 2 * num_tokens**2 * width

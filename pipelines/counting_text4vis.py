@@ -10,7 +10,7 @@ from typing import Any
 from vcache.heads.temporal_fusion import NUM_BLOCKS
 from vcache.heads.text4vis import Text4Vis
 from vcache.pipelines.clip_towers import CLIP_TOWERS, ClipTower
-from vcache.pipelines.counting_fusion import fusion_macs
+from vcache.pipelines.counting_fusion import averaged_first_macs, fusion_macs
 from vcache.pipelines.head_presets import HeadPreset
 
 REMARKS = (
@@ -27,8 +27,9 @@ def head_macs(config: Text4Vis.Config, num_frames: int = 8) -> int:
     return fusion_macs(config.temporal, E, num_frames) + E * (E * config.adapter + config.num_classes)
 
 
-computed_macs = head_macs
-"""vcache computes what the paper does."""
+def computed_macs(config: Text4Vis.Config, num_frames: int = 8) -> int:
+    """As vcache computes it."""
+    return head_macs(config, num_frames) - averaged_first_macs(config.temporal, config.embed_dim, num_frames)
 
 
 def is_counted(preset: HeadPreset) -> bool:

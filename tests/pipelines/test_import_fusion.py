@@ -206,7 +206,7 @@ def test_only_a_store_whose_checkpoint_has_no_text_tower_takes_text_of_another(
     stores: dict[str, Path], worded_clip: Path
 ) -> None:
     with pytest.raises(TextMismatch, match="Text and features must be of one checkpoint"):
-        add_text(stores["actionclip"], ["text4vis"], model=f"local-dir:{worded_clip}", device="cpu")
+        add_text(stores["actionclip"], ["clip_kinetics"], model=f"local-dir:{worded_clip}", device="cpu")
 
 
 def golden(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

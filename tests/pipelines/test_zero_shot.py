@@ -127,9 +127,10 @@ def test_videos_can_be_taken_for_names_that_no_video_has(encoded: Path, tmp_path
     with FeatureStore.open(encoded) as opened:
         dataset = opened.manifest.dataset
     file = named(tmp_path, "sing_a_song", "wave", "jump", "clap hands", "FlyKite")
-    config = ZeroShotConfig(store=encoded, classes=file, device="cpu")
+    sets = ("label", "short")
+    config = ZeroShotConfig(store=encoded, templates=sets, classes=file, device="cpu")
     found = zero_shot(config, on_note=notes.append)
-    alone = ask(encoded)
+    alone = ask(encoded, templates=sets)
     assert [row.templates for row in found.rows] == ["label", "short"]
     for row, without in zip(found.rows, alone.rows, strict=True):
         said = row.evaluation.predictions
@@ -139,7 +140,9 @@ def test_videos_can_be_taken_for_names_that_no_video_has(encoded: Path, tmp_path
     assert notes == [
         f"2 names of {file} beside the classes of {dataset}, which videos can be taken for: sing_a_song, FlyKite."
     ]
-    some = ask(encoded, classes=named(tmp_path, "wave", "FlyKite", "jump")).rows[0].evaluation.predictions
+    some = (
+        ask(encoded, templates=sets, classes=named(tmp_path, "wave", "FlyKite", "jump")).rows[0].evaluation.predictions
+    )
     np.testing.assert_allclose(
         some.scores, found.rows[0].evaluation.predictions.scores[2:][:, [1, 2, 4]], rtol=1e-4, atol=1e-4
     )
