@@ -3,17 +3,20 @@
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
+# A process of tests takes up to 2 GB. Each gets neighbouring files, and a part of what another one has left once it is done:
+# fixtures of modules are rarely made twice. On one core: make test PARALLEL=
+PARALLEL ?= -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test test-slow check format wheel-check clean
 
 demo: .venv/installed  ## render the demo world, extract it, train three heads, print the table
 	$(BIN)/vcache demo
 
-test: .venv/installed-dev  ## the tests: CPU only, no network
-	$(BIN)/python -m pytest
+test: .venv/installed-dev  ## the tests, on up to four cores: CPU only, no network
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-slow: .venv/installed-dev  ## the minutes-long tests too
-	$(BIN)/python -m pytest -m "slow or not slow" --timeout 3600
+	$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow" --timeout 3600
 
 check: .venv/installed-dev  ## lint, format, types, and the import rule of the islands
 	$(BIN)/ruff check .

@@ -21,10 +21,19 @@ import open_clip
 import pytest
 import shape_checks
 import torch
+from hypothesis import settings
 from open_clip.tokenizer import default_bpe
 from safetensors.torch import save_file
 
 shape_checks.install()
+# How long one example takes says how busy the machine is.
+settings.register_profile("vcache", deadline=None)
+settings.load_profile("vcache")
+# For the processes that tests start, as `_few_threads_and_own_home` for this one: the same bits in both, and no fight for cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+# Workers of pytest-xdist have a terminal of 80 columns, and rich keeps for good what it finds when it is imported.
+for _variable in ("COLUMNS", "LINES"):
+    os.environ.pop(_variable, None)
 
 REPO = Path(__file__).parents[1]
 SHARED = REPO.parent / "shared"
