@@ -7,6 +7,8 @@ BIN := .venv/bin
 # fixtures of modules are rarely made twice. On one core: make test PARALLEL=
 PARALLEL ?= -n auto --maxprocesses 4 --dist worksteal
 
+# `demo` and `test` install into one folder.
+.NOTPARALLEL:
 .PHONY: demo test test-slow check format wheel-check clean
 
 demo: .venv/installed  ## render the demo world, extract it, train three heads, print the table
@@ -32,18 +34,23 @@ wheel-check: .venv/installed-dev  ## the built wheel, alone in a fresh environme
 	rm -rf build dist .venv-wheel
 	$(BIN)/python -m build --wheel --outdir dist .
 	$(PYTHON) -m venv .venv-wheel
-	.venv-wheel/bin/python -m pip install --quiet dist/*.whl
+	.venv-wheel/bin/python -m pip install --quiet --no-compile dist/*.whl
 	cd .venv-wheel && bin/vcache --help && bin/vcache heads && bin/vcache datasets
 
 clean:
 	rm -rf .venv .venv-wheel build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 .venv/installed: pyproject.toml
-	@test -n "$(PYTHON)" || { echo "vcache needs Python >= 3.11; none found. Install one, or say make PYTHON=/path/to/python3"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "python3 -m venv failed: install your system's python3-venv package"; exit 1; }
+	$(make_venv)
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-.venv/installed-dev: .venv/installed
+.venv/installed-dev: pyproject.toml
+	$(make_venv)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	touch $@
+	touch .venv/installed $@
+
+define make_venv
+@test -n "$(PYTHON)" || { echo "vcache needs Python >= 3.11; none found. Install one, or say make PYTHON=/path/to/python3"; exit 1; }
+test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "python3 -m venv failed: install your system's python3-venv package"; exit 1; }
+endef
