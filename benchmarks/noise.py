@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from reader import SPECS, D, T, make_store  # the scripts beside this one
+from reader import SPECS, D, E, T, make_store  # the scripts beside this one
 from scale import FACTS
 
 from vcache.store.layout import ArraySpec
@@ -12,13 +12,16 @@ NUM_CLASSES = 400
 
 
 def noise_store(path: Path, arrays: Sequence[str], num_rows: int) -> Path:
-    """`arrays` are tokens and cls of layers 8 to 11, as "tokens/11"."""
-    known = {spec.name: spec for spec in SPECS} | {f"cls/{layer}": _cls(layer) for layer in range(8, 12)}
+    """`arrays` are tokens and cls of layers 8 to 11, as "tokens/11", and embed."""
+    known = {spec.name: spec for spec in SPECS} | {
+        f"cls/{layer}": _vectors(f"cls/{layer}", D) for layer in range(8, 12)
+    }
+    known |= {"embed": _vectors("embed", E)}
     facts = {"backbone": vars(FACTS), "request": {"dataset": "noise", "frames": T, "dtype": "float16"}}
     class_names = tuple(f"class {label}" for label in range(NUM_CLASSES))
     make_store(path, num_rows, tuple(known[name] for name in arrays), class_names=class_names, facts=facts).close()
     return path
 
 
-def _cls(layer: int) -> ArraySpec:
-    return ArraySpec(name=f"cls/{layer}", dims=("frame", "channel"), shape=(T, D), chunk=(T, D), dtype="float16")
+def _vectors(name: str, width: int) -> ArraySpec:
+    return ArraySpec(name=name, dims=("frame", "channel"), shape=(T, width), chunk=(T, width), dtype="float16")

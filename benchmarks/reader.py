@@ -33,7 +33,7 @@ from vcache.store.manifest import Manifest, VideoTable
 from vcache.store.reader import MAX_OPEN_FILES, FeatureStore
 from vcache.store.writer import ShardWriter, create_store, declare_arrays
 
-T, N, D = 8, 197, 768  # an 8-frame clip of ViT-B/16
+T, N, D, E = 8, 197, 768, 512  # an 8-frame clip of ViT-B/16
 LAYERS = (8, 9, 10, 11)
 ROWS_PER_SHARD = 32
 SPECS = tuple(
