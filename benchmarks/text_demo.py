@@ -67,7 +67,7 @@ def vcache(*words: str) -> str:
 
 def zero_shot(store: Path, folder: Path) -> None:
     unseen = folder / "unseen.txt"
-    unseen.write_text("\n".join(sorted(appearance(*pair) for pair in HELD_OUT)))
+    unseen.write_text("\n".join(sorted(map(appearance, HELD_OUT))))
     for title, words in {
         "the 16 unseen among themselves": ["--classes", str(unseen)],
         "all 64, and halves of them": ["--half-classes"],
