@@ -78,7 +78,18 @@ def zero_shot(store: Path, folder: Path) -> None:
 def few_shot(label: str, store: Path, out: Path, seeds: int) -> None:
     head, *words = FEW_SHOT[label]
     words += ["--grid", CLASSIFIERS, "--set", SCALE] if head == "text4vis" else []
-    words += ["--set", "lr=1e-3", "--set", "batch_size=64", "--seeds", str(seeds), "--out", str(out), "--json"]
+    words += [
+        "--set",
+        "lr=1e-3",
+        "--set",
+        "batch_size=64",
+        "--seeds",
+        str(seeds),
+        "--skip-invalid",
+        "--out",
+        str(out),
+        "--json",
+    ]
     began = time.perf_counter()
     told: dict[str, Any] = json.loads(vcache("few-shot", head, str(store), *words))
     print(f"\nfew-shot, {label}: {time.perf_counter() - began:.0f} s, load {os.getloadavg()[0]:.1f}")

@@ -137,6 +137,10 @@ def prepare_head(config: TrainingConfig, store: FeatureStore, device: torch.devi
     required = {} if config.allow_incomplete else {config.train_split: views}
     requirements = get_head(config.head).requires(head_config)
     check_trainable(config.head, requirements, store)
+    if requirements.fitted_on and config.shots == 1:  # said before anything of a group is trained
+        raise SettingError(
+            f"head {config.head!r} is fitted on how the videos of a class differ, and --shots 1 leaves one of each. Take 2 or more."
+        )
     return PreparedHead(
         config=config,
         head_config=head_config,

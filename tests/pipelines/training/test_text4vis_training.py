@@ -208,6 +208,8 @@ def test_videos_of_several_classes_are_refused_with_the_heads_that_take_them(tmp
 
 def test_too_few_clips_to_fit_on_leave_no_run_folder(store: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="'text4vis' cannot be fitted on these videos: .* as two of one class do"):
+        trained(store, tmp_path / "run", {"classifier": "lda", "lda_videos": 1})
+    with pytest.raises(SettingError, match="'text4vis' is fitted on how the videos of a class differ, and --shots 1"):
         trained(store, tmp_path / "run", {"classifier": "lda"}, shots=1)
     assert not (tmp_path / "run").exists()
 
