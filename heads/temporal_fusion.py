@@ -78,7 +78,7 @@ class FrameConv(nn.Module):
             self.shift.weight.zero_()
             self.shift.weight[:quarter, 0, 0] = 1
             self.shift.weight[quarter : quarter + embed_dim // 2, 0, 1] = 1
-            self.shift.weight[-quarter:, 0, 2] = 1
+            self.shift.weight[-embed_dim // 4 :, 0, 2] = 1  # rounded up, as coded: no channel is left out
 
     def forward(self, x: Float[Tensor, "B T E"]) -> Float[Tensor, "B E"]:
         x = x.contiguous()

@@ -129,7 +129,9 @@ def test_a_class_that_is_far_away_has_a_finite_logarithm() -> None:
 
 def test_the_kl_loss_is_the_official_one() -> None:
     arrays = golden("kl_losses")
-    torch.testing.assert_close(kl_of_matches(arrays["in/pred"], arrays["in/gt"]).mean(), arrays["out/kl"], **TOLERANCE)
+    loss = kl_of_matches(arrays["in/pred"], arrays["in/gt"]).mean()
+    torch.testing.assert_close(loss, arrays["out/kl"], **TOLERANCE)
+    torch.testing.assert_close(loss, arrays["out/nce"], **TOLERANCE)  # NCELoss of Text4Vis is the same
 
 
 @pytest.mark.parametrize(
@@ -158,6 +160,14 @@ def test_conv1d_begins_as_a_shift_over_time(num_frames: int, quarter: int) -> No
     before, own, after = (padded[:, i : i + num_frames] for i in range(3))
     moved = torch.cat([before[..., :quarter], own[..., quarter : 3 * quarter], after[..., 3 * quarter :]], dim=2)
     torch.testing.assert_close(FrameConv(4 * quarter)(x), (x + moved).mean(dim=1))
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 6, 7])
+def test_conv1d_of_a_width_that_has_no_quarter_moves_the_last_channels_as_coded(width: int) -> None:
+    """weight[-width // 4 :] of the official code rounds up, and of fewer than four channels takes one."""
+    moved_back = FrameConv(width).shift.weight[:, 0, 2]
+    num_moved = math.ceil(width / 4)
+    assert moved_back.tolist() == [0.0] * (width - num_moved) + [1.0] * num_moved
 
 
 def test_transf_cls_is_a_post_norm_encoder_of_torch_over_frames_first() -> None:
