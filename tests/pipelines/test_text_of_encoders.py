@@ -24,6 +24,7 @@ from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.templates import EVERY_STORE, TEMPLATE_SETS
 from vcache.pipelines.text_command import add_text
 from vcache.pipelines.text_sets import TextMismatch
+from vcache.pipelines.trainable import check_trainable
 from vcache.store.constants import CONSTANTS
 from vcache.store.groups import write_manifest
 from vcache.store.reader import FeatureStore
@@ -232,6 +233,22 @@ def test_text_of_another_encoder_is_refused_at_the_same_width_too(store: Path, e
     write_manifest(store, replace(manifest, facts={**manifest.facts, "backbone": backbone}))
     with FeatureStore.open(store) as opened, pytest.raises(HeadStoreMismatch, match="in the 28 .* has 28 channels of"):
         match("dist", HeadRequirements(embed=True, text="label_tiny_distilbert"), opened, ["train"])
+
+
+def test_text_to_train_on_is_of_the_encoder_that_classifies(store: Path, encoder: Path) -> None:
+    add_text(store, ["label", "text4vis"], encoder=str(encoder))
+    add_text(store, ["label"], encoder=str(encoder), pooling="cls")
+    with FeatureStore.open(store) as opened:
+        for text, training in (("text4vis", "label"), (NAME, "label_tiny_distilbert")):
+            check_trainable("text4vis", HeadRequirements(embed=True, text=text, training_text=training), opened)
+        said = f"'label_tiny_distilbert_cls' of {encoder} .pooling cls. and classify by '{NAME}' of {encoder} .pooling mean."
+        mixed = {
+            NAME: ("label_tiny_distilbert_cls", said),
+            "label": (NAME, "'label' of CLIP's text tower: they are in diff"),
+        }
+        for text, (training, words) in mixed.items():
+            with pytest.raises(HeadStoreMismatch, match=words):
+                check_trainable("text4vis", HeadRequirements(embed=True, text=text, training_text=training), opened)
 
 
 def test_a_missing_set_of_an_encoder_is_added_as_the_refusal_says(store: Path, encoder: Path, vcache: Vcache) -> None:
