@@ -17,7 +17,7 @@ Here both towers are frozen: the row V1 of Table 5, 72.21% where the paper train
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -39,6 +39,9 @@ from vcache.heads.text import NO_TEXT, ClassText, cosines, mean_of_templates
 EVALUATION_SCALE = 100.0
 """exp(logit_scale) in evaluation, as coded, whatever was trained."""
 
+Prompt = Literal["meanp", "conv1d", "lstm", "transf", "transf_cls"]
+Matches = Literal["softmax", "ideal"]
+
 
 @register_head("actionclip")
 class ActionCLIP(nn.Module):
@@ -50,19 +53,25 @@ class ActionCLIP(nn.Module):
         num_frames: int = 8
         """Of Transf_cls, which has a position for each. The others take clips of any number of frames, Transf of up to 77."""
         embed_dim: int = 512
-        prompt: Literal["meanp", "conv1d", "lstm", "transf", "transf_cls"] = "transf"
+        prompt: Prompt = "transf"
         """Table 4: what makes one embedding of those of the frames."""
         prompt_heads: int | None = None
         """Of Transf. None: one per 64 channels, as official."""
         scrambled: bool = False
         """Of Conv1D: read frames and channels in the wrong order, as the official code does. For its checkpoints."""
-        matches: Literal["softmax", "ideal"] = "softmax"
+        matches: Matches = "softmax"
         """What the similarities are compared with: softmax of 10 times what matches, as coded, or equal shares of it, the
         ideal similarities of the paper."""
         templates: str = "actionclip"
         """The set of templates whose text embeddings are matched (`vcache text`)."""
 
         def __post_init__(self) -> None:
+            for name, known in (("prompt", get_args(Prompt)), ("matches", get_args(Matches))):
+                if getattr(self, name) not in known:
+                    raise ValueError(f"{name} ({getattr(self, name)!r}) must be one of {', '.join(map(repr, known))}")
+            for name in ("num_classes", "num_frames", "embed_dim", "prompt_heads"):
+                if (value := getattr(self, name)) is not None and value < 1:
+                    raise ValueError(f"{name} ({value}) must be at least 1")
             num_heads = {"transf": _num_heads(self), "transf_cls": CLS_HEADS}.get(self.prompt, 1)
             if self.embed_dim % num_heads:
                 raise ValueError(

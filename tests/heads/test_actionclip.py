@@ -215,6 +215,23 @@ SEVERAL = torch.tensor([[1, 0, 1, 0], [0, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 1], 
 """The classes of five videos; the last has none."""
 
 
+@pytest.mark.parametrize(
+    ("setting", "known"),
+    [("prompt", "'meanp', 'conv1d', 'lstm', 'transf', 'transf_cls'"), ("matches", "'softmax', 'ideal'")],
+)
+def test_a_choice_that_is_not_there_is_refused_with_those_that_are(setting: str, known: str) -> None:
+    config = ActionCLIP.Config(num_classes=K)
+    object.__setattr__(config, setting, "mean")  # the type checker of the tests refuses it on the way in
+    with pytest.raises(ValueError, match=rf"{setting} \('mean'\) must be one of {known}"):
+        config.__post_init__()
+
+
+@pytest.mark.parametrize("name", ["num_classes", "num_frames", "embed_dim", "prompt_heads"])
+def test_a_size_below_1_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} .0. must be at least 1"):
+        ActionCLIP.Config(**{"num_classes": K, name: 0})
+
+
 @pytest.mark.parametrize("matches", ["softmax", "ideal"])
 @pytest.mark.parametrize("several", [False, True])
 def test_the_loss_is_what_it_is_written_out(matches: str, several: bool) -> None:
