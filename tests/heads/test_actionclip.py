@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from vcache.heads.actionclip import ActionCLIP, kl_of_matches
 from vcache.heads.requirements import ClipFeatures
-from vcache.heads.temporal_fusion import FrameConv, FrameTransformerCls
+from vcache.heads.temporal_fusion import FrameConv, FrameTransformer, FrameTransformerCls
 from vcache.heads.text import ClassText
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -174,7 +174,9 @@ def test_transf_cls_is_a_post_norm_encoder_of_torch_over_frames_first() -> None:
     torch.manual_seed(2)
     module, x = FrameTransformerCls(E, T), torch.randn(B, T, E)
     for p in module.parameters():
-        nn.init.normal_(p, std=0.3)
+        p.data += 0.3 * torch.randn_like(
+            p
+        )  # small gains of the norms would leave nothing of what tells the tokens apart
     inner, state = module.transformer, module.state_dict()
     oracle = nn.TransformerEncoder(nn.TransformerEncoderLayer(E, 8), 6, nn.LayerNorm(E), enable_nested_tensor=False)
     prefix = "transformer.transformer_enc."
@@ -186,6 +188,20 @@ def test_transf_cls_is_a_post_norm_encoder_of_torch_over_frames_first() -> None:
     assert not torch.equal(module(x), module(x))  # dropout, as in the official layers
     dropouts = [one.p for one in inner.modules() if isinstance(one, nn.Dropout)]
     assert dropouts == [0.1] * 18
+
+
+def test_the_transformers_begin_with_the_small_weights_of_the_official_modules() -> None:
+    torch.manual_seed(5)
+    before, post = FrameTransformer(32, 2), FrameTransformerCls(32, T)
+    block, layer = before.transformer.resblocks[0], post.transformer.transformer_enc.layers[0]
+    for weight in (before.frame_position_embeddings.weight, block.mlp.c_fc.weight, block.attn.out_proj.weight):
+        assert weight.std().item() == pytest.approx(0.02, rel=0.1)
+    drawn = layer.linear1.weight
+    # A normal number beyond 2 is folded to near 0, which no clamp does.
+    assert drawn.abs().max() < 0.04 and (drawn.abs() > 0.0399).float().mean() < 0.002
+    assert drawn.std().item() == pytest.approx(0.0174, rel=0.03)
+    for bias in (block.mlp.c_fc.bias, block.attn.out_proj.bias, layer.linear1.bias):
+        assert not bias.any()
 
 
 def test_transf_cls_alone_wants_the_frames_that_it_was_made_for() -> None:
