@@ -27,12 +27,18 @@ def text_constant(templates: str) -> str:
 
 def stored_sets(manifest: Manifest) -> dict[str, tuple[str, ...] | None]:
     """The templates of each set that a store holds, by name; None of one that does not say them."""
-    told = manifest.facts.get("text", {}).get("templates", {})
+    told = text_facts(manifest).get("templates", {})
+    return {name: tuple(told[name]) if name in told else None for name in _set_names(manifest)}
+
+
+def text_facts(manifest: Manifest) -> dict[str, Any]:
+    """What a store tells of its text embeddings (text_sets.py); nothing where it holds none, as after a killed command."""
+    return dict(manifest.facts.get("text", {})) if _set_names(manifest) else {}
+
+
+def _set_names(manifest: Manifest) -> list[str]:
     prefix = text_constant("")
-    names = [
-        name.removeprefix(prefix) for name in manifest.constants if name.startswith(prefix) and name != LOGIT_SCALE
-    ]
-    return {name: tuple(told[name]) if name in told else None for name in names}
+    return [name.removeprefix(prefix) for name in manifest.constants if name.startswith(prefix) and name != LOGIT_SCALE]
 
 
 def set_encoders(manifest: Manifest) -> dict[str, dict[str, Any]]:
@@ -40,8 +46,13 @@ def set_encoders(manifest: Manifest) -> dict[str, dict[str, Any]]:
 
     Keys: encoder (an absolute path, or a name on the Hugging Face hub), pooling, width, weights_sha256, tokens_sha256.
     """
-    told = manifest.facts.get("text", {}).get("encoders", {})
+    told = text_facts(manifest).get("encoders", {})
     return {name: told[name] for name in stored_sets(manifest) if name in told}
+
+
+def clip_sets(manifest: Manifest) -> tuple[str, ...]:
+    """The stored sets that are of CLIP's own text tower, in the space of the videos."""
+    return tuple(name for name in _set_names(manifest) if name not in set_encoders(manifest))
 
 
 def described_set(name: str, templates: Sequence[str] | None, encoder: str | None) -> str:

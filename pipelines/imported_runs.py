@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from vcache.pipelines.class_text import LOGIT_SCALE
+from vcache.pipelines.class_text import LOGIT_SCALE, text_facts
 from vcache.pipelines.matching import pixel_statistics
 from vcache.pipelines.runs import Run, RunError
 from vcache.store.object_path import StorePath
@@ -165,7 +165,7 @@ def _check_towers(run: Run, store: FeatureStore) -> None:
         return
     told = {
         "visual": store.manifest.spec["weights_sha256"],
-        "text": store.manifest.facts.get("text", {}).get("weights_sha256"),
+        "text": text_facts(store.manifest).get("weights_sha256"),
     }
     for tower, what in imported["trained_along"].items():
         ours, theirs = imported[f"{tower}_sha256"], told[tower]

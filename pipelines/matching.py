@@ -8,7 +8,7 @@ from typing import Any
 from vcache.extract.layers import LayerError, absolute_layer, resolve_layers
 from vcache.heads.registry import get_head, list_heads
 from vcache.heads.requirements import HeadRequirements
-from vcache.pipelines.class_text import how_to_add, set_encoders, stored_sets, text_constant
+from vcache.pipelines.class_text import clip_sets, how_to_add, set_encoders, text_constant
 from vcache.pipelines.console import size
 from vcache.pipelines.extract_commands import bytes_per_clip, describe_arrays, extract_command, layers_word
 from vcache.pipelines.frame_step import frame_step_problem, strided_hint
@@ -156,7 +156,7 @@ def _check_text_encoder(head: str, templates: str, store: FeatureStore) -> None:
     heads = list_heads()
     if told is None or getattr(heads.get(head), "any_text_width", False):
         return
-    own = [name for name in stored_sets(store.manifest) if name not in set_encoders(store.manifest)]
+    own = clip_sets(store.manifest)
     can = ", ".join(name for name, one in heads.items() if getattr(one, "any_text_width", False))
     taken = f" Text of any encoder is taken by: {can}." if can else ""
     choose = (

@@ -1,15 +1,11 @@
 """`vcache text`: text embeddings of the class names, added to a store that is there."""
 
-import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.markup import escape
 
-from vcache.extract.text import FrozenTextTower
 from vcache.extract.text_encoders import FrozenTextEncoder, load_text_encoder
-from vcache.extract.tower_weights import read_checkpoint
-from vcache.extract.weights import LOCAL_DIR, BackboneError, NoTextTower, find_architecture, find_checkpoint
 from vcache.pipelines.class_text import described_set, set_encoders, stored_sets
 from vcache.pipelines.console import count, out
 from vcache.pipelines.device import select_device
@@ -22,7 +18,7 @@ from vcache.pipelines.text_sets import (
     of_encoder,
     write_sets,
 )
-from vcache.pipelines.text_tower import is_beside, load_tower_of
+from vcache.pipelines.text_tower import tower_of_store
 from vcache.store.locks import sole_writer
 from vcache.store.object_path import StorePath
 from vcache.store.reader import FeatureStore
@@ -86,48 +82,6 @@ def _encoder_of(
     loaded = load_text_encoder(encoder, pooling=pooling, device=select_device(device))
     check_encoder(store, loaded)
     return loaded
-
-
-def tower_of_store(
-    store: FeatureStore, again: Sequence[str], model: str | None, pretrained: str | None, device: str
-) -> FrozenTextTower:
-    """The text tower beside the image tower that the store's features are of; `again` is the command that asks for it.
-
-    Raises:
-        TextMismatch: the checkpoint is another than the store's.
-        NoTextTower, RandomWeightsRefused: it has no text tower, or is not there.
-    """
-    request, spec = store.manifest.facts["request"], store.manifest.spec
-    name = model or request["model"]
-    tower = load_tower_of(store, select_device(device), model=model, pretrained=pretrained)
-    if not is_beside(tower, store.manifest) and not (tower.model == spec["model"] and _saved_without_text(request)):
-        option = ["--model", "local-dir:FOLDER"] if name.startswith(LOCAL_DIR) else ["--pretrained", "FILE"]
-        checkpoint = name if name.startswith(LOCAL_DIR) else pretrained or request["pretrained"]
-        raise TextMismatch(
-            f"{store.path} was made with {_told(spec['model'], spec['weights_sha256'])}; {checkpoint} has "
-            f"{_told(tower.model, tower.visual_sha256)}. Text and features must be of one checkpoint. Name the store's with:  "
-            f"{shlex.join(['vcache', *again, *option])}"
-        )
-    return tower
-
-
-def _saved_without_text(request: dict[str, Any]) -> bool:
-    """Whether the store's own checkpoint holds no text tower, as where the image tower alone was tuned: then the text may be of
-    the CLIP that is named."""
-    if request["random_weights"]:
-        return False
-    try:
-        architecture = find_architecture(request["model"], request["pretrained"])
-        file = find_checkpoint(request["model"], request["pretrained"], architecture)
-        return not any(name.startswith("transformer.") for name in read_checkpoint(file, "text").weights)
-    except NoTextTower:
-        return True
-    except (BackboneError, OSError):  # it is not there any more
-        return False
-
-
-def _told(model: str, sha256: str) -> str:
-    return f"the image tower {model} of weights {sha256[:16]}"
 
 
 def print_text(result: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from vcache.extract.backbone import BackboneError
 from vcache.extract.text import FrozenTextTower, NoTextTower, check_text_tower, load_text_tower
 from vcache.extract.text_encoders import FrozenTextEncoder, TextEncoderError, encoder_name, load_text_encoder
-from vcache.pipelines.class_text import LOGIT_SCALE, set_encoders, stored_sets, text_constant
+from vcache.pipelines.class_text import LOGIT_SCALE, set_encoders, stored_sets, text_constant, text_facts
 from vcache.pipelines.console import count
 from vcache.pipelines.device import select_device
 from vcache.pipelines.request import ExtractionConfig
@@ -95,8 +95,7 @@ def write_sets(
     Raises:
         TextMismatch: the store's other sets are of another text tower.
     """
-    # What a killed command left says nothing of embeddings that are there.
-    told = store.manifest.facts.get("text", {}) if stored_sets(store.manifest) else {}
+    told = text_facts(store.manifest)
     if isinstance(tower, FrozenTextEncoder):
         check_encoder(store, tower)
     elif told.get("weights_sha256", tower.weights_sha256) != tower.weights_sha256:

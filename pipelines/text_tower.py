@@ -1,5 +1,6 @@
-"""The text tower beside the image tower that a store's features are of: for its texts, and for heads that learn prompts."""
+"""The text tower that goes with a store's features, loaded and checked: for its texts, and for heads that learn prompts."""
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakValueDictionary
@@ -7,11 +8,15 @@ from weakref import WeakValueDictionary
 import torch
 
 from vcache.extract.text import FrozenTextTower, load_text_tower, text_width
-from vcache.extract.weights import LOCAL_DIR, BackboneError
+from vcache.extract.tower_weights import read_checkpoint
+from vcache.extract.weights import LOCAL_DIR, BackboneError, NoTextTower, find_architecture, find_checkpoint
 from vcache.heads.prompt_learning import ClassPrompts
+from vcache.pipelines.class_text import clip_sets, text_facts
+from vcache.pipelines.device import select_device
 from vcache.pipelines.matching import HeadStoreMismatch
 from vcache.pipelines.settings import SettingError
 from vcache.pipelines.templates import class_words
+from vcache.pipelines.text_sets import TextMismatch
 from vcache.store.manifest import Manifest
 from vcache.store.reader import FeatureStore
 
@@ -19,21 +24,68 @@ _IN_USE: WeakValueDictionary[tuple[Any, ...], FrozenTextTower] = WeakValueDictio
 """By checkpoint and device. Heads that are trained side by side share a tower, which goes with the last of them."""
 
 
-def load_tower_of(
-    store: FeatureStore, device: torch.device, *, model: str | None = None, pretrained: str | None = None
+def tower_of_store(
+    store: FeatureStore, again: Sequence[str], model: str | None, pretrained: str | None, device: str
 ) -> FrozenTextTower:
-    """From the checkpoint that the store was made with; `model`, `pretrained`: where it lies, if not where it was.
+    """From the checkpoint that the store was made with; `again` is the command that asks for it.
+
+    Args:
+        model, pretrained: where that checkpoint lies, if not where it was.
 
     Raises:
+        TextMismatch: the checkpoint is another than the store's.
         BackboneError: it has no text tower, or is not there.
     """
-    named = _checkpoint(store.manifest, model, pretrained)
+    tower = _load(store.manifest, select_device(device), model, pretrained)
+    if difference := _difference(tower, store.manifest):
+        was, now = difference
+        name = model or store.manifest.facts["request"]["model"]
+        option = ["--model", "local-dir:FOLDER"] if name.startswith(LOCAL_DIR) else ["--pretrained", "FILE"]
+        raise TextMismatch(
+            f"{store.path} was made with {was}, and {_source(store.manifest, model, pretrained)} has {now}: text and features "
+            f"must be of one checkpoint. Name the store's with:  {shlex.join(['vcache', *again, *option])}"
+        )
+    return tower
+
+
+def _load(
+    manifest: Manifest, device: torch.device, model: str | None = None, pretrained: str | None = None
+) -> FrozenTextTower:
+    named = _checkpoint(manifest, model, pretrained)
     return load_text_tower(named[0], named[1], random_weights=named[2], device=device)
 
 
-def is_beside(tower: FrozenTextTower, manifest: Manifest) -> bool:
-    """Whether its checkpoint has the image tower that the features are of, which is read for that."""
-    return (tower.model, tower.visual_sha256) == (manifest.spec["model"], manifest.spec["weights_sha256"])
+def _difference(tower: FrozenTextTower, manifest: Manifest) -> tuple[str, str] | None:
+    """What the store was made with and what this is, where it is not the store's tower.
+
+    Texts of the store are known by the digest of the tower that made them. Without any there is the image tower, which has to be
+    read for that; where its checkpoint has no text tower, that of another checkpoint of its model is taken.
+    """
+    spec, told = manifest.spec, text_facts(manifest).get("weights_sha256") if clip_sets(manifest) else None
+    if told is not None:
+        ours = f"a text tower of weights {told[:16]}"
+        return (ours, f"one of {tower.weights_sha256[:16]}") if tower.weights_sha256 != told else None
+    if tower.model == spec["model"] and (
+        tower.visual_sha256 == spec["weights_sha256"] or _saved_without_text(manifest.facts["request"])
+    ):
+        return None
+    was, now = ((spec["model"], spec["weights_sha256"]), (tower.model, tower.visual_sha256))
+    ours, theirs = (f"the image tower {name} of weights {sha256[:16]}" for name, sha256 in (was, now))
+    return ours, theirs
+
+
+def _saved_without_text(request: dict[str, Any]) -> bool:
+    """Whether the store's own checkpoint holds no text tower, as where the image tower alone was tuned."""
+    if request["random_weights"]:
+        return False
+    try:
+        architecture = find_architecture(request["model"], request["pretrained"])
+        file = find_checkpoint(request["model"], request["pretrained"], architecture)
+        return not any(name.startswith("transformer.") for name in read_checkpoint(file, "text").weights)
+    except NoTextTower:
+        return True
+    except (BackboneError, OSError):  # it is not there any more
+        return False
 
 
 def context_width(manifest: Manifest) -> int:
@@ -59,7 +111,7 @@ def class_prompts(
         SettingError: it has no room for so many places.
     """
     tower = _shared_tower(store, device)
-    told = store.manifest.facts.get("text", {})
+    told = text_facts(store.manifest)
     words = told.get("class_words") or [class_words(name) for name in store.manifest.class_names]
     try:
         prompts = tower.embed_prompts(words if classes is None else [words[k] for k in classes], num_places)
@@ -73,28 +125,17 @@ def _shared_tower(store: FeatureStore, device: torch.device) -> FrozenTextTower:
     tower = _IN_USE.get(key)
     if tower is None:
         try:
-            tower = load_tower_of(store, device)
+            tower = _load(store.manifest, device)
         except (BackboneError, OSError) as error:
             raise _not_there(store.manifest, str(store.path), error) from error
-    _check_same(tower, store)
+    if difference := _difference(tower, store.manifest):
+        was, now = difference
+        raise HeadStoreMismatch(
+            f"{store.path} was made with {was}, and {_source(store.manifest)} has {now}: learnt prompts are read by the store's "
+            "own checkpoint. Put that back."
+        )
     _IN_USE[key] = tower
     return tower
-
-
-def _check_same(tower: FrozenTextTower, store: FeatureStore) -> None:
-    """By the text tower that made the store's texts, or without texts by the image tower, which has to be read for that."""
-    told = store.manifest.facts.get("text", {}).get("weights_sha256")
-    if tower.weights_sha256 == told if told else is_beside(tower, store.manifest):
-        return
-    was, now = (
-        (f"the text tower {told[:16]}", tower.weights_sha256[:16])
-        if told
-        else (f"the image tower {store.manifest.spec['weights_sha256'][:16]}", tower.visual_sha256[:16])
-    )
-    raise HeadStoreMismatch(
-        f"{store.path} was made with {was}, and {_source(store.manifest)} has {now} now: learnt prompts are read by the store's "
-        "own checkpoint. Put that back."
-    )
 
 
 def _checkpoint(
@@ -108,9 +149,9 @@ def _checkpoint(
     return name, pretrained, request["random_weights"] and pretrained == request["pretrained"] and model is None
 
 
-def _source(manifest: Manifest) -> str:
-    model, pretrained, _ = _checkpoint(manifest)
-    return f"{model} ({pretrained})" if pretrained else model
+def _source(manifest: Manifest, model: str | None = None, pretrained: str | None = None) -> str:
+    name, weights, _ = _checkpoint(manifest, model, pretrained)
+    return f"{name} ({weights})" if weights else name
 
 
 def _not_there(manifest: Manifest, store: str, error: Exception) -> HeadStoreMismatch:

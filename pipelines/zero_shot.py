@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from vcache.heads.registry import get_head
-from vcache.pipelines.class_text import how_to_add, stored_sets, text_constant
+from vcache.pipelines.class_text import clip_sets, how_to_add, set_encoders, stored_sets, text_constant
 from vcache.pipelines.console import count
 from vcache.pipelines.device import select_device
 from vcache.pipelines.evaluation.class_choice import NAMED
@@ -28,7 +28,6 @@ from vcache.pipelines.stored_views import ViewGrid
 from vcache.pipelines.targets import among_classes, targets_of
 from vcache.pipelines.templates import TEMPLATE_SETS
 from vcache.pipelines.zero_shot_classes import Candidates, read_candidates
-from vcache.store.manifest import Manifest
 from vcache.store.object_path import StorePath
 from vcache.store.reader import FeatureStore
 
@@ -201,16 +200,10 @@ def _sets(store: FeatureStore, asked: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(asked)) or own
 
 
-def clip_sets(manifest: Manifest) -> tuple[str, ...]:
-    """The sets of templates that a store holds in the space of its videos, and not of another text encoder."""
-    of_others = manifest.facts.get("text", {}).get("encoders", {})
-    return tuple(name for name in stored_sets(manifest) if name not in of_others)
-
-
 def _without(store: FeatureStore, name: str, own: Sequence[str]) -> str:
     choose = f"It holds {', '.join(own)}: choose with --templates NAME" if own else "It holds none of CLIP's"
     if name in stored_sets(store.manifest):
-        encoder = store.manifest.facts["text"]["encoders"][name]["encoder"]
+        encoder = set_encoders(store.manifest)[name]["encoder"]
         return (
             f"--templates {name}: they are of the text encoder {encoder}, which knows nothing of videos: without training "
             f"there is nothing to compare. {choose}."
@@ -252,7 +245,7 @@ def _encoded(
     """The text of the names beside the store's classes, by the set of templates."""
     if not names:
         return {}
-    from vcache.pipelines.text_command import tower_of_store  # loads open_clip, which takes seconds
+    from vcache.pipelines.text_tower import tower_of_store  # loads open_clip, which takes seconds
     from vcache.pipelines.zero_shot_text import encode_others
 
     on_stage("loading the text tower")

@@ -16,22 +16,16 @@ from vcache.store.reader import FeatureStore
 def encode_others(
     store: FeatureStore, tower: FrozenTextTower, names: Sequence[str], templates: str
 ) -> Float[Tensor, "other M E"]:
-    """What the text tower of a store makes of names in the templates of one of its sets.
+    """What the text tower of a store (text_tower.tower_of_store) makes of names in the templates of one of its sets.
 
     Raises:
-        TextMismatch: the set is of another text tower, or the store does not say its templates.
+        TextMismatch: the store does not say its templates.
     """
     known = stored_sets(store.manifest)[templates]
-    told = store.manifest.facts.get("text", {})
     if known is None:
         raise TextMismatch(
             f"{store.path} does not say what the templates {templates!r} are, so other names than its classes cannot be put into "
             "them. Name classes of the store alone."
-        )
-    if told["weights_sha256"] != tower.weights_sha256:
-        raise TextMismatch(
-            f"the text tower of {tower.model} has weights {tower.weights_sha256[:16]}, and that of the text embeddings in "
-            f"{store.path} had {told['weights_sha256'][:16]}. Name the checkpoint that made them with --pretrained FILE."
         )
     texts = [text for name in names for text in TemplateSet(templates, known).fill(class_words(name))]
     return torch.as_tensor(tower.encode(texts)).reshape(len(names), len(known), -1)

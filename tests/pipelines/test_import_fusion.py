@@ -205,7 +205,7 @@ def test_the_text_tower_of_actionclip_has_to_be_its_own_too(
 def test_only_a_store_whose_checkpoint_has_no_text_tower_takes_text_of_another(
     stores: dict[str, Path], worded_clip: Path
 ) -> None:
-    with pytest.raises(TextMismatch, match="Text and features must be of one checkpoint"):
+    with pytest.raises(TextMismatch, match="text and features must be of one checkpoint"):
         add_text(stores["actionclip"], ["clip_kinetics"], model=f"local-dir:{worded_clip}", device="cpu")
 
 

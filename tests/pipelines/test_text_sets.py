@@ -271,28 +271,30 @@ def test_two_files_of_one_name_are_refused(store: Path, prompts: Path, tmp_path:
         add_text(store, [str(prompts), str(other)])
 
 
+@pytest.mark.parametrize("with_text", [True, False])
 def test_another_checkpoint_is_refused_with_both_named(
-    store: Path, prompts: Path, worded_clip: Path, tmp_path: Path
+    store: Path, prompts: Path, worded_clip: Path, tmp_path: Path, with_text: bool, forget_text: Callable[[Path], None]
 ) -> None:
+    """By the text tower that made the store's texts; where it has none, by the image tower."""
     other = Path(shutil.copytree(worded_clip, tmp_path / "other"))
     state = {name: x.clone() for name, x in load_file(other / "open_clip_model.safetensors").items()}
-    save_file(state | {"visual.proj": state["visual.proj"] + 1}, other / "open_clip_model.safetensors")
-    before = tree(store)
+    of_text, of_images = ({name: state[name] + 1} for name in ("ln_final.bias", "visual.proj"))
     with FeatureStore.open(store) as opened:
-        sha = opened.manifest.spec["weights_sha256"][:16]
-    words = (
-        rf"was made with the image tower ViT-\S+ of weights {sha}; "
-        rf"local-dir:\S+ has the image tower ViT-\S+ of weights (?!{sha})"
-    )
+        facts, sha = opened.manifest.facts, opened.manifest.spec["weights_sha256"][:16]
+    if with_text:
+        sha = facts["text"]["weights_sha256"][:16]
+        words = rf"was made with a text tower of weights {sha}, and local-dir:\S+ has one of (?!{sha})"
+    else:
+        forget_text(store)
+        tower = r"the image tower ViT-\S+ of weights"
+        words = rf"was made with {tower} {sha}, and local-dir:\S+ has {tower} (?!{sha})"
+    before = tree(store)
+    save_file(state | (of_text if with_text else of_images), other / "open_clip_model.safetensors")
     with pytest.raises(TextMismatch, match=words + r".*--templates \S+prompts.txt --model local-dir:FOLDER"):
         add_text(store, [str(prompts)], model=f"local-dir:{other}")
-    save_file(state | {"ln_final.bias": state["ln_final.bias"] + 1}, other / "open_clip_model.safetensors")
-    with pytest.raises(
-        TextMismatch, match=r"the text tower of ViT-\S+ has weights \w{16}, and that of the text embeddings in"
-    ):
-        add_text(store, [str(prompts)], model=f"local-dir:{other}")
     assert tree(store) == before
-    save_file(state, other / "open_clip_model.safetensors")
+    # What says nothing of the texts may differ.
+    save_file(state | (of_images if with_text else of_text), other / "open_clip_model.safetensors")
     assert add_text(store, [str(prompts)], model=f"local-dir:{other}")["added"] == ["prompts"]
 
 

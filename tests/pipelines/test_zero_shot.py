@@ -221,21 +221,15 @@ def test_text_of_another_encoder_is_left_out_and_refused(tmp_path: Path) -> None
         ask(path, templates=("five",))
 
 
-@pytest.mark.parametrize(
-    ("part", "message"),
-    [
-        ("visual.", r"Name the store's with:  vcache zero-shot .* --classes .*names.txt --model local-dir:FOLDER"),
-        ("ln_final.", "text tower of .* has weights .*, and that of the text embeddings in .* had"),
-    ],
-)
-def test_text_towers_that_are_not_the_stores_are_refused(
-    encoded: Path, worded_clip: Path, tmp_path: Path, part: str, message: str
-) -> None:
+def test_text_towers_that_are_not_the_stores_are_refused(encoded: Path, worded_clip: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(worded_clip, tmp_path / "clip"))
     state = load_file(other / "open_clip_model.safetensors")
     save_file(
-        {name: x + 0.5 if name.startswith(part) else x for name, x in state.items()},
+        {name: x + 0.5 if name.startswith("ln_final.") else x for name, x in state.items()},
         other / "open_clip_model.safetensors",
+    )
+    message = (
+        r"text tower of weights .* store's with:  vcache zero-shot .* --classes .*names.txt --model local-dir:FOLDER"
     )
     with pytest.raises(TextMismatch, match=message):
         ask(encoded, classes=named(tmp_path, "wave", "sail"), model=f"local-dir:{other}")

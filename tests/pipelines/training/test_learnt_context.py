@@ -223,7 +223,7 @@ def test_another_checkpoint_in_its_place_is_refused(
     if not with_text:
         forget_text(copied)
     with pytest.raises(
-        HeadStoreMismatch, match=f"was made with the {'text' if with_text else 'image'} tower .* Put that back"
+        HeadStoreMismatch, match=f"was made with {'a text' if with_text else 'the image'} tower .* Put that back"
     ):
         evaluate(trained, store=copied, device="cpu")
 
