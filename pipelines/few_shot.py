@@ -15,12 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from vcache.heads.text4vis import Text4Vis
-from vcache.pipelines.class_text import class_text, give_text
+from vcache.pipelines.class_text import clip_sets
 from vcache.pipelines.device import select_device
-from vcache.pipelines.evaluation.predicting import validate
+from vcache.pipelines.evaluation.class_choice import TRAINED, ClassChoice
 from vcache.pipelines.few_shot_chart import few_shot_chart
 from vcache.pipelines.few_shot_members import Shots
 from vcache.pipelines.few_shot_results import (
@@ -31,20 +28,20 @@ from vcache.pipelines.few_shot_results import (
     few_shot_markdown,
     few_shot_table,
 )
-from vcache.pipelines.loading.loader import ClipLoader
-from vcache.pipelines.matching import HeadStoreMismatch, build_head_config, match
-from vcache.pipelines.runs import write_text
+from vcache.pipelines.matching import HeadStoreMismatch
+from vcache.pipelines.runs import RunError, write_text
+from vcache.pipelines.stored_views import ONE_VIEW
 from vcache.pipelines.training.preparation import PreparedHead, open_training_store, prepare_head
 from vcache.pipelines.training.sweep import Sweep, SweepSummary
 from vcache.pipelines.training.sweep_plan import SweepPlan
 from vcache.pipelines.training.sweep_results import METRICS
 from vcache.pipelines.training.sweep_spec import SweepMember
 from vcache.pipelines.training.torchrun import is_first_process
+from vcache.pipelines.zero_shot import evaluate_untrained
 from vcache.store.reader import FeatureStore
 
 FEW_SHOT_FILE = "few-shot.json"
 FILES = ("few-shot.csv", "few-shot.md", "few-shot.png")
-_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,41 +106,33 @@ def zero_shot_metrics(members: Sequence[SweepMember]) -> tuple[Metrics | None, .
 
 
 def _of_member(member: SweepMember, found: dict[Any, Metrics | None]) -> Metrics | None:
-    config, device = member.config, select_device(member.config.device)
+    config = member.config
     with open_training_store(config) as store:
-        prepared = prepare_head(config, store, device)
+        prepared = prepare_head(config, store, select_device(config.device))
         key = (str(config.store), prepared.val_split, prepared.plan.text, prepared.classes, config.frame_step)
         if key not in found:
-            found[key] = _zero_shot(prepared, store, device)
+            found[key] = _zero_shot(prepared, store)
     return found[key]
 
 
-def _zero_shot(prepared: PreparedHead, store: FeatureStore, device: torch.device) -> Metrics | None:
-    """The mean of the frames' embeddings against the mean of the templates, in view 0 as trained heads are validated."""
-    templates, split, step = prepared.plan.text, prepared.val_split, prepared.config.frame_step
-    if templates is None or split is None:
+def _zero_shot(prepared: PreparedHead, store: FeatureStore) -> Metrics | None:
+    """Of the head's classes and templates, in view 0 as trained heads are validated."""
+    config, templates, split = prepared.config, prepared.plan.text, prepared.val_split
+    if split is None or templates not in clip_sets(store.manifest):
         return None
-    num_classes = len(prepared.classes) if prepared.classes is not None else None
-    settings = {"temporal": "tap", "templates": templates}
-    config = build_head_config("text4vis", settings, store.manifest, frame_step=step, num_classes=num_classes)
-    if class_text(store, templates).embeddings.shape[2] != config.embed_dim:
-        return None  # of another encoder, whose space the videos are not in
+    names, places = store.manifest.class_names, prepared.classes
+    kept = names if places is None else tuple(names[k] for k in places)
+    asked = ClassChoice(which=TRAINED, places=places, names=kept, templates=templates)
     try:
-        plan = match("text4vis", Text4Vis.requires(config), store, [split], frame_step=step)
-    except HeadStoreMismatch:  # no embeddings of the frames
+        found = evaluate_untrained(
+            store,
+            asked,
+            split,
+            views=ONE_VIEW,
+            frame_step=config.frame_step,
+            device=select_device(config.device),
+            allow_incomplete=config.allow_incomplete,
+        )
+    except (HeadStoreMismatch, RunError):  # no embeddings of the frames, or no video
         return None
-    head = Text4Vis(config)
-    give_text(head, templates, store, prepared.classes)
-    loader = ClipLoader(
-        store,
-        split,
-        plan,
-        batch_size=_BATCH,
-        device=device,
-        allow_incomplete=prepared.config.allow_incomplete,
-        classes=prepared.classes,
-    )
-    if not len(loader):
-        return None
-    metrics = validate(head.to(device), loader.in_order())
-    return {name: getattr(metrics, name) for name in METRICS}
+    return {name: getattr(found.metrics, name) for name in METRICS}

@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from vcache.heads.registry import get_head
 from vcache.pipelines.class_text import clip_sets, how_to_add, set_encoders, stored_sets, text_constant
 from vcache.pipelines.console import count
 from vcache.pipelines.device import select_device
-from vcache.pipelines.evaluation.class_choice import NAMED
+from vcache.pipelines.evaluation.class_choice import NAMED, ClassChoice
 from vcache.pipelines.evaluation.evaluate import choose_split
 from vcache.pipelines.evaluation.head_evaluation import Evaluation, evaluate_head
 from vcache.pipelines.evaluation.saving import write_predictions
@@ -121,10 +122,40 @@ def zero_shot(
         rows = []
         for name in sets:
             on_stage(f"comparing with {name}")
-            evaluation = _evaluated(config, store, split, candidates, name, others.get(name), on_note)
+            evaluation = evaluate_untrained(
+                store,
+                candidates.choice(store.manifest, name, others.get(name)),
+                split,
+                ensemble=config.ensemble,
+                views=config.views,
+                half_classes=config.half_classes,
+                device=select_device(config.device),
+                batch_size=config.batch_size,
+                allow_incomplete=config.allow_incomplete,
+                on_note=on_note,
+            )
             num_templates = store.constant(text_constant(name)).shape[1]
             rows.append(ZeroShotRow(templates=name, num_templates=num_templates, evaluation=evaluation))
         return ZeroShot(store=config.store, ensemble=config.ensemble, rows=tuple(rows))
+
+
+def evaluate_untrained(
+    store: FeatureStore, asked: ClassChoice, split: str, *, ensemble: str = "embeddings", **options: Any
+) -> Evaluation:
+    """CLIP on the classes and by the templates that are `asked`; `options` and errors are those of `evaluate_head`."""
+    name, settings = ENSEMBLES[ensemble]
+    head = get_head(name)
+    config = build_head_config(name, {**settings, "templates": asked.templates}, store.manifest)
+    return evaluate_head(
+        head(config),
+        store,
+        name="zero-shot",
+        requirements=head.requires(config),
+        asked=asked,
+        split=split,
+        run=f"zero-shot {asked.templates}",
+        **options,
+    )
 
 
 def save_zero_shot(found: ZeroShot, where: Path) -> tuple[Path, ...]:
@@ -156,35 +187,6 @@ def _file_name(found: ZeroShot, row: ZeroShotRow) -> str:
     ensemble = "" if found.ensemble == "embeddings" else f"-{found.ensemble}"
     named = "-named" if predictions.of_classes == NAMED else ""
     return f"zero-shot-{row.templates}{ensemble}-{predictions.split}-{predictions.views}{named}.npz"
-
-
-def _evaluated(
-    config: ZeroShotConfig,
-    store: FeatureStore,
-    split: str,
-    candidates: Candidates,
-    templates: str,
-    others: Tensor | None,
-    on_note: Callable[[str], None],
-) -> Evaluation:
-    name, settings = ENSEMBLES[config.ensemble]
-    head = get_head(name)
-    head_config = build_head_config(name, {**settings, "templates": templates}, store.manifest)
-    return evaluate_head(
-        head(head_config),
-        store,
-        name="zero-shot",
-        requirements=head.requires(head_config),
-        asked=candidates.choice(store.manifest, templates, others),
-        split=split,
-        views=config.views,
-        half_classes=config.half_classes,
-        device=select_device(config.device),
-        batch_size=config.batch_size,
-        allow_incomplete=config.allow_incomplete,
-        on_note=on_note,
-        run=f"zero-shot {templates}",
-    )
 
 
 def _sets(store: FeatureStore, asked: Sequence[str]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from vcache.heads import registry
-from vcache.pipelines.few_shot import FewShot, is_few_shot
+from vcache.pipelines.few_shot import FewShot, is_few_shot, zero_shot_metrics
 from vcache.pipelines.few_shot_chart import few_shot_chart
 from vcache.pipelines.few_shot_members import few_shot_members, parse_shots, variant_of
 from vcache.pipelines.few_shot_results import FewShotTable, few_shot_csv, few_shot_markdown, few_shot_table
@@ -34,6 +34,8 @@ from vcache.pipelines.training.sweep_results import MemberResult
 from vcache.pipelines.training.sweep_spec import SweepMember
 from vcache.pipelines.training.train_head import train_head
 from vcache.pipelines.training.world import joined_world
+from vcache.store.groups import write_manifest
+from vcache.store.reader import FeatureStore
 
 Vcache = Callable[..., tuple[int, str, str]]
 CLASSES = ("jump", "run", "clap")
@@ -181,6 +183,18 @@ def test_zero_shot_is_that_of_the_classes_and_of_heads_that_classify_by_text(
     again = FewShot.of(Sweep.open(tmp_path / "named"))
     assert again is not None and (again.shots, again.zero_shot) == ((1, None), found.zero_shot)
     assert is_few_shot(tmp_path / "named") and not is_few_shot(tmp_path)
+
+
+def test_text_of_another_encoder_is_not_compared_without_training(fixed: dict[str, str], store: Path) -> None:
+    """Also where it happens to have the width of CLIP's."""
+    members = few_shot_members("text4vis", {**fixed, "templates": "label"}, {}, (1,), 1)
+    with FeatureStore.open(store) as opened:
+        manifest = opened.manifest
+    (own,) = zero_shot_metrics(members)
+    assert own is not None and own["top1"] == ZERO_SHOT
+    text = {"encoders": {"label": {"encoder": "distilbert", "width": E}}}
+    write_manifest(store, replace(manifest, facts={**manifest.facts, "text": text}))
+    assert zero_shot_metrics(members) == (None,)
 
 
 def test_what_failed_or_waits_has_a_dash_and_its_reason(fixed: dict[str, str], tmp_path: Path) -> None:
