@@ -15,7 +15,8 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from vcache.heads.evl import EVL, QuickGELU
+from vcache.heads.evl import EVL
+from vcache.heads.quick_gelu import QuickGELU
 
 
 class RestatedAttention(nn.Module):

@@ -34,10 +34,7 @@ from vcache.heads.temporal_fusion import (
     FrameTransformerCls,
     MeanPooling,
 )
-from vcache.heads.text import NO_TEXT, ClassText, cosines, mean_of_templates
-
-EVALUATION_SCALE = 100.0
-"""exp(logit_scale) in evaluation, as coded, whatever was trained."""
+from vcache.heads.text import EVALUATION_SCALE, NO_TEXT, ClassText, cosines, mean_of_templates
 
 Prompt = Literal["meanp", "conv1d", "lstm", "transf", "transf_cls"]
 Matches = Literal["softmax", "ideal"]

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from vcache.heads.dist_config import DiSTConfig
 from vcache.heads.dist_temporal import S, weights
-from vcache.heads.evl import QuickGELU
+from vcache.heads.quick_gelu import QuickGELU
 from vcache.heads.recomputed import Convolution, Linear, recomputed
 
 

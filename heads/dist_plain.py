@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from vcache.heads.dist_integration import AdaptivePooling, IBlock, Integration2Temporal, Temporal2Integration
 from vcache.heads.dist_temporal import C3D, Joint, R2Plus1D, TAda, TBlock
-from vcache.heads.evl import QuickGELU
+from vcache.heads.quick_gelu import QuickGELU
 
 
 def stem(

@@ -31,11 +31,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from vcache.heads.dist_config import DiSTConfig
-from vcache.heads.evl import QuickGELU
+from vcache.heads.quick_gelu import QUICK_GELU_SCALE, QuickGELU
 from vcache.heads.recomputed import Convolution, Linear, recomputed
 from vcache.heads.streamed_linear import streamed_linear
 
-S = 1.702
+S = QUICK_GELU_SCALE
 """The encoder runs on S*Z."""
 PIXEL_UNIT = 2.0**-8
 """Pixels times this are exact in float16 and bfloat16, and below 1."""

@@ -25,6 +25,7 @@ from vcache.heads import evl_plain
 from vcache.heads.attention import SingleQueryAttention
 from vcache.heads.cross_frame import TemporalCrossAttention
 from vcache.heads.modulated_pooling import Pooling, TemporalTerms, pool
+from vcache.heads.quick_gelu import QuickGELU
 from vcache.heads.registry import register_head
 from vcache.heads.requirements import ClipFeatures, HeadRequirements, InnerFeatures, Recipe
 from vcache.heads.temporal_conv import TemporalConvolution
@@ -281,10 +282,3 @@ class EVLDecoderLayer(nn.Module):
         else:
             query = query + self.attn.attend(normed, x, maps, terms, self.norm3)
         return query + self.mlp(self.norm2(query))
-
-
-class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), CLIP's activation."""
-
-    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        return x * torch.sigmoid(1.702 * x)

@@ -24,10 +24,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
+from vcache.heads.quick_gelu import QUICK_GELU_SCALE
+
 NUM_POSITIONS = 77
 """Rows of the table of frame positions: CLIP's context, whatever the number of frames."""
 NUM_BLOCKS = 6
-QUICK_GELU_SCALE = 1.702
 CLS_HEADS = 8
 """Of FrameTransformerCls, whatever the width."""
 

@@ -1,5 +1,6 @@
 """Classes by their names: a classifier of CLIP's text embeddings, which is given and not trained."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+EVALUATION_SCALE = 100.0
+"""exp(logit_scale) in evaluation by the official code of Text4Vis and of ActionCLIP, whatever was trained."""
+OPENAI_LOGIT_SCALE = math.log(100)
 NO_TEXT = "the head classifies by text and was given none; call its set_text(ClassText(...)) first"
 
 

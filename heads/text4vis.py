@@ -5,7 +5,7 @@ VideoCLIP, modules/video_clip.py at d61b34d (whwu95/Text4Vis). x are CLIP's embe
 
     v = fusion(x)                               temporal_fusion.py
     logits = exp(logit_scale) cos(v, w_k)       in training; the scale starts at CLIP's and is trained
-    logits = 100 cos(v, w_k)                    in evaluation
+    logits = 100 cos(v, w_k)                    in evaluation, as coded: it changes no ranking of one view
 
 and w_k is one of the classifiers of Table 1, fixed or, as in Table A.2, trained along. Here the image tower is frozen; in the
 paper it is trained.
@@ -27,11 +27,14 @@ from vcache.heads.prompt_learning import ClassPrompts, PromptClassifier
 from vcache.heads.registry import register_head
 from vcache.heads.requirements import ClipFeatures, HeadRequirements, Recipe
 from vcache.heads.temporal_fusion import FrameConv, FrameTransformer, MeanPooling
-from vcache.heads.text import ClassText, TextClassifier, cosines, mean_of_templates
-
-EVALUATION_SCALE = 100.0
-"""exp(logit_scale) in evaluation, as coded, whatever was trained. It changes no ranking of one view."""
-OPENAI_LOGIT_SCALE = math.log(100)
+from vcache.heads.text import (
+    EVALUATION_SCALE,
+    OPENAI_LOGIT_SCALE,
+    ClassText,
+    TextClassifier,
+    cosines,
+    mean_of_templates,
+)
 
 Temporal = Literal["t_trans", "tap", "t1d"]
 Classifier = Literal["text", "random", "orthogonal", "lda", "learned", "coop"]

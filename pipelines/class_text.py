@@ -1,13 +1,12 @@
 """Text embeddings of the class names, as constants of a store: `text/<template set>` and `text/logit_scale`."""
 
-import math
 import shlex
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from vcache.heads.text import ClassText
+from vcache.heads.text import OPENAI_LOGIT_SCALE, ClassText
 from vcache.pipelines.console import count
 from vcache.pipelines.templates import SLOT, TEMPLATE_SETS
 from vcache.store.manifest import Manifest
@@ -15,9 +14,6 @@ from vcache.store.reader import FeatureStore
 
 LOGIT_SCALE = "text/logit_scale"
 """(1,) float32: CLIP's parameter."""
-
-OPENAI_LOGIT_SCALE = math.log(100)
-"""Where a store has no logit scale: its text is of another encoder alone."""
 
 
 def text_constant(templates: str) -> str:
@@ -85,6 +81,8 @@ def _command(store: FeatureStore, word: str) -> str:
 
 def class_text(store: FeatureStore, templates: str, classes: Sequence[int] | None = None) -> ClassText:
     """What a store holds of a template set, of these of its classes in this order, or of all.
+
+    Where there is no logit scale, as all its text is of other encoders, that of OpenAI's CLIP takes its place.
 
     Raises:
         ArrayNotFound, CorruptStore: it holds none, or they are damaged.

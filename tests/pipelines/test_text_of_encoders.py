@@ -16,8 +16,9 @@ from tiny_encoder import WIDTH, WORDS, save_distilbert
 from vcache.extract.text_encoders import load_text_encoder
 from vcache.heads.actionclip import ActionCLIP
 from vcache.heads.requirements import HeadRequirements
+from vcache.heads.text import OPENAI_LOGIT_SCALE
 from vcache.pipelines import text_sets
-from vcache.pipelines.class_text import OPENAI_LOGIT_SCALE, class_text, set_encoders
+from vcache.pipelines.class_text import class_text, set_encoders
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.matching import HeadStoreMismatch, match
 from vcache.pipelines.request import ExtractionConfig
