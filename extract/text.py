@@ -28,13 +28,7 @@ from torch import Tensor, nn
 
 from vcache.extract.backbone import load_backbone
 from vcache.extract.tower_weights import Checkpoint, check_activation, misfit, read_checkpoint, weights_sha256
-from vcache.extract.weights import (
-    LOCAL_DIR,
-    Architecture,
-    NoTextTower,
-    find_architecture,
-    find_checkpoint,
-)
+from vcache.extract.weights import LOCAL_DIR, Architecture, NoTextTower, find_architecture, find_checkpoint
 
 __all__ = ["EmbeddedPrompts", "FrozenTextTower", "NoTextTower", "check_text_tower", "load_text_tower", "text_width"]
 

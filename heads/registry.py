@@ -28,6 +28,8 @@ and may have
                  ClipFeatures -> (B, E) and (B, E) -> logits, which one after the other are `forward` in evaluation mode: what
                  `vcache eval --average embeddings` averages over the views of a video before it is classified
     one_class    True where it can be trained on videos of one class each alone
+    any_text_width
+                 True where `set_text` takes embeddings of another text encoder than the backbone's, of whatever width
     class_embeddings
                  () -> (K, E): the rows that its classifier compares a video with; `vcache correlation` shows them
     view_average "softmax", "logits" or "embeddings": how its paper averages the views of a video; "softmax" if not set

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from vcache.pipelines import console
-from vcache.pipelines.options import LOCATION, Device, Json
+from vcache.pipelines.options import LOCATION, Device, EvenIncomplete, Json, PerClass
 from vcache.store.object_path import store_path
 
 
@@ -51,9 +51,7 @@ def evaluate(
             help="Also the mean over 10 draws of half of these classes, as zero-shot papers do; with --classes all or left-out.",
         ),
     ] = False,
-    per_class: Annotated[
-        bool, typer.Option("--per-class", help="Show each class, the worst first, and what it is taken for.")
-    ] = False,
+    per_class: PerClass = False,
     save: Annotated[
         Path | None,
         typer.Option(
@@ -61,9 +59,7 @@ def evaluate(
         ),
     ] = None,
     no_save: Annotated[bool, typer.Option("--no-save", help="Write no predictions.")] = False,
-    allow_incomplete: Annotated[
-        bool, typer.Option("--allow-incomplete", help="Evaluate although the extraction of the split has not finished.")
-    ] = False,
+    allow_incomplete: EvenIncomplete = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from vcache.pipelines import console
-from vcache.pipelines.options import Device, Json
+from vcache.pipelines.options import Device, Json, MovedCheckpoint, MovedModel
 from vcache.pipelines.templates import ALL, EVERY_STORE, TEMPLATE_SETS
 from vcache.store.object_path import store_path
 
@@ -103,12 +103,8 @@ def text(
             show_default=False,
         ),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Where the store's model lies, if it was moved: a name, or local-dir:FOLDER.")
-    ] = None,
-    pretrained: Annotated[
-        str | None, typer.Option(help="The store's checkpoint, if it was moved: a tag, or a file.")
-    ] = None,
+    model: MovedModel = None,
+    pretrained: MovedCheckpoint = None,
     encoder: Annotated[
         str | None,
         typer.Option(

@@ -17,6 +17,16 @@ if TYPE_CHECKING:  # imported late: these load torch and zarr
     from vcache.pipelines.training.sweep import Sweep, SweepSummary
     from vcache.pipelines.training.sweep_plan import SweepPlan
 
+_Together = Annotated[
+    int | None, typer.Option(min=1, help="Heads side by side at most. Default: as many as fit in memory.")
+]
+_SkipInvalid = Annotated[
+    bool, typer.Option("--skip-invalid", help="Train the others where some combinations are impossible.")
+]
+_DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the members and their groups; nothing is trained or written.")
+]
+
 
 @takes(given_options, own_first=True)
 def sweep(
@@ -46,15 +56,9 @@ def sweep(
         int | None, typer.Option(min=1, help="Train each with seeds 0 to N-1. Default: 1", metavar="N")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write. Default: runs/sweep-1, -2, ...")] = None,
-    together: Annotated[
-        int | None, typer.Option(min=1, help="Heads side by side at most. Default: as many as fit in memory.")
-    ] = None,
-    skip_invalid: Annotated[
-        bool, typer.Option("--skip-invalid", help="Train the others where some combinations are impossible.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the members and their groups; nothing is trained or written.")
-    ] = False,
+    together: _Together = None,
+    skip_invalid: _SkipInvalid = False,
+    dry_run: _DryRun = False,
     example: Annotated[bool, typer.Option("--example", help="Print a FILE.toml to start from.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -128,15 +132,9 @@ def few_shot(
         typer.Option("--set", metavar="NAME=VALUE", help="The same for all, as in `vcache sweep`. May be repeated."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write. Default: runs/few-shot-1, -2, ...")] = None,
-    together: Annotated[
-        int | None, typer.Option(min=1, help="Heads side by side at most. Default: as many as fit in memory.")
-    ] = None,
-    skip_invalid: Annotated[
-        bool, typer.Option("--skip-invalid", help="Train the others where some combinations are impossible.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the members and their groups; nothing is trained or written.")
-    ] = False,
+    together: _Together = None,
+    skip_invalid: _SkipInvalid = False,
+    dry_run: _DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Train on K videos of each class, for several K and draws of the videos: a table and a curve, beside zero-shot.

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from vcache.pipelines import console
-from vcache.pipelines.options import Device, Json
+from vcache.pipelines.options import Device, EvenIncomplete, Json, MovedCheckpoint, MovedModel, PerClass
 from vcache.store.object_path import store_path
 
 
@@ -51,9 +51,7 @@ def zero_shot(
             "--half-classes", help="Also the mean over 10 draws of half of the classes, as zero-shot papers do."
         ),
     ] = False,
-    per_class: Annotated[
-        bool, typer.Option("--per-class", help="Show each class, the worst first, and what it is taken for.")
-    ] = False,
+    per_class: PerClass = False,
     save: Annotated[
         Path | None,
         typer.Option(
@@ -61,15 +59,9 @@ def zero_shot(
             help="Write the predictions, members for vcache ensemble. Default: nothing is written.",
         ),
     ] = None,
-    allow_incomplete: Annotated[
-        bool, typer.Option("--allow-incomplete", help="Go on although the extraction of the split has not finished.")
-    ] = False,
-    model: Annotated[
-        str | None, typer.Option(help="Where the store's model lies, if it was moved: a name, or local-dir:FOLDER.")
-    ] = None,
-    pretrained: Annotated[
-        str | None, typer.Option(help="The store's checkpoint, if it was moved: a tag, or a file.")
-    ] = None,
+    allow_incomplete: EvenIncomplete = False,
+    model: MovedModel = None,
+    pretrained: MovedCheckpoint = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:

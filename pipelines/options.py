@@ -27,6 +27,16 @@ DEFAULT_MODEL = "ViT-B-16-quickgelu"
 DEVICE_HELP = "auto (CUDA if there is one), cpu, cuda, cuda:1 ..."
 Device = Annotated[str, typer.Option(help=DEVICE_HELP)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for a program to read.")]
+PerClass = Annotated[
+    bool, typer.Option("--per-class", help="Show each class, the worst first, and what it is taken for.")
+]
+EvenIncomplete = Annotated[
+    bool, typer.Option("--allow-incomplete", help="Evaluate although the extraction of the split has not finished.")
+]
+MovedModel = Annotated[
+    str | None, typer.Option(help="Where the store's model lies, if it was moved: a name, or local-dir:FOLDER.")
+]
+MovedCheckpoint = Annotated[str | None, typer.Option(help="The store's checkpoint, if it was moved: a tag, or a file.")]
 
 
 def takes(

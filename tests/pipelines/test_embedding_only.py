@@ -167,7 +167,7 @@ def test_the_commands_take_it_and_show_it(config: MakeConfig, vcache: Vcache, tm
         assert "tokens/2" in store.arrays("train", 1) and "q/2" not in store.arrays("train", 1)
 
 
-def test_a_damaged_embedding_is_found_and_extracted_again(config: MakeConfig, vcache: Vcache, tmp_path: Path) -> None:
+def test_a_damaged_embedding_is_found_and_extracted_again(config: MakeConfig, vcache: Vcache) -> None:
     path = config().store
     run_extraction(config(**NONE))
     before = values(path)
@@ -200,7 +200,7 @@ def test_attention_between_frames_of_no_layer_is_refused(config: MakeConfig, vca
     assert status == 1 and message in " ".join(said.split())
 
 
-def test_a_head_is_told_the_line_that_adds_what_it_reads(config: MakeConfig, tmp_path: Path) -> None:
+def test_a_head_is_told_the_line_that_adds_what_it_reads(config: MakeConfig) -> None:
     run_extraction(config(**NONE))
     with FeatureStore.open(config().store) as store:
         assert match("made-up", HeadRequirements(embed=True), store, store.splits).arrays == ("embed",)

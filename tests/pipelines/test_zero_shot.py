@@ -171,7 +171,7 @@ def test_names_that_no_class_has_are_refused_with_the_nearest(store: Path, tmp_p
         ask(store, classes=tmp_path / "none.txt")
 
 
-def test_of_videos_with_several_classes_other_names_are_negatives(encoded: Path, tmp_path: Path) -> None:
+def test_of_videos_with_several_classes_other_names_are_negatives(tmp_path: Path) -> None:
     """The precision of a class is of its own scores alone, so that names beside it change nothing."""
     store = worded_store(tmp_path / "several.zarr", several=True)
     found = ask(store, templates=("five",), classes=named(tmp_path, "jump", "run", "sit")).rows[0].evaluation
