@@ -139,7 +139,8 @@ def prepare_head(config: TrainingConfig, store: FeatureStore, device: torch.devi
     check_trainable(config.head, requirements, store)
     if requirements.fitted_on and config.shots == 1:  # said before anything of a group is trained
         raise SettingError(
-            f"head {config.head!r} is fitted on how the videos of a class differ, and --shots 1 leaves one of each. Take 2 or more."
+            f"head {config.head!r} is fitted on how the videos of a class differ, and --shots 1 leaves one of each. Take 2 or "
+            "more."
         )
     return PreparedHead(
         config=config,
