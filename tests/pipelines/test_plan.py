@@ -80,7 +80,7 @@ def test_the_machine_is_measured_and_nothing_is_left(config: MakeConfig, tmp_pat
     rates = plan.rates
     assert rates is not None
     assert rates.shared_cores
-    assert (rates.num_sampled, rates.num_failed) == (18, 0)
+    assert 0 < rates.num_sampled <= 18 and rates.num_failed == 0  # a busy machine measures fewer in its second
     assert 1e-5 < rates.decode_seconds < 5
     assert 1e-5 < rates.view_decode_seconds <= rates.decode_seconds
     assert len(rates.forward_seconds) == 1 and 1e-5 < rates.forward_seconds[0] < 5
