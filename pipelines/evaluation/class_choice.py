@@ -98,10 +98,13 @@ def check_asked(run: Run, which: str) -> None:
     if which not in CLASSES:
         raise RunError(f"--classes {which!r} is none of {', '.join(CLASSES)}.")
     if which != TRAINED and not run.requirements().by_name:
-        by_text = ", ".join(name for name, head in list_heads().items() if hasattr(head, "set_text"))
+        by_text = [name for name, head in list_heads().items() if hasattr(head, "set_text")]
+        others = f"Heads that classify by text can be asked for any: {', '.join(by_text)}."
+        if run.head in by_text:
+            others = f"A {run.head} whose classifier is text can be asked for any; this one has another classifier."
         raise RunError(
             f"--classes {which}: head {run.head!r} of {run.path} has outputs for the classes that it was trained on, and for no "
-            f"others. Heads that classify by text can be asked for any: {by_text}."
+            f"others. {others}"
         )
     if which == LEFT_OUT and _trained_on(run) is None:
         raise RunError(

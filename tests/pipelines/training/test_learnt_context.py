@@ -153,7 +153,8 @@ def test_contexts_of_their_own_are_those_of_the_classes_that_were_trained_on(sto
     assert load_file(tmp_path / "run" / "head.safetensors")[CTX].shape == (2, 2, 24)
     assert evaluate(tmp_path / "run", device="cpu").predictions.scores.shape == (4, 2)
     with pytest.raises(
-        RunError, match="--classes all: head 'text4vis' .* has outputs for the classes that it was trained on"
+        RunError,
+        match="--classes all: head 'text4vis' .* A text4vis whose classifier is text can be asked for any; this one",
     ):
         evaluate(tmp_path / "run", classes="all", device="cpu")
 
