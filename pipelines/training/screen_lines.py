@@ -29,10 +29,11 @@ def plan_lines(plan: TrainingPlan) -> Iterator[str]:
     views = f" in {plan.num_views} views" if plan.num_views > 1 else ""
     precision = "" if plan.precision == "float32" else f", {plan.precision}"
     heads = f"{count(plan.num_heads, 'head')} with " if plan.num_heads > 1 else ""
+    parameters = f"{plan.num_parameters:,} parameter{'' if plan.num_parameters == 1 else 's'}"
     optimiser = f"AdamW lr {plan.recipe.lr:g}, weight decay {plan.recipe.weight_decay:g}, {plan.recipe.schedule}"
     yield (
         f"{plan.store.name}: {plan.num_train} videos{views} to train on, {plan.num_val} to validate on; "
-        f"{heads}{plan.num_parameters:,} parameters, {count(plan.steps, 'step')} of {plan.recipe.batch_size} "
+        f"{heads}{parameters}, {count(plan.steps, 'step')} of {plan.recipe.batch_size} "
         f"({count(plan.epochs, 'epoch')}){'' if heads else f', {optimiser}'}{precision}"
     )
     begun = "; ".join(filter(None, (plan.group, f"resumed after {plan.resumed_from}" if plan.resumed_from else "")))

@@ -115,6 +115,11 @@ def test_a_warm_up_that_never_ends_is_said(length: dict[str, float], words: str,
     assert list(screen_lines.plan_lines(plan))[1:] == ([words] if words else [])
 
 
+def test_one_parameter_is_no_plural(make_plan: Plan) -> None:
+    assert "; 1 parameter, " in next(screen_lines.plan_lines(make_plan(num_parameters=1)))
+    assert "; 2 parameters, " in next(screen_lines.plan_lines(make_plan(num_parameters=2)))
+
+
 def test_what_limits_may_be_computing_or_not_known_yet(make_head: Head, make_report: Report) -> None:
     computing = make_report(make_head(), waiting=0.03, limited_by="computing", source="RAM", read_bytes_per_second=0.0)
     assert screen_lines.speed_facts(computing) == ["35.2 steps/s", "from RAM", "limited by computing 97%"]
