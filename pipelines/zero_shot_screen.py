@@ -38,7 +38,10 @@ def print_zero_shot(found: ZeroShot, *, per_class: bool = False, saved: Sequence
     intervals = [row.evaluation.intervals() for row in found.rows]
     console.out.print(_table(found, intervals), highlight=False)
     evaluation = found.rows[0].evaluation
-    _print(f"{describe_videos(evaluation)}, {found.ensemble} of several templates averaged")
+    averaged = (
+        f", {found.ensemble} of several templates averaged" if any(row.num_templates > 1 for row in found.rows) else ""
+    )
+    _print(f"{describe_videos(evaluation)}{averaged}")
     if evaluation.half_classes:
         _print(describe_halves(evaluation.half_classes))
     if intervals[0]:

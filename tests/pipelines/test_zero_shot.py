@@ -286,3 +286,10 @@ def test_classes_are_shown_by_set(store: Path, vcache: Vcache) -> None:
     status, out, _ = vcache(f"zero-shot {store} --device cpu --per-class --templates label --templates five")
     assert status == 0 and out.count("most confused with") == 2
     assert out.index("label\n") < out.index("five\n") < out.index("chance")
+
+
+def test_templates_are_averaged_where_a_set_has_several(store: Path, vcache: Vcache) -> None:
+    words = "embeddings of several templates averaged"
+    _, several, _ = vcache(f"zero-shot {store} --device cpu --templates five")
+    _, one, _ = vcache(f"zero-shot {store} --device cpu --templates label")
+    assert words in several and words not in one
