@@ -116,14 +116,14 @@ def train_head(
 
 
 def resume(
-    run: Annotated[Path, typer.Argument(help="A run or a sweep that was stopped or killed.")],
+    run: Annotated[Path, typer.Argument(help="A run, sweep or few-shot folder that was stopped or killed.")],
     store: Annotated[
         str | None, typer.Option(help="Where the store lies now, if it was moved.", metavar=LOCATION)
     ] = None,
     device: Annotated[str | None, typer.Option(help="Default: what the run was begun with.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Go on with a training or a sweep that was stopped or killed, from its last checkpoint.
+    """Go on with a training, sweep or few-shot that was stopped or killed, from its last checkpoint.
 
     On a CPU it ends with the weights that it would have ended with, bit for bit. A store with another key, or with other
     videos to train on than when the run began, is refused.

@@ -115,7 +115,10 @@ def text(
     ] = None,
     pooling: Annotated[
         str,
-        typer.Option(help="For --encoder: mean of the hidden states of all tokens of a text, or cls, the first one."),
+        typer.Option(
+            metavar="mean|cls",
+            help="For --encoder: mean of the hidden states of all tokens of a text, or cls, the first one.",
+        ),
     ] = "mean",
     device: Device = "auto",
     as_json: Json = False,
