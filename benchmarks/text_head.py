@@ -3,7 +3,7 @@
     python benchmarks/text_head.py [--official CHECKOUT] [--batch 256] [--width 512] [--rounds 7]
 
 8 frames of embeddings in float32, the same weights and features for both, in turns; outputs and all gradients must agree.
-CHECKOUT is a folder with sallymmx/ActionCLIP, whose modules/Visual_Prompt.py has all five (that of Text4Vis has the same transformer);
+CHECKOUT is a folder with sallymmx/ActionCLIP, whose modules/Visual_Prompt.py has all (that of Text4Vis has the same transformer);
 without it only ours are timed. The limit of Transf is its products of matrices alone, as one batch of rows, forward and backward,
 timed in the same run. The last line is the step of AdamW over Transf's parameters.
 """
