@@ -38,6 +38,7 @@ from vcache.heads.text import EVALUATION_SCALE, NO_TEXT, ClassText, cosines, mea
 
 Prompt = Literal["meanp", "conv1d", "lstm", "transf", "transf_cls"]
 Matches = Literal["softmax", "ideal"]
+_DUAL_TEMPERATURE = 1000
 
 
 @register_head("actionclip")
@@ -59,6 +60,8 @@ class ActionCLIP(nn.Module):
         matches: Matches = "softmax"
         """What the similarities are compared with: softmax of 10 times what matches, as coded, or equal shares of it, the
         ideal similarities of the paper."""
+        dual_softmax: bool = False
+        """Weigh each similarity by how much it is that of its column, before the loss: "DS" of Text4Vis's train_nce.py."""
         templates: str = "actionclip"
         """The set of templates whose text embeddings are matched (`vcache text`)."""
 
@@ -184,8 +187,8 @@ class ActionCLIP(nn.Module):
             videos = normalize(embedding.float(), dim=-1)
             scale = self.logit_scale.exp()
             all_videos, all_texts = gather(videos), gather(texts)
-            of_videos = scale * videos @ all_texts.mT
-            of_texts = scale * texts @ all_videos.mT
+            of_videos = self._similarities(scale * videos, scale * all_videos, all_texts)
+            of_texts = self._similarities(scale * texts, scale * all_texts, all_videos)
             matching = _matching(targets, gather(classes)).to(of_videos)
             matched = _matching(gather(targets), classes).to(of_videos).mT
             loss = (self._kl(of_videos, matching) + self._kl(of_texts, matched)) / 2
@@ -207,6 +210,13 @@ class ActionCLIP(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._keep_mean()
 
+    def _similarities(
+        self, own: Float[Tensor, "B E"], of_all: Float[Tensor, "N E"], others: Float[Tensor, "N E"]
+    ) -> Float[Tensor, "B N"]:
+        """Of the rows of this process with those of all; `of_all` are its own kind's."""
+        similarities = own @ others.mT
+        return dual_softmax(similarities, of_all @ others.mT) if self.config.dual_softmax else similarities
+
     def _kl(self, similarities: Float[Tensor, "B N"], matching: Float[Tensor, "B N"]) -> Float[Tensor, " B"]:
         return kl_of_matches(similarities, matching, ideal=self.config.matches == "ideal")
 
@@ -221,6 +231,15 @@ def kl_of_matches(
     """
     wanted = matching / matching.sum(dim=1, keepdim=True).clamp(min=1) if ideal else softmax(10 * matching, dim=1)
     return (torch.special.xlogy(wanted, wanted) - wanted * log_softmax(similarities, dim=1)).sum(dim=1)
+
+
+def dual_softmax(similarities: Float[Tensor, "B N"], of_all: Float[Tensor, "N N"]) -> Float[Tensor, "B N"]:
+    """Similarities times N times their share of their column, a softmax over all N rows at temperature 1000.
+
+    Rows that are those of all: DualLoss, utils/NCELoss.py at d61b34d (whwu95/Text4Vis).
+    """
+    shares = (similarities / _DUAL_TEMPERATURE - (of_all / _DUAL_TEMPERATURE).logsumexp(dim=0)).exp()
+    return similarities * shares * len(of_all)
 
 
 def _matching(targets: Tensor, classes: Int[Tensor, " N"]) -> Float[Tensor, "B N"]:

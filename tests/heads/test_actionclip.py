@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vcache.heads.actionclip import ActionCLIP, kl_of_matches
+from vcache.heads.actionclip import ActionCLIP, dual_softmax, kl_of_matches
 from vcache.heads.requirements import ClipFeatures
 from vcache.heads.temporal_fusion import FrameConv, FrameTransformer, FrameTransformerCls
 from vcache.heads.text import ClassText
@@ -132,6 +132,31 @@ def test_the_kl_loss_is_the_official_one() -> None:
     loss = kl_of_matches(arrays["in/pred"], arrays["in/gt"]).mean()
     torch.testing.assert_close(loss, arrays["out/kl"], **TOLERANCE)
     torch.testing.assert_close(loss, arrays["out/nce"], **TOLERANCE)  # NCELoss of Text4Vis is the same
+    dual = dual_softmax(arrays["in/pred"], arrays["in/pred"])
+    torch.testing.assert_close(kl_of_matches(dual, arrays["in/gt"]).mean(), arrays["out/ds"], **TOLERANCE)
+
+
+def test_a_dual_softmax_of_two_processes_is_that_of_the_whole_batch() -> None:
+    head, clips, classes = make_head(dual_softmax=True), make_clips(4), torch.tensor([0, 1, 1, 2])
+    one_template = ClassText(torch.randn(K, 1, E, generator=torch.Generator().manual_seed(6)), 1.5)
+    head.set_text(one_template)
+    gathered: list[Tensor] = []
+
+    def alone(own: Tensor) -> Tensor:
+        gathered.append(own)
+        return own
+
+    whole, _ = head.training_loss(clips, classes, alone)
+    of_all = iter([*gathered, *gathered])
+    assert clips.embed is not None
+    halves = [
+        head.training_loss(ClipFeatures(embed=clips.embed[rows]), classes[rows], lambda own: next(of_all))[0]
+        for rows in (slice(0, 2), slice(2, 4))
+    ]
+    torch.testing.assert_close(torch.cat(halves), whole)
+    plain = make_head()
+    plain.set_text(one_template)
+    assert (plain.training_loss(clips, classes, lambda own: own)[0] - whole).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(
