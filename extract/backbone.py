@@ -159,6 +159,32 @@ class FrozenBackbone(nn.Module):
         )
         return block.ln_1.weight, block.ln_1.bias, weight, bias
 
+    def tail_facts(self) -> dict[str, Any]:
+        """What the weights of the top blocks do not tell of how they are run."""
+        block: Any = self.visual.transformer.resblocks[0]
+        return {
+            "num_layers": self.facts.num_layers,
+            "embed_dim": self.facts.embed_dim,
+            "width": self.facts.width,
+            "num_heads": self.facts.num_heads,
+            "mlp_dim": block.mlp.c_fc.out_features,
+            "activation": "gelu" if isinstance(block.mlp.gelu, nn.GELU) else "quick_gelu",
+            "layer_norm_eps": self.facts.layer_norm_eps,
+            "layer_scale": not isinstance(block.ls_1, nn.Identity),
+        }
+
+    def tail_weights(self, num_blocks: int) -> dict[str, Tensor]:
+        """Weights of the top blocks, blocks.I.NAME with the absolute I and CLIP's names, of ln_post, and proj; not copies."""
+        first = self.facts.num_layers - num_blocks
+        blocks = self.visual.transformer.resblocks
+        weights = {
+            f"blocks.{layer}.{name}": tensor
+            for layer in range(first, self.facts.num_layers)
+            for name, tensor in blocks[layer].state_dict().items()
+        }
+        weights |= {f"ln_post.{name}": tensor for name, tensor in self.visual.ln_post.state_dict().items()}
+        return {**weights, "proj": self.visual.proj.data}
+
     def _check(self, images: Tensor, layers: Iterable[int]) -> None:
         size, last = self.facts.image_size, self.facts.num_layers - 1
         if images.shape[1:] != (3, size, size):

@@ -20,8 +20,12 @@ class HeadRequirements:
     """Layers of which the CLS token is enough: 1/N of the bytes."""
     maps: tuple[int, ...] = ()
     """Layers whose head-mean attention between adjacent frames is read (vcache.heads.cross_frame.cross_frame_maps)."""
+    stem: bool = False
+    """What enters the first block, with all tokens: the layer below layer 0."""
     embed: bool = False
     """The projected CLS embedding, not normalised."""
+    tail: int = 0
+    """Top blocks of the backbone that the head runs by itself, 0 for none: it is given them by `set_tail` (tail.py)."""
     pixels: int = 0
     """Frames whose pixels are read, for each frame of the clip, itself the first of them; 0 for none."""
     text: str | None = None
@@ -48,7 +52,7 @@ class HeadRequirements:
                 raise ValueError(f"{name} ({layers}) must name each layer once")
         if self.num_frames is not None and self.num_frames < 1:
             raise ValueError(f"num_frames ({self.num_frames}) must be at least 1")
-        for name in ("pixels", "fitted_on", "prompts"):
+        for name in ("pixels", "fitted_on", "prompts", "tail"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 0")
 
@@ -97,6 +101,7 @@ class ClipFeatures:
     maps: dict[int, Float[Tensor, "B pairs 2 P P"]] = field(default_factory=dict)
     """Pair p is frames p and p+1. maps[l][b, p, 0] (PREV) has queries of frame p+1 and keys of frame p;
     maps[l][b, p, 1] (NEXT) queries of p and keys of p+1. Rows are query patches and sum to 1; CLS is dropped."""
+    stem: Float[Tensor, "B T N D"] | None = None
     embed: Float[Tensor, "B T E"] | None = None
     pixels: UInt8[Tensor, "B F height width 3"] | None = None
     """What the backbone saw, before it was normalised; of F = T * HeadRequirements.pixels frames."""
@@ -113,13 +118,14 @@ class ClipFeatures:
             tokens=each_layer(self.tokens, lambda x: x.to(device, non_blocking=True)),
             cls={layer: x.to(device, non_blocking=True) for layer, x in self.cls.items()},
             maps={layer: x.to(device, non_blocking=True) for layer, x in self.maps.items()},
+            stem=None if self.stem is None else self.stem.to(device, non_blocking=True),
             embed=None if self.embed is None else self.embed.to(device, non_blocking=True),
             pixels=None if self.pixels is None else self.pixels.to(device, non_blocking=True),
         )
 
     def _tensors(self) -> Iterator[Tensor]:
         """What is there first, and what has to be made last."""
-        yield from (x for x in (self.pixels, self.embed) if x is not None)
+        yield from (x for x in (self.pixels, self.embed, self.stem) if x is not None)
         for features in (self.cls, self.maps, self.tokens):
             yield from features.values()
 

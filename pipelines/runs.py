@@ -5,6 +5,7 @@ RUN/classes.txt         class names, one a line, in the order of the logits; an 
 RUN/metrics.jsonl       one line per epoch, written as the epoch ends
 RUN/steps.jsonl         about a thousand lines over the run, and RUN/tensorboard/ where that is installed; training/logs.py
 RUN/best.safetensors    the weights of the epoch with the best validation
+RUN/tail.safetensors    of a head that runs top blocks of the backbone: those (frozen_tail.py)
 RUN/checkpoint/         what an unfinished run goes on from (training/checkpoints.py); gone when it is complete
 RUN/head.safetensors    the last weights; written last, so a run that has it is complete
 
@@ -28,7 +29,9 @@ from torch import Tensor
 
 from vcache.heads.registry import get_head
 from vcache.heads.requirements import HeadRequirements
+from vcache.heads.tail import FrozenTail
 from vcache.pipelines.console import count
+from vcache.pipelines.frozen_tail import TAIL, read_tail, tail_bytes
 from vcache.pipelines.settings import build
 from vcache.pipelines.training.logs import METRICS, read_log
 from vcache.store.files import sync_folder
@@ -164,6 +167,10 @@ class Run:
         """A head that is there is whole."""
         write_bytes(self.path / WEIGHTS[which], as_safetensors(state))
 
+    def save_tail(self, tail: FrozenTail) -> None:
+        """The top blocks of the backbone that the head runs."""
+        write_bytes(self.path / TAIL, tail_bytes(tail))
+
     def load_head(self, which: str = "last") -> torch.nn.Module:
         """The trained head in eval mode on the CPU, with the weights that one of WEIGHTS names.
 
@@ -179,6 +186,8 @@ class Run:
                 "Take the last weights:  --which last"
             )
         head = get_head(self.head)(self.head_config())
+        if self.requirements().tail:
+            head.set_tail(read_tail(self.path / TAIL))
         head.load_state_dict(_read_weights(file))
         return head.eval()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from vcache.heads.registry import get_head
 from vcache.pipelines.device import select_device
+from vcache.pipelines.frozen_tail import give_tail
 from vcache.pipelines.loading.residency import Residency
 from vcache.pipelines.runs import Run, RunError
 from vcache.pipelines.training.checkpoints import Checkpoints, common_number
@@ -178,6 +179,7 @@ class _Group:
         with random.active():
             head = get_head(config.head)(prepared.head_config)
         head.to(self.device)
+        give_tail(head, self.store, self.device)
         give_texts(head, prepared, self.store)
         check_recipe(head, prepared.recipe)  # before there is a run folder
         if prepared.requirements.fitted_on and anew:
@@ -187,6 +189,9 @@ class _Group:
         steps_per_epoch = len(self.loader)
         _, num_steps = training_length(prepared.recipe, steps_per_epoch)
         described = run_config(prepared, self.store, self.stream, self.world)
+        run = self._run(member, described, resume)
+        if prepared.requirements.tail and self.world.is_first:
+            run.save_tail(head.tail)
         return HeadTraining(
             member.name,
             head,
@@ -194,7 +199,7 @@ class _Group:
             prepared.recipe,
             prepared.precision,
             random,
-            self._run(member, described, resume),
+            run,
             num_steps=num_steps,
             steps_per_epoch=steps_per_epoch,
             seed=config.seed,

@@ -8,6 +8,8 @@ import torch
 
 from vcache.heads.prompt_learning import ClassPrompts
 from vcache.heads.requirements import ClipFeatures
+from vcache.heads.tail import FrozenTail, TailShape
+from vcache.heads.tail_block import BlockShape
 from vcache.heads.text import ClassText
 
 
@@ -51,6 +53,7 @@ def make_features(sizes: Sizes) -> Callable[..., ClipFeatures]:
             tokens={layer: draw(s.B, s.T, 1 + s.P, s.D) for layer in layers},
             cls={layer: draw(s.B, s.T, s.D) for layer in layers},
             maps={layer: draw(s.B, s.T - 1, 2, s.P, s.P).softmax(dim=-1) for layer in layers},
+            stem=draw(s.B, s.T, 1 + s.P, s.D),
             embed=draw(s.B, s.T, s.E),
             pixels=torch.randint(256, (s.B, 2 * s.T, s.h * s.p, s.w * s.p, 3), dtype=torch.uint8, generator=generator),
         )
@@ -75,3 +78,17 @@ def class_prompts(sizes: Sizes) -> ClassPrompts:
         return filled.sin().cumsum(dim=1)[torch.arange(len(ends)), ends] @ weight
 
     return ClassPrompts(tokens, 6 + torch.arange(sizes.K) % 3, encode, logit_scale=2.0)
+
+
+@pytest.fixture(scope="session")
+def frozen_tail(sizes: Sizes) -> FrozenTail:
+    """All blocks of a randomly drawn backbone."""
+    block = BlockShape(width=sizes.D, num_heads=sizes.H, mlp_dim=2 * sizes.D)
+    shape = TailShape(num_layers=sizes.L, num_blocks=sizes.L, block=block, embed_dim=sizes.E)
+    with torch.random.fork_rng():
+        torch.manual_seed(8)
+        weights = {
+            name: x.new_empty(x.shape).normal_(float(name.endswith("weight") and x.ndim == 1), 0.2)
+            for name, x in FrozenTail(shape).state_dict().items()
+        }
+    return FrozenTail.of(shape, weights)

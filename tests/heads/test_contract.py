@@ -34,7 +34,7 @@ HEADS |= {
 
 
 @pytest.fixture(params=HEADS)
-def head(request, sizes, class_text, class_prompts) -> nn.Module:
+def head(request, sizes, class_text, class_prompts, frozen_tail) -> nn.Module:
     """The head as a user would get it from a store of these sizes, with no parameter left at zero."""
     from_store = {
         "num_classes": sizes.K,
@@ -55,6 +55,8 @@ def head(request, sizes, class_text, class_prompts) -> nn.Module:
     for parameter in head.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.1)
+    if head.requires(head.config).tail:
+        head.set_tail(frozen_tail)
     if head.requires(head.config).text:
         head.set_text(class_text)
     if head.requires(head.config).prompts:
@@ -71,6 +73,7 @@ def features(head, make_features) -> ClipFeatures:
         tokens={layer: everything.tokens[layer] for layer in asked.tokens},
         cls={layer: everything.cls[layer] for layer in asked.cls},
         maps={layer: everything.maps[layer] for layer in asked.maps},
+        stem=everything.stem if asked.stem else None,
         embed=everything.embed if asked.embed else None,
         pixels=everything.pixels if asked.pixels else None,
     )
@@ -81,6 +84,7 @@ def changed(features: ClipFeatures, change: Callable[[torch.Tensor], torch.Tenso
         tokens=each_layer(features.tokens, change),
         cls={layer: change(x) for layer, x in features.cls.items()},
         maps={layer: change(x) for layer, x in features.maps.items()},
+        stem=None if features.stem is None else change(features.stem),
         embed=None if features.embed is None else change(features.embed),
         pixels=None if features.pixels is None else change(features.pixels),
     )
@@ -88,7 +92,7 @@ def changed(features: ClipFeatures, change: Callable[[torch.Tensor], torch.Tenso
 
 def tensors_of(features: ClipFeatures) -> dict[str, torch.Tensor]:
     named = {f"{kind}/{layer}": x for kind in ("tokens", "cls", "maps") for layer, x in getattr(features, kind).items()}
-    rest = {"embed": features.embed, "pixels": features.pixels}
+    rest = {"stem": features.stem, "embed": features.embed, "pixels": features.pixels}
     return named | {name: x for name, x in rest.items() if x is not None}
 
 

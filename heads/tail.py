@@ -1,0 +1,85 @@
+"""The top k blocks of the frozen backbone, which a head runs on the cached tokens that enter them.
+
+    x = cached tokens of layer N-k-1       (B, T, N, D); of k = all blocks, what leaves ln_pre: the stem
+    x = block(x)                           blocks N-k .. N-1; a head may put something of its own between their parts
+    embed = ln_post(x[cls]) @ proj
+
+With nothing put between, embed is that of the backbone itself. The tail is given to a head by `set_tail`, and is no part of it:
+neither its parameters nor its state dict hold it, and heads that are trained side by side share one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vcache.heads.tail_block import BlockShape, TowerBlock
+
+
+@dataclass(frozen=True, kw_only=True)
+class TailShape:
+    """What the weights of a tail do not tell."""
+
+    num_layers: int
+    """Blocks of the whole tower."""
+    num_blocks: int
+    """Those at its top that are there."""
+    block: BlockShape
+    embed_dim: int
+
+
+class FrozenTail(nn.Module):
+    """The top blocks, ln_post and proj of one backbone: in evaluation mode, without gradients, whatever is called on it."""
+
+    def __init__(self, shape: TailShape) -> None:
+        super().__init__()
+        self.shape = shape
+        width, eps = shape.block.width, shape.block.layer_norm_eps
+        first = shape.num_layers - shape.num_blocks
+        self.blocks = nn.ModuleDict({str(i): TowerBlock(shape.block) for i in range(first, shape.num_layers)})
+        self.ln_post = nn.LayerNorm(width, eps=eps)
+        self.proj = nn.Parameter(torch.empty(width, shape.embed_dim))
+        self.requires_grad_(False).eval()
+
+    @classmethod
+    def of(cls, shape: TailShape, weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> "FrozenTail":
+        """With these weights, by the names of `state_dict`; those of products are kept in `dtype`, the others in float32."""
+        with torch.device("meta"):
+            tail = cls(shape)
+        kept = {name: x.to(torch.float32 if _is_norm(name) else dtype) for name, x in weights.items()}
+        tail.load_state_dict(kept, strict=True, assign=True)
+        return tail.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "FrozenTail":
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenTail":
+        """Itself: copies of a head share it."""
+        return self
+
+    def top(self, num_blocks: int) -> Sequence[TowerBlock]:
+        """The last so many of its blocks, the lowest first.
+
+        Raises:
+            ValueError: it has fewer.
+        """
+        blocks: list[Any] = list(self.blocks.values())
+        if num_blocks > len(blocks):
+            raise ValueError(f"the head runs the top {num_blocks} blocks, and the tail has {len(blocks)}")
+        return blocks[len(blocks) - num_blocks :]
+
+    @torch.no_grad()
+    def embed(self, x: Float[Tensor, "B T N D"], num_blocks: int) -> Float[Tensor, "B T E"]:
+        """The backbone's own embedding of what enters its top blocks: nothing is put between."""
+        for block in self.top(num_blocks):
+            x = block(x)
+        return self.ln_post(x[..., 0, :]) @ self.proj.to(x.dtype)
+
+
+def _is_norm(name: str) -> bool:
+    """Whether the parameter of this name is a LayerNorm's, which is computed in float32."""
+    return name.split(".")[-2:-1] in (["ln_1"], ["ln_2"], ["ln_post"])

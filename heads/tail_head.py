@@ -1,0 +1,178 @@
+"""What every head on a tail has in common: what it reads, the tail that it is given, and the pass through its blocks.
+
+A head of its own is a file with a Config, a recipe and what it puts between the parts of a block:
+
+    class Mine(TailHead):
+        def adapt_block(self, layer, block, x):   x (B, T, N, D) of what enters block `layer` -> what leaves it
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vcache.heads.requirements import ClipFeatures, HeadRequirements
+from vcache.heads.tail import FrozenTail
+from vcache.heads.tail_block import TowerBlock
+from vcache.heads.tail_classifier import ClassifierName, TailClassifier
+from vcache.heads.text import ClassText
+
+FrozenDtype = Literal["auto", "float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TailConfig:
+    """Fields that all heads on a tail have."""
+
+    num_classes: int
+    num_frames: int = 8
+    """Frames of a clip; another number is another store."""
+    width: int = 768
+    num_layers: int = 12
+    embed_dim: int = 512
+    grid: tuple[int, int] = (14, 14)
+    """Patches of a frame: rows, columns."""
+    blocks: int | None = None
+    """Top blocks of the backbone that are run in training, on the tokens that enter the lowest of them; the others are in the
+    cache. None: the upper half, which is "Top 6" of AIM's Table 7."""
+    classifier: ClassifierName = "linear"
+    """On what leaves the last block: a linear layer on the mean CLS, an EVL decoder layer, or text embeddings of the names."""
+    templates: str = "label"
+    """With the classifier "text": the set of templates whose text embeddings classify (`vcache text`)."""
+    frozen_dtype: FrozenDtype = "auto"
+    """In which the frozen weights are kept. "auto": in that in which the backbone ran when the store was made."""
+    checkpointing: bool = False
+    """Keep only what enters each block for the backward pass, and run the block again there: less memory, a third more time."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "grid", tuple(self.grid))
+        for name in ("num_classes", "num_frames", "width", "num_layers", "embed_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
+        if not 1 <= self.num_blocks <= self.num_layers:
+            raise ValueError(
+                f"blocks ({self.blocks}) must be between 1 and {self.num_layers}, the blocks of the backbone"
+            )
+        for name, kind in (("classifier", ClassifierName), ("frozen_dtype", FrozenDtype)):
+            if getattr(self, name) not in (choices := get_args(kind)):
+                raise ValueError(f"{name} ({getattr(self, name)!r}) must be one of {', '.join(map(repr, choices))}")
+
+    @property
+    def num_blocks(self) -> int:
+        return max(1, self.num_layers // 2) if self.blocks is None else self.blocks
+
+    @property
+    def layers_run(self) -> range:
+        """The blocks that are run, absolute, the lowest first."""
+        return range(self.num_layers - self.num_blocks, self.num_layers)
+
+
+class TailHead(nn.Module):
+    """Top blocks of the backbone with something of its own in them, and a classifier."""
+
+    config: Any
+
+    def __init__(self, config: TailConfig, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.config = config
+        self.ln_post = nn.LayerNorm(config.width)
+        self.classifier = TailClassifier(config, dropout)
+        self._given: tuple[FrozenTail, ...] = ()
+
+    @staticmethod
+    def requires(config: Any) -> HeadRequirements:
+        whole = config.num_blocks == config.num_layers
+        return HeadRequirements(
+            tokens=() if whole else (-config.num_blocks - 1,),
+            stem=whole,
+            tail=config.num_blocks,
+            text=config.templates if config.classifier == "text" else None,
+            num_frames=config.num_frames,
+        )
+
+    @property
+    def tail(self) -> FrozenTail:
+        """On the device of the head.
+
+        Raises:
+            ValueError: none was given.
+        """
+        if not self._given:
+            raise ValueError(
+                "the head runs top blocks of the backbone and was given none; call its set_tail(...) first"
+            )
+        tail, device = self._given[0], self.ln_post.weight.device
+        return tail if tail.proj.device == device else tail.to(device)
+
+    def set_tail(self, tail: FrozenTail) -> None:
+        """Run these blocks from now on. What is trained of them begins with the backbone's weights.
+
+        Raises:
+            ValueError: it is of another backbone than the configuration says.
+        """
+        config, shape = self.config, tail.shape
+        there = (shape.num_layers, shape.block.width, shape.embed_dim)
+        if there != (config.num_layers, config.width, config.embed_dim):
+            raise ValueError(
+                f"the tail is of a backbone with {there[0]} blocks of width {there[1]} and embeddings of {there[2]}; the head is "
+                f"for {config.num_layers}, {config.width} and {config.embed_dim}"
+            )
+        tail.top(config.num_blocks)
+        self._given = (tail,)
+        self.ln_post.eps = tail.ln_post.eps
+        with torch.no_grad():
+            self.ln_post.load_state_dict(tail.ln_post.state_dict())
+            self.classifier.begin_with(tail)
+
+    def set_text(self, text: ClassText) -> None:
+        """Classify by the embeddings of these class names, with the classifier "text"."""
+        self.classifier.set_text(text)
+
+    def forward(self, features: ClipFeatures) -> Float[Tensor, "B K"]:
+        return self.classify_embedding(self.embed(features))
+
+    def embed(self, features: ClipFeatures) -> Float[Tensor, "B d"]:
+        """What the classifier compares with its classes."""
+        return self.classifier.pool(self.run_tail(features), self.ln_post, self.tail.proj)
+
+    def classify_embedding(self, embedding: Float[Tensor, "B d"]) -> Float[Tensor, "B K"]:
+        return self.classifier(embedding)
+
+    def run_tail(self, features: ClipFeatures) -> Float[Tensor, "B T N D"]:
+        """What leaves the last block."""
+        x = self.enter(self.read(features))
+        for layer, block in zip(self.config.layers_run, self.tower_blocks(), strict=True):
+            if self.config.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(self.adapt_block, layer, block, x, use_reentrant=False)
+            else:
+                x = self.adapt_block(layer, block, x)
+        return x
+
+    def read(self, features: ClipFeatures) -> Float[Tensor, "B T N D"]:
+        """The cached tokens that enter the lowest block.
+
+        Raises:
+            ValueError: they have other frames, tokens or width than the configuration says.
+        """
+        config, (h, w) = self.config, self.config.grid
+        x = features.stem if config.num_blocks == config.num_layers else features.tokens[-config.num_blocks - 1]
+        expected = (config.num_frames, 1 + h * w, config.width)
+        if x is None or x.shape[1:] != expected:
+            got = None if x is None else tuple(x.shape[1:])
+            raise ValueError(f"tokens must be {expected} per clip (frames, 1 + {h}x{w} patches, width), got {got}")
+        return x.to(self.ln_post.weight.dtype)
+
+    def enter(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
+        """What is done to the tokens before the lowest block: nothing, unless a head says so."""
+        return x
+
+    def tower_blocks(self) -> list[TowerBlock]:
+        """The blocks that are run: the frozen ones, unless a head trains its own copies."""
+        return list(self.tail.top(self.config.num_blocks))
+
+    def adapt_block(self, layer: int, block: TowerBlock, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
+        """Block `layer` with what the head has in it."""
+        return block(x)
