@@ -1,7 +1,8 @@
 """`--cross-frame derive`: the store keeps what enters a block and the block's frozen weights; the device makes Q/K of them.
 
-What enters block i > 0 is the output of block i-1, `tokens/<i-1>`, which is often stored anyway; of block 0 it is
-`block_input/0`. The weights are constants of the store: 4.7 MB per layer of ViT-B/16, once for all videos.
+What enters block i > 0 is the output of block i-1, `tokens/<i-1>`, which is often stored anyway; of block 0 it is the stem,
+`block_input/0`, which `--layers stem` stores by itself. The weights are constants of the store: 4.7 MB per layer of ViT-B/16,
+once for all videos.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,6 +14,8 @@ from vcache.heads.query_key import QueryKeyProjection
 from vcache.store.constants import Constant
 from vcache.store.reader import FeatureStore
 
+STEM_ARRAY = "block_input/0"
+
 _WEIGHTS = {
     "ln_1_weight": ("channel",),
     "ln_1_bias": ("channel",),
@@ -23,7 +26,7 @@ _WEIGHTS = {
 
 def input_array(layer: int) -> str:
     """The array that holds what enters the block."""
-    return f"tokens/{layer - 1}" if layer else "block_input/0"
+    return f"tokens/{layer - 1}" if layer else STEM_ARRAY
 
 
 def constant_names(layer: int) -> tuple[str, ...]:

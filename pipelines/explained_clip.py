@@ -12,6 +12,7 @@ from vcache.extract.backbone import BackboneFacts
 from vcache.extract.layers import absolute_layer
 from vcache.extract.views import PreparedClip
 from vcache.heads.requirements import ClipFeatures, HeadRequirements
+from vcache.pipelines.derivation import STEM_ARRAY
 from vcache.pipelines.explanation import ExplainError, LayerAttention, LayerMagnitude, Question
 from vcache.pipelines.pictures import Tiling
 
@@ -48,6 +49,7 @@ def read_arrays(requirements: HeadRequirements, num_layers: int) -> list[str]:
     """What a head reads of the backbone."""
     by_kind = {"tokens": requirements.tokens, "maps": requirements.maps, "cls": requirements.cls}
     names = [name for kind, layers in by_kind.items() for name in array_names(kind, layers, num_layers)]
+    names += [STEM_ARRAY] if requirements.stem else []
     return [*names, *(["embed"] if requirements.embed else [])]
 
 
@@ -70,6 +72,7 @@ def clip_features(
         tokens=tokens,
         cls={layer: x.unsqueeze(0) for layer, x in of("cls", requirements.cls).items()},
         maps=of("maps", requirements.maps),  # made for whole clips
+        stem=computed[STEM_ARRAY].unsqueeze(0) if requirements.stem else None,
         embed=computed["embed"].unsqueeze(0) if requirements.embed else None,
         pixels=pixels,
     )

@@ -4,7 +4,8 @@ import shlex
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from vcache.extract.layers import NO_LAYERS, selects_none
+from vcache.extract.layers import NO_LAYERS, STEM, keeps_no_layer
+from vcache.pipelines.derivation import STEM_ARRAY
 from vcache.store.manifest import Manifest
 from vcache.store.object_path import StorePath
 from vcache.store.parts import group_parts
@@ -29,6 +30,8 @@ _REQUEST_DEFAULTS: dict[str, Any] = {
     "view_seed": 0,
     "pixels": 0,
 }
+
+_WITHOUT_LAYERS = {STEM_ARRAY: "the stem (what enters block 0)", "embed": "the embedding", "pixels": "pixels"}
 
 
 def extract_command(
@@ -69,16 +72,17 @@ def option_words(request: Mapping[str, Any]) -> list[str]:
 
 def cross_frame_words(layers: str, cross_frame: str) -> list[str]:
     """The option, unless it is what `vcache extract` does by itself with these --layers."""
-    return [] if cross_frame == ("none" if selects_none(layers) else "qk") else ["--cross-frame", cross_frame]
+    return [] if cross_frame == ("none" if keeps_no_layer(layers) else "qk") else ["--cross-frame", cross_frame]
 
 
-def layers_word(layers: list[int], num_layers: int) -> str:
-    """The shortest `--layers` that selects these: "8:" for the last ones, else "0,3,6"; "none" for none."""
-    if not layers:
-        return NO_LAYERS
-    if layers == list(range(layers[0], num_layers)):
-        return f"{layers[0]}:"
-    return ",".join(map(str, layers))
+def layers_word(layers: list[int], num_layers: int, *, stem: bool = False) -> str:
+    """The shortest `--layers` of these: "8:" for the last ones, else "0,3,6"; with the stem "stem,8:"; "none" for none."""
+    words = [STEM] if stem else []
+    if layers and layers == list(range(layers[0], num_layers)):
+        words.append(f"{layers[0]}:")
+    else:
+        words += map(str, layers)
+    return ",".join(words) or NO_LAYERS
 
 
 def describe_arrays(names: Collection[str]) -> str:
@@ -86,10 +90,10 @@ def describe_arrays(names: Collection[str]) -> str:
     layers: dict[str, list[int]] = {}
     for name in names:
         kind, slash, layer = name.partition("/")
-        if slash and kind != "k" and not kind.endswith("_scale"):
+        if slash and name != STEM_ARRAY and kind != "k" and not kind.endswith("_scale"):
             layers.setdefault("Q/K" if kind == "q" else kind, []).append(int(layer))
     words = [f"{kind} of layers {_ranges(sorted(numbers))}" for kind, numbers in sorted(layers.items(), reverse=True)]
-    words += [word for name, word in (("embed", "the embedding"), ("pixels", "pixels")) if name in names]
+    words += [word for name, word in _WITHOUT_LAYERS.items() if name in names]
     return ", ".join(words)
 
 

@@ -52,6 +52,8 @@ class ExtractionSummary:
     layers: tuple[int, ...]
     splits: dict[str, int]
     progress: ExtractionProgress
+    stem: bool = False
+    """Whether what enters block 0 was asked for, beside the layers."""
     added: dict[str, int] = field(default_factory=dict)
     """Videos that this run added to splits that were there already."""
     failures: tuple[RowFailure, ...] = field(default=())
@@ -276,6 +278,7 @@ def _summary(one: _OpenStore, progress: ExtractionProgress) -> ExtractionSummary
         store=str(store.path),
         key=one.setup.key,
         layers=one.setup.layers,
+        stem=one.setup.stem,
         splits={split: store.splits[split] for split in splits},
         progress=progress,
         added=one.added,

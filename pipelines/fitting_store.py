@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vcache.extract.layers import NO_LAYERS, LayerError
+from vcache.extract.layers import NO_LAYERS, STEM, LayerError
 from vcache.heads.registry import get_head
 from vcache.pipelines.matching import HeadStoreMismatch, build_head_config, match
 from vcache.pipelines.stored_views import training_views
@@ -73,5 +73,9 @@ def _default_line(head: str) -> str:
     """What `vcache extract` is told for a head with its defaults: no layers where it reads none."""
     made = get_head(head)
     asked = made.requires(made.Config(num_classes=2))
-    layers = "-4:" if asked.tokens or asked.cls or asked.maps else NO_LAYERS
-    return f"vcache extract DATASET --layers {layers}"
+    words = [STEM] if asked.stem else []
+    if layers := {*asked.tokens, *asked.cls, *asked.maps}:
+        # Of a tower that is not known, a layer counted from the end is the right one.
+        below = sorted(layer for layer in layers if layer < -4)
+        words += [*map(str, below), *(["-4:"] if len(below) < len(layers) else [])]
+    return f"vcache extract DATASET --layers {','.join(words) or NO_LAYERS}"

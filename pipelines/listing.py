@@ -8,8 +8,10 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from vcache.extract.layers import NO_LAYERS, STEM
 from vcache.pipelines.class_text import described_set, set_encoders, stored_sets
 from vcache.pipelines.console import out, size
+from vcache.pipelines.derivation import STEM_ARRAY
 from vcache.pipelines.stored_views import describe_view, failed_in_any, partial_in_any, view_definitions
 from vcache.pipelines.stores import open_stores
 from vcache.store.errors import StoreError
@@ -175,6 +177,7 @@ def _describe_row(path: StorePath, store: FeatureStore) -> dict[str, Any]:
         "splits": store.splits,
         "parts": {split: len(store.parts(split)) for split in store.splits},
         "layers": tokens,
+        "stem": STEM_ARRAY in arrays,
         "dtype": store.manifest.facts["request"]["dtype"],
         "cross_frame": _cross_frame([*arrays, *store.manifest.constants]),
         "size_bytes": store.size_bytes(),
@@ -200,7 +203,7 @@ def print_folder(folder: StorePath, rows: list[dict[str, Any]]) -> None:
             table.add_row(name, f"[red]{escape(row['error'])}[/red]", "", "", "", "")
             continue
         splits = ", ".join(_sized(split, videos, row["parts"][split]) for split, videos in row["splits"].items())
-        layers = ",".join(map(str, row["layers"])) or "none"
+        layers = ",".join(([STEM] if row["stem"] else []) + [str(layer) for layer in row["layers"]]) or NO_LAYERS
         table.add_row(name, splits, layers, row["dtype"], row["cross_frame"], size(row["size_bytes"]))
     out.print(table)
 

@@ -123,6 +123,7 @@ def match(
             tokens={layer: absolute_layer(layer, facts["num_layers"]) for layer in requirements.tokens},
             cls={layer: absolute_layer(layer, facts["num_layers"]) for layer in requirements.cls},
             maps={layer: absolute_layer(layer, facts["num_layers"]) for layer in requirements.maps},
+            stem=requirements.stem,
             embed=requirements.embed,
             pixels=requirements.pixels,
             text=requirements.text,
@@ -272,7 +273,7 @@ def _command_for(
     words: Mapping[str, Any] | None = None,
 ) -> str:
     """The line that extracts the layers of a plan, and where it reads none, the embedding alone."""
-    word = layers_word(list(plan.layers), manifest.facts["backbone"]["num_layers"])
+    word = layers_word(list(plan.layers), manifest.facts["backbone"]["num_layers"], stem=plan.stem)
     cross_frame = plan.maps_from if plan.maps else "none"
     asked = dict(words or {})
     if plan.pixels and frames:

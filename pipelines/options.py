@@ -81,7 +81,8 @@ def extraction_config(
         str,
         typer.Option(
             rich_help_panel=CONTENT,
-            help="Blocks whose tokens are kept: -4: (the last four), 0,3,6, all; none: the embedding alone.",
+            help="Blocks whose tokens are kept: -4: (the last four), 0,3,6, all. stem: what enters the first, as in stem,-4:. "
+            "none: the embedding alone.",
             metavar="LAYERS",
         ),
     ] = "-4:",
@@ -306,7 +307,7 @@ def extraction_config(
     device: Annotated[str, typer.Option(rich_help_panel=RUNNING, help=DEVICE_HELP)] = "auto",
 ) -> "ExtractionConfig":
     """The request that the options stand for."""
-    from vcache.extract.layers import selects_none
+    from vcache.extract.layers import keeps_no_layer
     from vcache.pipelines.request import ExtractionConfig, parse_part
 
     (first_model, first_pretrained), *more_models = _paired(model or [DEFAULT_MODEL], pretrained or [], random_weights)
@@ -317,7 +318,7 @@ def extraction_config(
         frames=frames,
         stride=stride,
         tsn=tsn,
-        cross_frame=cross_frame or ("none" if selects_none(layers) else "qk"),
+        cross_frame=cross_frame or ("none" if keeps_no_layer(layers) else "qk"),
         dtype=dtype,
         model=first_model,
         pretrained=first_pretrained,

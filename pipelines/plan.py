@@ -69,6 +69,7 @@ def _planned_store(setup: ExtractionSetup) -> PlannedStore:
         is_there=setup.path.exists(),
         model=setup.backbone.facts.model,
         layers=setup.layers,
+        stem=setup.stem,
         batch_size=batch_size,
         to_retry=to_retry,
     )
@@ -109,6 +110,8 @@ class _Base:
 def _variants(setups: Sequence[ExtractionSetup]) -> Iterator[tuple[ExtractionSetup, ...]]:
     for dtype in DTYPES:
         for cross_frame in CROSS_FRAME:
+            if cross_frame != setups[0].config.cross_frame and not any(setup.layers for setup in setups):
+                continue  # it is of layers: without them all ways store the same
             with suppress(ExtractionError):  # as maps of a single frame
                 configs = [replace(setup.config, dtype=dtype, cross_frame=cross_frame) for setup in setups]
                 yield tuple(replace(setup, config=config) for setup, config in zip(setups, configs, strict=True))

@@ -45,7 +45,11 @@ def _print_store(store: PlannedStore) -> None:
 
 
 def _layers(store: PlannedStore) -> str:
-    return f"layers {','.join(map(str, store.layers))}" if store.layers else "no layers, the embedding alone"
+    """ "layers 8,9", "the stem and layers 8,9" or what there is without layers."""
+    layers = f"layers {','.join(map(str, store.layers))}" if store.layers else ""
+    if store.stem:
+        return f"the stem and {layers}" if layers else "the stem and the embedding, no layers"
+    return layers or "no layers, the embedding alone"
 
 
 def _content_lines(plan: ExtractionPlan) -> Iterator[str]:

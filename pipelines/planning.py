@@ -104,6 +104,8 @@ class PlannedStore:
     model: str
     layers: tuple[int, ...]
     """Absolute."""
+    stem: bool = False
+    """Whether what enters block 0 is stored, too."""
     batch_size: int
     """Clips of a forward pass."""
     to_retry: int

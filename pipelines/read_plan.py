@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from vcache.pipelines.derivation import STEM_ARRAY, input_array
 from vcache.pipelines.derivation import constant_names as weight_names
-from vcache.pipelines.derivation import input_array
 from vcache.store.quantise import QUANTISED_KINDS, constant_names, scale_name
 
 MapsSource = Literal["qk", "maps", "derive"]
@@ -19,6 +19,8 @@ class ReadPlan:
     cls: Mapping[int, int]
     maps: Mapping[int, int]
     embed: bool
+    stem: bool = False
+    """Whether what enters block 0 is read."""
     maps_from: MapsSource = "qk"
     """Whether cross-frame maps are made of stored queries and keys, read as they are, or derived from what enters the block."""
     int8: bool = False
@@ -54,6 +56,7 @@ class ReadPlan:
         names = [f"tokens/{layer}" for layer in self.tokens.values()]
         names += [f"cls/{layer}" for layer in self.cls.values()]
         names += [name for layer in self.maps.values() for name in map_arrays(self.maps_from, layer)]
+        names += [STEM_ARRAY] if self.stem else []
         names += ["embed"] if self.embed else []
         names += ["pixels"] if self.pixels else []
         return tuple(dict.fromkeys(names))
@@ -67,7 +70,7 @@ class ReadPlan:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers that are read, ascending; not those whose tokens are only what enters another block."""
+        """The layers that are read, ascending; not those whose tokens are only what enters another block, nor the stem."""
         return tuple(sorted({*self.tokens.values(), *self.cls.values(), *self.maps.values()}))
 
 

@@ -35,7 +35,8 @@ class ExtractionConfig:
     dataset: str
     """A registered name, a folder, a CSV file, or a list in a .txt."""
     layers: str = "-4:"
-    """Blocks whose tokens are kept, as words (extract/layers.py); "none" keeps the embedding alone."""
+    """Blocks whose tokens are kept, as words (extract/layers.py); "none" keeps the embedding alone. "stem" keeps
+    what enters block 0, of which there is no CLS, no attention between frames."""
     split: tuple[str, ...] | None = None
     """Splits to extract; None is all that the dataset has."""
     frames: int = 8

@@ -12,13 +12,13 @@ from vcache.extract.backbone import BackboneFacts, FrozenBackbone, load_backbone
 from vcache.extract.datasets.base import VideoDataset
 from vcache.extract.datasets.registry import load_dataset
 from vcache.extract.decode import decoder_versions
-from vcache.extract.layers import resolve_layers
+from vcache.extract.layers import LayerSelection, select_layers
 from vcache.extract.preprocess import Preprocessing, from_open_clip_config
 from vcache.extract.spec import ExtractionSpec
 from vcache.extract.views import EvaluationView, View, assign_view_numbers, views_of_request
 from vcache.pipelines.batches import ClipExtractor
 from vcache.pipelines.decoding import Decode, decode_here
-from vcache.pipelines.derivation import input_array, projection_constants
+from vcache.pipelines.derivation import STEM_ARRAY, input_array, projection_constants
 from vcache.pipelines.device import select_device
 from vcache.pipelines.presets import recipe
 from vcache.pipelines.request import ExtractionConfig, ExtractionError
@@ -51,6 +51,8 @@ class ExtractionSetup:
     preprocessing: Preprocessing
     layers: tuple[int, ...]
     """Absolute."""
+    stem: bool = False
+    """Whether what enters block 0 is kept, too."""
     wanted_views: tuple[View, ...] = (EvaluationView(),)
     view_definitions: tuple[dict[str, Any], ...] = ()
     """Of each view of the store, `View.to_dict()`, by its number: those it records and then the new ones; see `in_store`."""
@@ -60,7 +62,7 @@ class ExtractionSetup:
     @cached_property
     def arrays(self) -> tuple[ArraySpec, ...]:
         """Those of view 0."""
-        return array_specs(self.backbone.facts, self.layers, self.config)
+        return array_specs(self.backbone.facts, self.layers, self.config, stem=self.stem)
 
     @cached_property
     def views(self) -> dict[int, View]:
@@ -86,7 +88,7 @@ class ExtractionSetup:
     def view_arrays(self, split: str) -> dict[int, tuple[ArraySpec, ...]]:
         """The arrays of each view that the videos of this split get, by the number of the view."""
         return {
-            number: array_specs(self.backbone.facts, self.layers, self.config, view)
+            number: array_specs(self.backbone.facts, self.layers, self.config, view, stem=self.stem)
             for number, view in self.views.items()
             if view.covers(split)
         }
@@ -216,7 +218,11 @@ def _dataset(config: ExtractionConfig) -> VideoDataset:
 
 
 def load_setup(config: ExtractionConfig, dataset: VideoDataset) -> ExtractionSetup:
-    """Load the backbone, for videos that are listed already."""
+    """Load the backbone, for videos that are listed already.
+
+    Raises:
+        LayerError, RandomWeightsRefused, ExtractionError: the request itself cannot be met.
+    """
     device = select_device(config.device)
     backbone = load_backbone(
         config.model,
@@ -227,12 +233,15 @@ def load_setup(config: ExtractionConfig, dataset: VideoDataset) -> ExtractionSet
     )
     preprocessing = from_open_clip_config(backbone.preprocess_config, mode=config.preprocess)
     _check_crops(config, preprocessing)
+    selection = select_layers(config.layers, backbone.facts.num_layers)
+    _check_cross_frame(config, selection)
     return ExtractionSetup(
         config=config,
         dataset=dataset,
         backbone=backbone,
         preprocessing=preprocessing,
-        layers=resolve_layers(config.layers, backbone.facts.num_layers),
+        layers=selection.layers,
+        stem=selection.stem,
         wanted_views=wanted_views(config, dataset.name),
     )
 
@@ -242,6 +251,15 @@ def wanted_views(config: ExtractionConfig, dataset: str) -> tuple[View, ...]:
     augmentation = recipe(config.augment, dataset)
     views = views_of_request(config.views, config.eval_grid, augmentation, config.view_seed)
     return tuple(replace(view, pixels_per_frame=config.pixels // config.frames) for view in views)
+
+
+def _check_cross_frame(config: ExtractionConfig, selection: LayerSelection) -> None:
+    """What was asked for by itself and cannot be: "qk" is the default, and of the stem alone it is nothing."""
+    if not selection.layers and config.cross_frame in ("maps", "derive"):
+        raise ExtractionError(
+            f"--cross-frame {config.cross_frame}: attention between frames is of layers, and --layers {config.layers} keeps "
+            "none. Leave --cross-frame out, or name the layers."
+        )
 
 
 def _check_crops(config: ExtractionConfig, preprocessing: Preprocessing) -> None:
@@ -285,7 +303,12 @@ def stored_precision(manifest: Manifest) -> str:
 
 
 def array_specs(
-    facts: BackboneFacts, layers: Iterable[int], config: ExtractionConfig, view: View | None = None
+    facts: BackboneFacts,
+    layers: Iterable[int],
+    config: ExtractionConfig,
+    view: View | None = None,
+    *,
+    stem: bool = False,
 ) -> tuple[ArraySpec, ...]:
     """The arrays of one view (view 0 if none is named), row by row of videos; ARCHITECTURE "What is stored" has the layout."""
     T, N, D, H = config.frames, facts.num_tokens, facts.width, facts.num_heads
@@ -300,14 +323,12 @@ def array_specs(
             dtype=dtype,
         ),
     ]
+    entering = ArraySpec(
+        name=STEM_ARRAY, dims=("frame", "token", "channel"), shape=(T, N, D), chunk=(1, N, D), dtype=dtype
+    )
+    specs += [entering] if stem else []
     for layer in layers:
-        tokens = ArraySpec(
-            name=f"tokens/{layer}",
-            dims=("frame", "token", "channel"),
-            shape=(T, N, D),
-            chunk=(1, N, D),
-            dtype=dtype,
-        )
+        tokens = replace(entering, name=f"tokens/{layer}")
         cls = ArraySpec(name=f"cls/{layer}", dims=("frame", "channel"), shape=(T, D), chunk=(T, D), dtype=dtype)
         specs += [tokens, cls]
         if config.cross_frame == "qk":

@@ -11,7 +11,7 @@ from torch import Tensor
 from vcache.heads.cross_frame import cross_frame_maps
 from vcache.heads.query_key import QueryKeyProjection
 from vcache.heads.requirements import ClipFeatures, OnDemand
-from vcache.pipelines.derivation import input_array, load_projection
+from vcache.pipelines.derivation import STEM_ARRAY, input_array, load_projection
 from vcache.pipelines.precision import channel_constants, dequantised
 from vcache.pipelines.read_plan import ReadPlan
 from vcache.store.quantise import scale_name
@@ -56,7 +56,10 @@ class BatchFeatures:
     ) -> None:
         """`steps` says of each array that every so many of the stored frames were read; `plans` are those that will ask."""
         self._arrays, self._steps, self._weights = arrays, steps, weights
-        self._asked = {f"tokens/{layer}" for plan in plans if not plan.streamed for layer in plan.tokens.values()}
+        self._asked: set[str] = set()
+        for plan in plans:
+            self._asked |= {STEM_ARRAY} if plan.stem else set()
+            self._asked |= set() if plan.streamed else {f"tokens/{layer}" for layer in plan.tokens.values()}
         self._made: dict[tuple[str, int], Tensor] = {}
 
     def of(self, plan: ReadPlan) -> ClipFeatures:
@@ -71,6 +74,7 @@ class BatchFeatures:
             tokens=self._tokens(plan),
             cls={asked: self._values(f"cls/{layer}", step) for asked, layer in plan.cls.items()},
             maps={asked: self._maps(plan, layer) for asked, layer in plan.maps.items()},
+            stem=self._values(STEM_ARRAY, step) if plan.stem else None,
             embed=self._values("embed", step) if plan.embed else None,
             pixels=self._frames("pixels", plan.pixel_step) if plan.pixels else None,
         )
@@ -118,7 +122,7 @@ class BatchFeatures:
         return self._once(f"attention/{layer}", step, lambda: self._of_queries_and_keys(layer, step))
 
     def _derived(self, layer: int, step: int) -> Tensor:
-        """Of what enters the block; where it is also read as tokens, of those that the heads get."""
+        """Of what enters the block; where it is also read as tokens or as the stem, of those that the heads get."""
         name = input_array(layer)
         entering = self._values(name, step) if name in self._asked else self._dequantised(name, step)
         return self._weights.projections[layer].maps(entering)
