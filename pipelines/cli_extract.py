@@ -32,6 +32,7 @@ def extract(config: "ExtractionConfig", as_json: Json = False) -> None:
     vcache extract k400 --views 8 --augment evl --eval-views 3x1
     vcache extract k400 --dtype int8 --cross-frame maps
     vcache extract k400 --layers none --tsn
+    vcache extract k400 --layers stem,-4:
     vcache extract k400 --retry-failed
     """
     from dataclasses import asdict

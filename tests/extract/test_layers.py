@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vcache.extract.layers import LayerError, absolute_layer, resolve_layers
+from vcache.extract.layers import (
+    LayerError,
+    LayerSelection,
+    absolute_layer,
+    keeps_no_layer,
+    resolve_layers,
+    select_layers,
+)
 
 quick = settings(max_examples=60, deadline=None, database=None)
 
@@ -101,3 +108,87 @@ def test_errors_say_what_was_asked_and_what_exists(
     with pytest.raises(LayerError) as error:
         resolve_layers(selection, num_layers)
     assert str(error.value) == message
+
+
+STEM_AND_ALL = ["stem", *range(12)]
+
+
+@pytest.mark.parametrize(
+    ("selection", "kept"),
+    [
+        ("stem", ["stem"]),
+        (" stem ,stem", ["stem"]),
+        ("-13", ["stem"]),
+        ("stem,-4:", ["stem", 8, 9, 10, 11]),
+        ("-1, stem", ["stem", 11]),
+        ("-13:", STEM_AND_ALL),
+        ("stem,all", STEM_AND_ALL),
+        ("-13:3", ["stem", 0, 1, 2]),
+        ("-13:-1", ["stem", *range(11)]),
+        ("-13::4", ["stem", 3, 7, 11]),
+        ("-13:0", ["stem"]),
+        ("all", [*range(12)]),
+        (":2", [0, 1]),
+        ("-12:", [*range(12)]),
+        ("none", []),
+    ],
+)
+def test_the_stem_is_one_below_the_first_layer_and_in_no_range_that_does_not_begin_with_it(
+    selection: str, kept: list[int | str]
+) -> None:
+    layers = tuple(layer for layer in kept if isinstance(layer, int))
+    assert select_layers(selection, 12) == LayerSelection(layers, "stem" in kept)
+    if "stem" in kept:  # a head that says such a layer is wrong
+        with pytest.raises(LayerError):
+            resolve_layers(selection, 12)
+
+
+@quick
+@given(st.data())
+def test_a_range_from_the_stem_is_a_slice_of_the_stem_and_all_layers(data: st.DataObject) -> None:
+    num_layers = data.draw(st.integers(1, 48))
+    first = data.draw(st.none() | st.integers(-num_layers - 1, num_layers - 1))
+    end = data.draw(st.none() | st.integers(-num_layers, num_layers))
+    step = data.draw(st.integers(1, 5))
+    word = f"{'' if first is None else first}:{'' if end is None else end}:{step}"
+
+    def place(number: int) -> int:
+        return number + 1 if number >= 0 else num_layers + 1 + number
+
+    places = [-1, *range(num_layers)][1 if first is None else place(first) : None if end is None else place(end) : step]
+    if places:
+        expected = LayerSelection(tuple(layer for layer in places if layer >= 0), -1 in places)
+        assert select_layers(word, num_layers) == expected
+    else:
+        with pytest.raises(LayerError, match="selects none"):
+            select_layers(word, num_layers)
+
+
+def test_of_three_blocks_the_last_four_are_the_stem_and_all_and_the_last_five_are_refused() -> None:
+    assert select_layers("-4", 3) == LayerSelection((), True)
+    assert select_layers("-4:", 3) == LayerSelection((0, 1, 2), True)
+    with pytest.raises(LayerError) as error:
+        select_layers("-5:", 3)
+    message = "layers '-5:': asked of a backbone with 3 blocks (0-2, or -3 to -1); -4 is the stem"
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        ("first", "layers 'first': 'first' is not a layer (3, -1), a range (-4:, 0:12:2), 'all', 'stem' or 'none'"),
+        ("none,stem", "layers 'none,stem': 'none' is no layer at all. Say it alone, or name the layers without it"),
+        ("stem:4", "layers 'stem:4': 'stem:4' is not a layer (3, -1), a range (-4:, 0:12:2), 'all', 'stem' or 'none'"),
+        ("0:-13", "layers '0:-13': asked of a backbone with 12 blocks (0-11, or -12 to -1)"),
+    ],
+)
+def test_errors_about_the_stem(selection: str, message: str) -> None:
+    with pytest.raises(LayerError) as error:
+        select_layers(selection, 12)
+    assert str(error.value) == message
+
+
+def test_none_and_the_stem_alone_keep_no_layer() -> None:
+    assert [keeps_no_layer(words) for words in ("none", "stem", "stem, stem", "stem,0", "-4:")] == [True] * 3 + [
+        False
+    ] * 2
