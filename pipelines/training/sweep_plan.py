@@ -9,6 +9,7 @@ import torch
 
 from vcache.extract.layers import LayerError
 from vcache.heads.registry import get_head
+from vcache.pipelines.derivation import STEM_ARRAY
 from vcache.pipelines.device import select_device
 from vcache.pipelines.extract_commands import bytes_per_clip
 from vcache.pipelines.fitting_store import NoFittingStore
@@ -163,6 +164,7 @@ def demand_of(name: str, prepared: PreparedHead, manifest: Manifest, num_process
     tokens = dict(list(plan.tokens.items())[:1]) if plan.streamed else plan.tokens
     kinds = {"tokens": tokens, "cls": plan.cls, "maps": plan.maps}
     features = [f"{kind}/{layer}" for kind, layers in kinds.items() for layer in layers.values()]
+    features += [STEM_ARRAY] if plan.stem else []
     features += ["embed"] if plan.embed else []
 
     def num_bytes(array: str, dtype: str | None = None) -> int:

@@ -26,6 +26,8 @@ from vcache.pipelines.plan import plan_extraction
 from vcache.pipelines.reextraction import Reextraction
 from vcache.pipelines.request import ExtractionConfig, ExtractionError
 from vcache.pipelines.training.config import TrainingConfig
+from vcache.pipelines.training.preparation import prepare_head
+from vcache.pipelines.training.sweep_plan import demand_of
 from vcache.pipelines.training.train_head import train_head
 from vcache.store.quantise import dequantise_tokens
 from vcache.store.reader import FeatureStore
@@ -249,6 +251,16 @@ def test_a_head_that_runs_all_blocks_is_told_the_line_after_which_it_trains(
     assert status == 0, said
     assert before.items() <= files(store).items()
     assert np.isfinite(train_head(training).last.train_loss)
+
+
+def test_a_sweep_counts_the_stem_among_what_a_head_has_in_memory(int8_stem: Path) -> None:
+    settings = {"blocks": NUM_BLOCKS, "batch_size": 4}
+    training = TrainingConfig(head="aim", store=int8_stem, device="cpu", settings=settings)
+    with FeatureStore.open(int8_stem) as store:
+        demand = demand_of("one", prepare_head(training, store, CPU), store.manifest)
+    of_clips = 4 * FRAMES * TOKENS
+    assert demand.features == {STEM: 4 * of_clips * WIDTH}  # in float32
+    assert demand.arrays == {STEM: of_clips * WIDTH, "block_input_scale/0": 2 * of_clips}
 
 
 def test_a_store_for_other_frames_is_extracted_with_the_stem_and_the_layers(float32_store: Path) -> None:
