@@ -311,7 +311,7 @@ def array_specs(
     stem: bool = False,
 ) -> tuple[ArraySpec, ...]:
     """The arrays of one view (view 0 if none is named), row by row of videos; ARCHITECTURE "What is stored" has the layout."""
-    T, N, D, H = config.frames, facts.num_tokens, facts.width, facts.num_heads
+    T, N, D = config.frames, facts.num_tokens, facts.width
     dtype = "float16" if config.dtype == "int8" else config.dtype
     specs = [
         *_record_specs(view or EvaluationView(), T, facts.image_size),
@@ -323,38 +323,31 @@ def array_specs(
             dtype=dtype,
         ),
     ]
-    entering = ArraySpec(
+    stem_spec = ArraySpec(
         name=STEM_ARRAY, dims=("frame", "token", "channel"), shape=(T, N, D), chunk=(1, N, D), dtype=dtype
     )
-    specs += [entering] if stem else []
-    for layer in layers:
-        tokens = replace(entering, name=f"tokens/{layer}")
-        cls = ArraySpec(name=f"cls/{layer}", dims=("frame", "channel"), shape=(T, D), chunk=(T, D), dtype=dtype)
-        specs += [tokens, cls]
-        if config.cross_frame == "qk":
-            head = replace(
-                tokens,
-                name=f"q/{layer}",
-                dims=("frame", "head", "token", "dim"),
-                shape=(T, H, N, facts.head_dim),
-                chunk=(1, H, N, facts.head_dim),
-            )
-            specs += [head, replace(head, name=f"k/{layer}")]
-        if config.cross_frame == "maps":
-            P = N - 1
-            maps = replace(
-                tokens,
-                name=f"maps/{layer}",
-                dims=("pair", "side", "query", "key"),
-                shape=(T - 1, 2, P, P),
-                chunk=(1, 2, P, P),
-            )
-            specs.append(maps)
-        if config.cross_frame == "derive":
-            specs.append(replace(tokens, name=input_array(layer)))
+    specs += [stem_spec] if stem else []
+    specs += [spec for layer in layers for spec in _layer_specs(layer, stem_spec, facts, config.cross_frame)]
     if config.dtype == "int8":
         specs = [stored for spec in specs for stored in quantised_specs(spec)]
     return tuple({spec.name: spec for spec in specs}.values())  # what enters a block may be another one's tokens
+
+
+def _layer_specs(layer: int, stem_spec: ArraySpec, facts: BackboneFacts, cross_frame: str) -> Iterator[ArraySpec]:
+    """Tokens of a layer are laid out as those of the stem."""
+    T, N, D = stem_spec.shape
+    H, d, P = facts.num_heads, facts.head_dim, N - 1
+    yield replace(stem_spec, name=f"tokens/{layer}")
+    yield replace(stem_spec, name=f"cls/{layer}", dims=("frame", "channel"), shape=(T, D), chunk=(T, D))
+    if cross_frame == "qk":
+        for name in (f"q/{layer}", f"k/{layer}"):
+            dims = ("frame", "head", "token", "dim")
+            yield replace(stem_spec, name=name, dims=dims, shape=(T, H, N, d), chunk=(1, H, N, d))
+    if cross_frame == "maps":
+        dims = ("pair", "side", "query", "key")
+        yield replace(stem_spec, name=f"maps/{layer}", dims=dims, shape=(T - 1, 2, P, P), chunk=(1, 2, P, P))
+    if cross_frame == "derive":
+        yield replace(stem_spec, name=input_array(layer))
 
 
 def _record_specs(view: View, num_frames: int, image_size: int) -> Iterator[ArraySpec]:
