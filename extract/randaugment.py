@@ -1,6 +1,6 @@
 """RandAugment (Cubuk et al. 2020) and the other random operations of training: drawn here, done by operations.py.
 
-The sets and magnitudes are timm's, which EVL and AIM use through SlowFast's copy, and those of pytorch-randaugment, which
+The sets and magnitudes are timm's, which EVL uses through SlowFast's copy, and those of pytorch-randaugment, which
 ActionCLIP uses. Differs from both: geometry is bilinear, where timm takes bicubic and pytorch-randaugment the nearest pixel, and
 a box is filled with the mean colour.
 """

@@ -73,7 +73,7 @@ class AIM(TailHead):
             layers = tuple(self.layers_run)
             chosen: Mapping[str, tuple[int, ...]] = {
                 "all": layers,
-                "every_second": layers[1::2] or layers,
+                "every_second": layers[::-2][::-1],
                 "lower_half": layers[: max(1, len(layers) // 2)],
             }
             return chosen[self.positions]

@@ -21,7 +21,7 @@ from vcache.pipelines.matching import STORE_FACTS
 from vcache.pipelines.settings import SettingError, build, split_settings
 from vcache.pipelines.stored_views import parse_grid
 
-COUNTED_HEADS = ("actionclip", "dist", "evl", "text4vis")
+COUNTED_HEADS = ("actionclip", "aim", "dist", "evl", "text4vis")
 """Heads whose paper's formulation is known: each has a counting_HEAD.py with `head_macs`, `computed_macs`, `table` and so on."""
 
 
@@ -56,7 +56,7 @@ class _Frames:
 
 def counter(head: str) -> ModuleType:
     """The module that counts this head; those of other heads are not imported."""
-    return importlib.import_module(f"{__package__}.counting_{head}")
+    return importlib.import_module(f"{__package__}.counting_{head.replace('-', '_')}")
 
 
 def count(head: str, config: Any, tower: ClipTower, num_views: int, num_frames: int = 8) -> Count:

@@ -16,12 +16,13 @@ from rich.padding import Padding
 from vcache.heads.registry import get_head, list_heads
 from vcache.heads.requirements import Recipe
 from vcache.pipelines.console import count, out, print_sentence
-from vcache.pipelines.head_presets import HeadPreset, find_preset, frames_of, presets_of
+from vcache.pipelines.head_presets import OURS, HeadPreset, find_preset, frames_of, presets_of
 from vcache.pipelines.matching import SETTABLE_FACTS, STORE_FACTS
 from vcache.pipelines.settings import takes_depth
 
 _AUGMENT_REMARKS = {
     "evl": "--augment evl has no flip, as the official code; the paper names one: --augment evl-flip.",
+    "aim": "--augment aim never flips Something-Something; RandAugment of the official code, imgaug's, flips half of its clips.",
     "dist": "--augment dist does not flip where left and right are part of the class; the official code swaps the classes then.",
 }
 """What is to be said of a preset's augmentation."""
@@ -96,14 +97,15 @@ def _depth(layers: tuple[int, ...] | None) -> int | None:
 
 
 def _meanings(config: type) -> dict[str, str]:
-    """The text under each field of a dataclass, as one line."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]
-    assert isinstance(body, ast.ClassDef)
+    """The text under each field of a dataclass, as one line; of a field that it inherits, the one that is there."""
     meanings = {}
-    for node, after in itertools.pairwise(body.body):
-        match node, after:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                meanings[name] = " ".join(text.split())
+    for base in reversed(config.__mro__[:-1]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for node, after in itertools.pairwise(body.body):
+            match node, after:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    meanings[name] = " ".join(text.split())
     return meanings
 
 
@@ -126,10 +128,13 @@ def _reads(requirements: Any) -> str:
     for kind, label in (("tokens", "tokens"), ("cls", "CLS"), ("maps", "Q/K")):
         if layers := getattr(requirements, kind):
             words.append(f"{label} of layers {_layers(layers)}")
+    words += ["what enters the first block, all tokens"] if requirements.stem else []
     words += ["the embedding"] if requirements.embed else []
     words += [f"pixels of {count(requirements.pixels, 'frame')} for each"] if requirements.pixels else []
     words += ["text of the classes"] if requirements.text else []
-    return "; ".join(words + (["the text tower"] if requirements.prompts else []))
+    words += ["the text tower"] if requirements.prompts else []
+    words += [f"the top {count(requirements.tail, 'block')} of the backbone"] if requirements.tail else []
+    return "; ".join(words)
 
 
 def _layers(layers: tuple[int, ...]) -> str:
@@ -203,8 +208,7 @@ def _print_presets(head: str, presets: list[dict[str, Any]]) -> None:
 
 def print_preset(row: dict[str, Any]) -> None:
     out.print(
-        f"[bold]{row['name']}[/bold]  {row['source']} of the paper, "
-        + (f"top-1 {row['top1']}% there" if row["top1"] else "without a number there"),
+        f"[bold]{row['name']}[/bold]  {_where_from(row)}",
         highlight=False,
         soft_wrap=True,
     )
@@ -225,6 +229,15 @@ def print_preset(row: dict[str, Any]) -> None:
         sep="\n",
         highlight=False,
         soft_wrap=True,
+    )
+
+
+def _where_from(row: Mapping[str, Any]) -> str:
+    """Its row of the paper, with the accuracy."""
+    if row["source"] == OURS:
+        return "ours, no row of the paper"
+    return f"{row['source']} of the paper, " + (
+        f"top-1 {row['top1']}% there" if row["top1"] else "without a number there"
     )
 
 

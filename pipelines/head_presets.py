@@ -1,6 +1,6 @@
 """Presets of `vcache train-head`: a row of a paper's table as head settings, recipe, and the store that it is trained from.
 
-The presets of a head are PRESETS in HEAD_presets.py beside this file. Nothing here trains or extracts.
+The presets of a head are PRESETS in HEAD_presets.py beside this file, with _ for -. Nothing here trains or extracts.
 """
 
 import difflib
@@ -21,6 +21,9 @@ from vcache.pipelines.settings import read_values
 from vcache.pipelines.templates import EVERY_STORE, TEMPLATE_SETS
 from vcache.store.manifest import Manifest
 
+OURS = "ours"
+"""The source of a row that is in no paper."""
+
 
 class UnknownPreset(LookupError):
     """The head has no preset of this name."""
@@ -33,7 +36,7 @@ class HeadPreset:
     name: str
     head: str
     source: str
-    """Where the paper defines it."""
+    """Where the paper defines it; OURS for a row that it does not have."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the head's Config that are not its defaults, but for the number of frames."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
@@ -51,9 +54,9 @@ class HeadPreset:
     top1: float | None = None
     """Per cent, as the paper has it; None where it has no number."""
     gmacs: int | float | None = None
-    """The paper's, of backbone and head: EVL's over all evaluation views, DiST's of one."""
+    """The paper's, of backbone and head: EVL's and AIM's over all evaluation views, DiST's of one."""
     millions: float | None = None
-    """The paper's parameters, in millions: of EVL the new ones, of DiST with the image tower."""
+    """The paper's parameters, in millions: of EVL and AIM those that are trained, of DiST with the image tower."""
     encoder: str | None = None
     """The text encoder of its templates, where it is not CLIP's: a model of Hugging Face."""
     note: str = ""
@@ -87,6 +90,8 @@ class HeadPreset:
         word = layers_word(sorted(layers), tower.num_layers)
         if word.endswith(":") and word != "0:":
             word = f"-{len(layers)}:"
+        if asked.stem:
+            word = f"stem,{word}" if layers else "stem"
         return word, "qk" if asked.maps else "none"
 
     @property
@@ -128,7 +133,7 @@ def _template_set(name: str) -> str:
 
 def presets_of(head: str) -> dict[str, HeadPreset]:
     """By name, in the order of the paper; none for a head without a file of presets."""
-    module = f"{__package__}.{head}_presets"
+    module = f"{__package__}.{head.replace('-', '_')}_presets"
     if importlib.util.find_spec(module) is None:
         return {}
     return {preset.name: preset for preset in importlib.import_module(module).PRESETS}

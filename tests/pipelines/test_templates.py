@@ -30,6 +30,13 @@ def test_the_label_alone_is_a_set() -> None:
     assert template_set("label").fill("a {} b") == ("a {} b",)
 
 
+def test_sets_have_as_many_templates_as_their_sources() -> None:
+    sizes = {"label": 1, "text4vis": 1, "actionclip": 16, "clip_kinetics": 28}
+    assert {name: len(one.templates) for name, one in TEMPLATE_SETS.items()} == sizes
+    assert all(len(set(one.templates)) == sizes[name] for name, one in TEMPLATE_SETS.items())
+    assert all(template.count("{}") == 1 for one in TEMPLATE_SETS.values() for template in one.templates)
+
+
 def test_a_file_gives_a_set_called_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "my_2.txt").write_text("\ufeffa video of {}.\r\n\n  {}, {0} and {name}  \n", encoding="utf-8")
     one = template_set(str(tmp_path / "my_2.txt"))

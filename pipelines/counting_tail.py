@@ -1,0 +1,35 @@
+"""What the top blocks of a backbone cost that a head runs on cached tokens: multiply-adds of one clip, by formula."""
+
+from vcache.heads.tail_head import TailConfig
+
+
+def tokens_per_clip(config: TailConfig) -> int:
+    """CLS and patches of all frames."""
+    return config.num_frames * (1 + config.grid[0] * config.grid[1])
+
+
+def projection_macs(config: TailConfig) -> int:
+    """Q, K, V and the output of one attention layer, for all tokens."""
+    return 4 * tokens_per_clip(config) * config.width**2
+
+
+def score_macs(config: TailConfig, length: int) -> int:
+    """Scores of each token with `length` of them, and the weighted sum."""
+    return 2 * tokens_per_clip(config) * length * config.width
+
+
+def block_macs(config: TailConfig) -> int:
+    """One block of CLIP on all frames: attention within each, and the MLP, which is four times as wide."""
+    return 3 * projection_macs(config) + score_macs(config, tokens_per_clip(config) // config.num_frames)
+
+
+def run_macs(config: TailConfig) -> int:
+    """The blocks that are run in training, with nothing added."""
+    return config.num_blocks * block_macs(config)
+
+
+def classifier_macs(config: TailConfig) -> int:
+    """Of the mean CLS; with text the projection of each frame comes before it."""
+    if config.classifier == "text":
+        return config.embed_dim * (config.num_frames * config.width + config.num_classes)
+    return config.width * config.num_classes
