@@ -111,14 +111,15 @@ def test_the_extract_line_of_a_preset_makes_what_its_head_reads(name: str) -> No
     _, command, dataset, *words = shlex.split(preset.extract_line)
     asked = get_command(app).commands[command].make_context(command, [dataset, *words]).params  # type: ignore[attr-defined]
     if config.num_blocks == config.num_layers:
-        assert asked["layers"] == "stem"
+        assert asked["layers"] == "stem" and preset.layers_and_cross_frame == ("stem", "none")
     else:
+        assert asked["cross_frame"] == "none"
         assert resolve_layers(asked["layers"], config.num_layers) == (config.num_layers - config.num_blocks - 1,)
     stride = {8: 16, 16: 8, 32: 4}[preset.frames]
     kinetics = preset.dataset in ("k400", "k700")
     assert (asked["tsn"], preset.stride) == (not kinetics, stride if kinetics else None)
     assert not kinetics or asked["stride"] == stride
-    assert (asked["frames"], asked["cross_frame"], asked["pixels"]) == (preset.frames, "none", 0)
+    assert (asked["frames"], asked["pixels"]) == (preset.frames, 0)
     assert (asked["model"] or ["ViT-B-16-quickgelu"]) == [preset.model]
     views = {"k400": (3, 1), "k700": (3, 3), "ssv2": (1, 3), "diving48": (1, 1)}[preset.dataset]
     assert asked["augment"] == "aim" in RECIPES and parse_grid(asked["eval_views"]) == views
