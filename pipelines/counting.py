@@ -15,6 +15,7 @@ import torch
 
 from vcache.extract.layers import absolute_layer, resolve_layers
 from vcache.heads.registry import get_head
+from vcache.heads.tail_head import TailHead
 from vcache.pipelines.clip_towers import CLIP_TOWERS, ClipTower
 from vcache.pipelines.head_presets import HeadPreset, find_preset, presets_of
 from vcache.pipelines.matching import STORE_FACTS
@@ -77,8 +78,11 @@ def count(head: str, config: Any, tower: ClipTower, num_views: int, num_frames: 
 
 @lru_cache
 def count_parameters(head: str, config: Any) -> int:
+    """Of a head on a tail those that are trained: what is frozen in it is the backbone's."""
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in get_head(head)(config).parameters())
+        module = get_head(head)(config)
+    on_tail = isinstance(module, TailHead)
+    return sum(one.numel() for one in module.parameters() if one.requires_grad or not on_tail)
 
 
 def describe_count(head: str, settings: Mapping[str, Any], preset_name: str | None) -> list[dict[str, Any]]:
