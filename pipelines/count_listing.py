@@ -18,12 +18,13 @@ def print_counts(rows: list[dict[str, Any]]) -> None:
             out.print(text, highlight=False, markup=False, soft_wrap=True)
         return
     for row in rows:
+        computed = getattr(counter(row["head"]), "COMPUTED", "as it is computed here")
         out.print(f"[bold]{escape(row['name'])}[/bold]", highlight=False)
         line("config", pairs(row["config"]))
         line("parameters", f"{row['parameters']:,}")
         line(
             "head",
-            f"{giga(row['head_macs'])} GMACs a clip as the paper has it, {giga(row['computed_macs'])} as it is computed here",
+            f"{giga(row['head_macs'])} GMACs a clip as the paper has it, {giga(row['computed_macs'])} {computed}",
         )
         line("backbone", f"{giga(row['backbone_macs'])} GMACs a clip")
         line("together", f"{row['total_gmacs']:,.1f} GMACs, views: {row['num_views']}")

@@ -23,6 +23,9 @@ SHOWN = ("blocks", "spatial", "temporal", "joint", "bottleneck", "positions", "t
 _CUTS = tuple(f"k400-b16-8f{cut}" for cut in ("-top1", "-top2", "-top3", "-top6", ""))
 """Presets whose training step is counted: all blocks, the last of them, is what the others are compared with."""
 
+COMPUTED = "with the blocks that are run here"
+"""What `computed_macs` is of."""
+
 
 def head_macs(config: AIM.Config) -> int:
     """What a clip takes besides the frozen backbone, by eq. 3-5."""

@@ -163,6 +163,7 @@ def test_one_configuration_is_counted_on_the_command_line(vcache: Vcache) -> Non
     assert (row["config"]["blocks"], row["config"]["joint"]) == (2, False)
     status, printed, _ = vcache("heads aim --count --preset ssv2-l14-8f")
     assert status == 0 and "50,643,118" in printed and "2,878.1 GMACs, views: 3" in printed
+    assert "311.25 GMACs a clip as the paper has it, 958.12 with the blocks that are run here\n" in printed
     status, _, said = vcache("heads aim --count --set blocks=13")
     assert status == 1 and "blocks (13) must be between 1 and 12" in said
 
