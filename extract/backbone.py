@@ -173,8 +173,12 @@ class FrozenBackbone(nn.Module):
             "layer_scale": not isinstance(block.ls_1, nn.Identity),
         }
 
-    def tail_weights(self, num_blocks: int) -> dict[str, Tensor]:
-        """Weights of the top blocks, blocks.I.NAME with the absolute I and CLIP's names, of ln_post, and proj; not copies."""
+    def tail_weights(self, num_blocks: int, *, stem: bool = False) -> dict[str, Tensor]:
+        """Weights of the top blocks, blocks.I.NAME with the absolute I and CLIP's names, of ln_post, and proj; not copies.
+
+        With `stem` those of the patch embedding, too: stem.conv1.weight, stem.class_embedding, stem.positional_embedding and
+        stem.ln_pre.NAME, where there is an ln_pre.
+        """
         first = self.facts.num_layers - num_blocks
         blocks = self.visual.transformer.resblocks
         weights = {
@@ -183,7 +187,15 @@ class FrozenBackbone(nn.Module):
             for name, tensor in blocks[layer].state_dict().items()
         }
         weights |= {f"ln_post.{name}": tensor for name, tensor in self.visual.ln_post.state_dict().items()}
+        weights |= self._stem_weights() if stem else {}
         return {**weights, "proj": self.visual.proj.data}
+
+    def _stem_weights(self) -> dict[str, Tensor]:
+        visual = self.visual
+        embeddings = {name: getattr(visual, name).data for name in ("class_embedding", "positional_embedding")}
+        weights = {"conv1.weight": visual.conv1.weight.data, **embeddings}
+        weights |= {f"ln_pre.{name}": tensor for name, tensor in visual.ln_pre.state_dict().items()}
+        return {f"stem.{name}": tensor for name, tensor in weights.items()}
 
     def _check(self, images: Tensor, layers: Iterable[int]) -> None:
         size, last = self.facts.image_size, self.facts.num_layers - 1

@@ -26,6 +26,8 @@ class HeadRequirements:
     """The projected CLS embedding, not normalised."""
     tail: int = 0
     """Top blocks of the backbone that the head runs by itself, 0 for none: it is given them by `set_tail` (tail.py)."""
+    tail_stem: bool = False
+    """The head runs the patch embedding below the first block by itself, too, on pixels."""
     pixels: int = 0
     """Frames whose pixels are read, for each frame of the clip, itself the first of them; 0 for none."""
     text: str | None = None

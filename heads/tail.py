@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vcache.heads.tail_block import BlockShape, TowerBlock
+from vcache.heads.tail_stem import StemShape, TailStem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,14 @@ class TailShape:
     num_blocks: int
     """Those at its top that are there."""
     block: BlockShape
-    embed_dim: int
+    embed_dim: int | None
+    """None: there is no proj, as official checkpoints of AIM have none."""
+    stem: StemShape | None = None
+    """Where the patch embedding below block 0 is there."""
+
+    def __post_init__(self) -> None:
+        if self.stem is not None and self.num_blocks != self.num_layers:
+            raise ValueError(f"a stem is below all {self.num_layers} blocks, and the tail has {self.num_blocks}")
 
 
 class FrozenTail(nn.Module):
@@ -41,15 +49,19 @@ class FrozenTail(nn.Module):
         first = shape.num_layers - shape.num_blocks
         self.blocks = nn.ModuleDict({str(i): TowerBlock(shape.block) for i in range(first, shape.num_layers)})
         self.ln_post = nn.LayerNorm(width, eps=eps)
-        self.proj = nn.Parameter(torch.empty(width, shape.embed_dim))
+        self.proj = None if shape.embed_dim is None else nn.Parameter(torch.empty(width, shape.embed_dim))
+        self.stem = None if shape.stem is None else TailStem(shape.stem, width, eps)
         self.requires_grad_(False).eval()
 
     @classmethod
-    def of(cls, shape: TailShape, weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> "FrozenTail":
-        """With these weights, by the names of `state_dict`; those of products are kept in `dtype`, the others in float32."""
+    def of(
+        cls, shape: TailShape, weights: Mapping[str, Tensor], dtype: torch.dtype | None = torch.float32
+    ) -> "FrozenTail":
+        """With these weights, by the names of `state_dict`; those of products are kept in `dtype`, or with None in their own, and
+        those of LayerNorms in float32."""
         with torch.device("meta"):
             tail = cls(shape)
-        kept = {name: x.to(torch.float32 if _is_norm(name) else dtype) for name, x in weights.items()}
+        kept = {name: x.to(torch.float32 if _is_norm(name) else dtype or x.dtype) for name, x in weights.items()}
         tail.load_state_dict(kept, strict=True, assign=True)
         return tail.requires_grad_(False).eval()
 
@@ -74,7 +86,13 @@ class FrozenTail(nn.Module):
 
     @torch.no_grad()
     def embed(self, x: Float[Tensor, "B T N D"], num_blocks: int) -> Float[Tensor, "B T E"]:
-        """The backbone's own embedding of what enters its top blocks: nothing is put between."""
+        """The backbone's own embedding of what enters its top blocks: nothing is put between.
+
+        Raises:
+            ValueError: the tail has no proj.
+        """
+        if self.proj is None:
+            raise ValueError("the tail has no proj, so it makes no embeddings")
         for block in self.top(num_blocks):
             x = block(x)
         return self.ln_post(x[..., 0, :]) @ self.proj.to(x.dtype)
@@ -82,4 +100,4 @@ class FrozenTail(nn.Module):
 
 def _is_norm(name: str) -> bool:
     """Whether the parameter of this name is a LayerNorm's, which is computed in float32."""
-    return name.split(".")[-2:-1] in (["ln_1"], ["ln_2"], ["ln_post"])
+    return name.split(".")[-2:-1] in (["ln_1"], ["ln_2"], ["ln_pre"], ["ln_post"])

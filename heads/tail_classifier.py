@@ -37,10 +37,11 @@ class TailClassifier(nn.Module):
         self.text.set(text)
 
     def pool(
-        self, x: Float[Tensor, "B T N D"], ln_post: nn.LayerNorm, proj: Float[Tensor, "D E"]
+        self, x: Float[Tensor, "B T N D"], ln_post: nn.LayerNorm, proj: Float[Tensor, "D E"] | None
     ) -> Float[Tensor, "B d"]:
         frames = ln_post(x[:, :, 0])
         if self.kind == "text":
+            assert proj is not None  # TailHead.set_tail
             frames = frames @ proj.to(frames.dtype)
         return frames.mean(dim=1)
 

@@ -31,6 +31,8 @@ class TailConfig:
     num_frames: int = 8
     """Frames of a clip; another number is another store."""
     width: int = 768
+    num_heads: int = 12
+    """The backbone's unless set: of the decoder with the classifier "evl". The blocks keep theirs."""
     num_layers: int = 12
     embed_dim: int = 512
     grid: tuple[int, int] = (14, 14)
@@ -49,7 +51,7 @@ class TailConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", tuple(self.grid))
-        for name in ("num_classes", "num_frames", "width", "num_layers", "embed_dim"):
+        for name in ("num_classes", "num_frames", "width", "num_heads", "num_layers", "embed_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
         if not 1 <= self.num_blocks <= self.num_layers:
@@ -105,7 +107,7 @@ class TailHead(nn.Module):
                 "the head runs top blocks of the backbone and was given none; call its set_tail(...) first"
             )
         tail, device = self._given[0], self.ln_post.weight.device
-        return tail if tail.proj.device == device else tail.to(device)
+        return tail if tail.ln_post.weight.device == device else tail.to(device)
 
     def set_tail(self, tail: FrozenTail) -> None:
         """Run these blocks from now on. What is trained of them begins with the backbone's weights.
@@ -114,7 +116,9 @@ class TailHead(nn.Module):
             ValueError: it is of another backbone than the configuration says.
         """
         config, shape = self.config, tail.shape
-        there = (shape.num_layers, shape.block.width, shape.embed_dim)
+        if shape.embed_dim is None and config.classifier == "text":
+            raise ValueError("the classifier 'text' needs the backbone's proj, and the tail has none")
+        there = (shape.num_layers, shape.block.width, shape.embed_dim or config.embed_dim)
         if there != (config.num_layers, config.width, config.embed_dim):
             raise ValueError(
                 f"the tail is of a backbone with {there[0]} blocks of width {there[1]} and embeddings of {there[2]}; the head is "

@@ -5,7 +5,7 @@ metadata say the shape, the model and the digest of the image tower that they ar
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -17,6 +17,7 @@ from safetensors.torch import save
 from vcache.extract.weights import LOCAL_DIR, BackboneError
 from vcache.heads.tail import FrozenTail, TailShape
 from vcache.heads.tail_block import BlockShape
+from vcache.heads.tail_stem import StemShape
 from vcache.pipelines.matching import HeadStoreMismatch
 from vcache.store.manifest import Manifest
 from vcache.store.reader import FeatureStore
@@ -25,7 +26,8 @@ TAIL = "tail.safetensors"
 """In a run folder."""
 
 _IN_USE: WeakValueDictionary[tuple[Any, ...], FrozenTail] = WeakValueDictionary()
-"""By checkpoint, dtype, device and number of blocks. Heads that are trained side by side share one, which goes with the last."""
+"""By checkpoint, dtype, device, number of blocks, with the stem or not. Heads that are trained side by side share one, which
+goes with the last."""
 
 
 def give_tail(head: Any, store: FeatureStore, device: torch.device) -> None:
@@ -34,12 +36,15 @@ def give_tail(head: Any, store: FeatureStore, device: torch.device) -> None:
     Raises:
         HeadStoreMismatch: the checkpoint is not there, or is another one now.
     """
-    if num_blocks := head.requires(head.config).tail:
-        head.set_tail(tail_of_store(store, num_blocks, head.config.frozen_dtype, device))
+    asked = head.requires(head.config)
+    if asked.tail:
+        head.set_tail(tail_of_store(store, asked.tail, head.config.frozen_dtype, device, stem=asked.tail_stem))
 
 
-def tail_of_store(store: FeatureStore, num_blocks: int, frozen_dtype: str, device: torch.device) -> FrozenTail:
-    """The top blocks of the backbone that made the store.
+def tail_of_store(
+    store: FeatureStore, num_blocks: int, frozen_dtype: str, device: torch.device, *, stem: bool = False
+) -> FrozenTail:
+    """The top blocks of the backbone that made the store; with `stem`, which all blocks have, its patch embedding, too.
 
     Raises:
         HeadStoreMismatch: the checkpoint is not there, or is another one now.
@@ -48,7 +53,7 @@ def tail_of_store(store: FeatureStore, num_blocks: int, frozen_dtype: str, devic
 
     manifest, request = store.manifest, store.manifest.facts["request"]
     name = kept_dtype(frozen_dtype, manifest)
-    key = (manifest.spec["weights_sha256"], name, str(device), num_blocks)
+    key = (manifest.spec["weights_sha256"], name, str(device), num_blocks, stem)
     if (tail := _IN_USE.get(key)) is not None:
         return tail
     pretrained = None if request["model"].startswith(LOCAL_DIR) else request["pretrained"]
@@ -63,8 +68,12 @@ def tail_of_store(store: FeatureStore, num_blocks: int, frozen_dtype: str, devic
             f"{store.path} was made with weights {manifest.spec['weights_sha256'][:16]} of {request['model']}, which now has "
             f"{backbone.weights_sha256[:16]}: the cached tokens enter the blocks of the store's own checkpoint. Put that back."
         )
-    weights = backbone.tail_weights(num_blocks)
-    tail = FrozenTail.of(_shape(backbone.tail_facts(), num_blocks), weights, getattr(torch, name)).to(device)
+    weights = backbone.tail_weights(num_blocks, stem=stem)
+    shape = _shape(backbone.tail_facts(), num_blocks)
+    if stem:
+        facts, ln_pre = backbone.facts, "stem.ln_pre.weight" in weights
+        shape = replace(shape, stem=StemShape(patch_size=facts.patch_size, grid=facts.grid, ln_pre=ln_pre))
+    tail = FrozenTail.of(shape, weights, getattr(torch, name)).to(device)
     _IN_USE[key] = tail
     return tail
 
@@ -95,5 +104,7 @@ def read_tail(path: Path) -> FrozenTail:
     with safe_open(path, framework="pt") as file:
         told = json.loads(file.metadata()["shape"])
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-    shape = TailShape(**{**told, "block": BlockShape(**told["block"])})
-    return FrozenTail.of(shape, weights, weights["proj"].dtype)
+    if stem := told.get("stem"):
+        stem = StemShape(**{**stem, "grid": tuple(stem["grid"])})
+    shape = TailShape(**{**told, "block": BlockShape(**told["block"]), "stem": stem})
+    return FrozenTail.of(shape, weights, dtype=None)

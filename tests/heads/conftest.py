@@ -10,6 +10,7 @@ from vcache.heads.prompt_learning import ClassPrompts
 from vcache.heads.requirements import ClipFeatures
 from vcache.heads.tail import FrozenTail, TailShape
 from vcache.heads.tail_block import BlockShape
+from vcache.heads.tail_stem import StemShape
 from vcache.heads.text import ClassText
 
 
@@ -82,9 +83,10 @@ def class_prompts(sizes: Sizes) -> ClassPrompts:
 
 @pytest.fixture(scope="session")
 def frozen_tail(sizes: Sizes) -> FrozenTail:
-    """All blocks of a randomly drawn backbone."""
+    """All blocks of a randomly drawn backbone, and its patch embedding."""
     block = BlockShape(width=sizes.D, num_heads=sizes.H, mlp_dim=2 * sizes.D)
-    shape = TailShape(num_layers=sizes.L, num_blocks=sizes.L, block=block, embed_dim=sizes.E)
+    stem = StemShape(patch_size=sizes.p, grid=(sizes.h, sizes.w))
+    shape = TailShape(num_layers=sizes.L, num_blocks=sizes.L, block=block, embed_dim=sizes.E, stem=stem)
     with torch.random.fork_rng():
         torch.manual_seed(8)
         weights = {

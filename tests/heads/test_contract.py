@@ -31,6 +31,7 @@ HEADS |= {
     f"text4vis {settings}": ("text4vis", {"classifier": "coop"} | settings)
     for settings in ({}, {"class_specific_context": True})
 }
+HEADS |= {"aim stem": ("aim", {"temporal_embedding": "stem", "blocks": 3})}
 
 
 @pytest.fixture(params=HEADS)
@@ -75,7 +76,7 @@ def features(head, make_features) -> ClipFeatures:
         maps={layer: everything.maps[layer] for layer in asked.maps},
         stem=everything.stem if asked.stem else None,
         embed=everything.embed if asked.embed else None,
-        pixels=everything.pixels if asked.pixels else None,
+        pixels=everything.pixels[:, :: 2 // asked.pixels] if asked.pixels else None,
     )
 
 
