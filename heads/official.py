@@ -20,7 +20,7 @@ FINE_TUNED = "whose image tower was trained along, so the frozen CLIP's features
 # What a name inside says the file is. The first that fits: DiST, AIM and Text4Vis have CLIP's names beside their own.
 _KINDS = (
     (r"(dist|ladder)_net\.", "a checkpoint of DiST"),
-    (r"_Adapter\.", f"a checkpoint of AIM, {FINE_TUNED}"),
+    (r"_Adapter\.", "a checkpoint of AIM"),
     (r"^fusion_model_state_dict$", f"a checkpoint of ActionCLIP, {FINE_TUNED}"),
     (r"^fusion_model\.", f"a checkpoint of Text4Vis, {FINE_TUNED}"),
     (r"^decoder\.decoder_layers\.", "a checkpoint of EVL"),
@@ -96,7 +96,15 @@ def load_whole(head: nn.Module, state: Mapping[str, Tensor], advice: str) -> Non
     Raises:
         CheckpointMismatch: parameters are missing, unknown or of another shape; names them, and ends in `advice`.
     """
-    expected = head.state_dict()
+    check_whole(head.state_dict(), state, advice)
+    head.load_state_dict(dict(state))
+
+
+def check_whole(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], advice: str) -> None:
+    """
+    Raises:
+        CheckpointMismatch: the state dict is not for the parameters of `expected`; names them, and ends in `advice`.
+    """
     shapes = [
         f"{name} is {tuple(state[name].shape)}, the head's is {tuple(expected[name].shape)}"
         for name in expected.keys() & state.keys()
@@ -111,7 +119,6 @@ def load_whole(head: nn.Module, state: Mapping[str, Tensor], advice: str) -> Non
         raise CheckpointMismatch(
             f"this checkpoint does not fit the head: {'; '.join(filter(None, problems))}. {advice}"
         )
-    head.load_state_dict(dict(state))
 
 
 def listed(what: str, items: Iterable[str], at_most: int = 3) -> str:

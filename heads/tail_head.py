@@ -54,6 +54,8 @@ class TailConfig:
         for name in ("num_classes", "num_frames", "width", "num_heads", "num_layers", "embed_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 1")
+        if self.width % self.num_heads:
+            raise ValueError(f"num_heads ({self.num_heads}) must divide the width ({self.width})")
         if not 1 <= self.num_blocks <= self.num_layers:
             raise ValueError(
                 f"blocks ({self.blocks}) must be between 1 and {self.num_layers}, the blocks of the backbone"

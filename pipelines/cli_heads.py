@@ -147,7 +147,9 @@ def resume(
 
 
 def import_head(
-    head: Annotated[str, typer.Argument(help="A head with official checkpoints: actionclip, dist, evl, text4vis.")],
+    head: Annotated[
+        str, typer.Argument(help="A head with official checkpoints: actionclip, aim, dist, evl, text4vis.")
+    ],
     file: Annotated[Path, typer.Argument(help="The checkpoint: .pth of torch, or .safetensors.")],
     classes: Annotated[
         Path | None,
@@ -165,13 +167,15 @@ def import_head(
     Its configuration is read off the shapes of its weights, and what to extract for it is printed. No code in the file is run,
     and a file that does not fit is refused with the reason. Heads of dist, text4vis and actionclip compare videos with text: they
     take the classes of the store that they are evaluated on. Along with those of text4vis and actionclip CLIP's towers were
-    trained, so they are evaluated on features of the towers in the file, and on no others.
+    trained, so they are evaluated on features of the towers in the file, and on no others. Files of aim hold the tower that its
+    adapters are in: the run keeps it, and reads the stored pixels of any backbone.
 
     \b
     [bold]Examples:[/bold]
     vcache import-head evl k400_vitb16_8f_dec4x768.pth --classes k400_class_mappings.json
     vcache import-head dist DIST_VIT_B16_K400_16+32f_84.4.pyth
     vcache import-head text4vis k400-vitb-16-f8.pt
+    vcache import-head aim aim_k400.pth --classes k400_class_mappings.json
     vcache import-head evl checkpoint-50000.pth --set num_frames=8 --out runs/ours
     """
     from dataclasses import asdict

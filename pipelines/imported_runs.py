@@ -65,6 +65,8 @@ def notes_on_store(run: Run, store: FeatureStore, *, any_classes: bool = False) 
     nothing. With `any_classes` others are told apart than those that the head was trained on."""
     if not run.imported:
         return ()
+    if _has_own_tower(run):
+        return tuple(_notes_on_classes(run, store))
     notes = _notes_on_backbone(run, store)
     head = run.config["head_config"]
     if "pixel_mean" in head and any(
@@ -142,8 +144,21 @@ def _notes_on_text(run: Run, store: FeatureStore, any_classes: bool) -> list[str
     return notes
 
 
+def _has_own_tower(run: Run) -> bool:
+    """Whether it reads pixels alone and runs a whole image tower on them, which it keeps: nothing of the store's counts."""
+    return bool(run.config["imported"].get("own_tower"))
+
+
 def _check_sizes(run: Run, store: FeatureStore) -> None:
     head, backbone = run.config["head_config"], store.manifest.facts["backbone"]
+    if _has_own_tower(run):
+        side, patch_size = int(backbone["image_size"]), int(head["patch_size"])
+        if [side // patch_size] * 2 != list(head["grid"]):
+            raise RunError(
+                f"{run.path} reads frames of {_word(head['grid'])} patches of {patch_size} pixels; {store.path} holds frames of "
+                f"{side} x {side}. What it reads is made with:  {_extract(run)}"
+            )
+        return
     for name in ("width", "grid", "num_layers", "patch_size", "embed_dim"):
         if name in head and list(_pair(head[name])) != list(_pair(backbone[name])):
             raise RunError(

@@ -21,7 +21,7 @@ from vcache.pipelines.console import out
 from vcache.pipelines.runs import Run, check_free, next_run_folder
 from vcache.pipelines.settings import split_settings
 
-IMPORTERS = {name: f"vcache.pipelines.import_{name}" for name in ("actionclip", "dist", "evl", "text4vis")}
+IMPORTERS = {name: f"vcache.pipelines.import_{name}" for name in ("actionclip", "aim", "dist", "evl", "text4vis")}
 """Heads with official checkpoints, and the module whose `read(file, settings, classes) -> ImportedHead` reads one."""
 
 
@@ -94,7 +94,10 @@ def import_head(config: ImportConfig) -> ImportSummary:
     read: ImportedHead = importlib.import_module(IMPORTERS[config.head]).read(config.file, settings, config.classes)
     run_config = _run_config(config, read)
     with _whole_or_not(folder) as part:
-        Run.create(part, run_config, read.class_names).save_head(read.head.state_dict())
+        run = Run.create(part, run_config, read.class_names)
+        if run.requirements().tail:  # the tower in the file
+            run.save_tail(read.head.tail)
+        run.save_head(read.head.state_dict())
     return ImportSummary(
         run=str(folder),
         file=str(config.file),

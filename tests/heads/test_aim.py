@@ -47,7 +47,13 @@ def test_a_block_with_adapters_is_the_official_one(name: str) -> None:
     C, T, B = (facts[letter] for letter in "CTB")
     block = TowerBlock(BlockShape(width=C, num_heads=facts["heads"], mlp_dim=4 * C)).requires_grad_(False)
     block.load_state_dict({n: x for n, x in weights.items() if "Adapter" not in n})
-    config = AIM.Config(num_classes=2, width=C, temporal_adapters=facts["num_tadapter"], adapter_scale=facts["scale"])
+    config = AIM.Config(
+        num_classes=2,
+        width=C,
+        num_heads=facts["heads"],
+        temporal_adapters=facts["num_tadapter"],
+        adapter_scale=facts["scale"],
+    )
     adapters = BlockAdapters(config, 3).eval()
     adapters.load_state_dict({n: x for n, x in weights.items() if "Adapter" in n})
     y = adapters(block, arrays["in/x"].unflatten(1, (B, T)).permute(1, 2, 0, 3))
@@ -85,7 +91,13 @@ def official_head(**fields: Any) -> tuple[AIM, dict[str, Tensor], dict[str, Any]
     """The golden's network with as many of its blocks as are run."""
     arrays, facts = read_golden("aim_end2end")
     weights, side = part_of(arrays, "w/"), facts["resolution"] // facts["patch"]
-    sizes = {"width": facts["C"], "num_layers": facts["layers"], "grid": (side, side), "patch_size": facts["patch"]}
+    sizes = {
+        "width": facts["C"],
+        "num_heads": facts["heads"],
+        "num_layers": facts["layers"],
+        "grid": (side, side),
+        "patch_size": facts["patch"],
+    }
     config = AIM.Config(num_classes=facts["num_classes"], num_frames=facts["T"], **sizes, **fields)
     head = AIM(config).eval()
     head.set_tail(official_tail(weights, facts))
