@@ -27,6 +27,8 @@ _SEGMENTS = ("ssv2", "diving48")
 """Sampled from segments of the whole video; the others at a stride."""
 _STRIDES = {8: 16, 16: 8, 32: 4}
 """By the frames, where they are at a stride."""
+# img_norm_cfg, of values from 0 to 255: CLIP's, rounded.
+_MEAN, _STD = (122.769, 116.74, 104.04), (68.493, 66.63, 70.321)
 
 
 def read(file: Path, settings: Mapping[str, Any], classes: Path | None) -> ImportedHead:
@@ -58,6 +60,7 @@ def read_aim(file: Path, settings: Mapping[str, Any]) -> AIM:
     try:
         checkpoint = aim_checkpoint(content)
         told = infer_aim_config(checkpoint)
+        told |= {name: tuple(x / 255 for x in of) for name, of in (("pixel_mean", _MEAN), ("pixel_std", _STD))}
         if (tower := CLIP_TOWERS.get(tower_name(told["width"], told["grid"]) or "")) is not None:
             told["embed_dim"] = tower.embed_dim  # of the proj, which the file lacks
         config = build(AIM.Config, {**told, **settings})
