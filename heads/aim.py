@@ -54,7 +54,7 @@ class AIM(TailHead):
         """Table 8: width of the bottleneck, in widths."""
         positions: Positions = "all"
         """Table 7: which of the blocks that are run have adapters. "Bottom 6" is lower_half of all 12 blocks. Of "Skip" the paper
-        says "every two blocks", not which: here the second, the fourth, ... of those that are run, so that the last has them."""
+        says "every two blocks", not which: here the last, and every other one below it."""
         temporal_adapters: int = 1
         """2: another adapter before the attention over time, as on Something-Something (also in Table 1, by its parameters)."""
         adapter_scale: float = 0.5
@@ -67,8 +67,6 @@ class AIM(TailHead):
         those below, by their depth in the whole backbone, and 0 in the first."""
         drop_path_of: DropPathOf = "tokens"
         """What is left out together: a token's place in all clips and frames of a batch, as the official code does, or a clip."""
-        dropout: float = 0.5
-        """Before the linear classifier."""
         patch_size: int = 16
         """Side of a patch in pixels; this and the next two are of the "stem" alone."""
         pixel_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
@@ -89,9 +87,8 @@ class AIM(TailHead):
                 raise ValueError(f"temporal_adapters ({self.temporal_adapters}) must be 1 or 2")
             if not 0 < self.bottleneck <= 4 or int(self.bottleneck * self.width) < 1:
                 raise ValueError(f"bottleneck ({self.bottleneck}) must be above 0 and make at least one channel")
-            for name in ("drop_path", "dropout"):
-                if not 0 <= getattr(self, name) < 1:
-                    raise ValueError(f"{name} ({getattr(self, name)}) must be in [0, 1)")
+            if not 0 <= self.drop_path < 1:
+                raise ValueError(f"drop_path ({self.drop_path}) must be in [0, 1)")
 
         def _check_choices(self) -> None:
             kinds = {"positions": Positions, "temporal_embedding": TemporalEmbedding, "drop_path_of": DropPathOf}
@@ -123,7 +120,7 @@ class AIM(TailHead):
     )
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config, dropout=config.dropout)
+        super().__init__(config)
         self.adapters = nn.ModuleDict({str(layer): BlockAdapters(config, layer) for layer in config.adapted_layers})
         if config.temporal_embedding != "none":
             self.temporal_embedding = nn.Parameter(torch.zeros(1, config.num_frames, config.width))

@@ -6,8 +6,11 @@ A head of its own is a file with a Config, a recipe and what it puts between the
         def adapt_block(self, layer, block, x):   x (B, T, N, D) of what enters block `layer` -> what leaves it
 """
 
+from collections import deque
+from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -16,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vcache.heads.requirements import ClipFeatures, HeadRequirements
 from vcache.heads.tail import FrozenTail
-from vcache.heads.tail_block import TowerBlock
+from vcache.heads.tail_block import BlockShape, TowerBlock
 from vcache.heads.tail_classifier import ClassifierName, TailClassifier
 from vcache.heads.text import ClassText
 
@@ -41,9 +44,17 @@ class TailConfig:
     """Top blocks of the backbone that are run in training, on the tokens that enter the lowest of them; the others are in the
     cache. None: the upper half, which is "Top 6" of AIM's Table 7."""
     classifier: ClassifierName = "linear"
-    """On what leaves the last block: a linear layer on the mean CLS, an EVL decoder layer, or text embeddings of the names."""
+    """On what leaves the last block: a linear layer on the mean CLS; "evl", EVL's decoder on all tokens, with its convolution and
+    positions over time; or "text", text embeddings of the class names, which tells classes apart that were not trained on."""
+    decoder_layers: int = 1
+    """With the classifier "evl": layers of its decoder, which read what leaves the last so many blocks, the lowest first."""
+    dropout: float = 0.5
+    """Before the linear layer of the classifiers "linear" and "evl", and in the MLP of the latter's decoder."""
     templates: str = "label"
     """With the classifier "text": the set of templates whose text embeddings classify (`vcache text`)."""
+    train_blocks: bool = False
+    """Train the blocks that are run, in float32 copies that begin with the backbone's weights as `frozen_dtype` has them; with
+    the classifier "text" its projection too. The recipes give them a tenth of the rate. The frozen ones are kept beside."""
     frozen_dtype: FrozenDtype = "auto"
     """In which the frozen weights are kept. "auto": in that in which the backbone ran when the store was made."""
     checkpointing: bool = False
@@ -60,6 +71,12 @@ class TailConfig:
             raise ValueError(
                 f"blocks ({self.blocks}) must be between 1 and {self.num_layers}, the blocks of the backbone"
             )
+        if not 1 <= self.decoder_layers <= self.num_blocks:
+            raise ValueError(
+                f"decoder_layers ({self.decoder_layers}) must be between 1 and {self.num_blocks}, the blocks that are run"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout ({self.dropout}) must be in [0, 1)")
         for name, kind in (("classifier", ClassifierName), ("frozen_dtype", FrozenDtype)):
             if getattr(self, name) not in (choices := get_args(kind)):
                 raise ValueError(f"{name} ({getattr(self, name)!r}) must be one of {', '.join(map(repr, choices))}")
@@ -78,12 +95,22 @@ class TailHead(nn.Module):
     """Top blocks of the backbone with something of its own in them, and a classifier."""
 
     config: Any
+    trains_ln_post: ClassVar[bool] = True
+    """Whether ln_post is trained, which begins with the backbone's weights. With the classifier "evl" nothing reads it."""
+    mean_first: ClassVar[bool] = False
+    """With the classifier "linear": ln_post of the mean CLS of the frames, not the mean of ln_post of each."""
+    classifier_std: ClassVar[float] = 0.01
+    """Of the weights that the classifier "linear" begins with."""
 
-    def __init__(self, config: TailConfig, *, dropout: float = 0.0) -> None:
+    def __init__(self, config: TailConfig) -> None:
         super().__init__()
         self.config = config
-        self.ln_post = nn.LayerNorm(config.width)
-        self.classifier = TailClassifier(config, dropout)
+        self.classifier = TailClassifier(config, mean_first=self.mean_first, std=self.classifier_std)
+        self.ln_post = nn.LayerNorm(config.width).requires_grad_(self.trains_ln_post and self.classifier.reads_norm)
+        if config.train_blocks:
+            # Of the right sizes at most: set_tail puts copies of the backbone's own in their places.
+            shape = BlockShape(width=config.width, num_heads=config.num_heads, mlp_dim=4 * config.width)
+            self.blocks = nn.ModuleDict({str(layer): TowerBlock(shape) for layer in config.layers_run})
         self._given: tuple[FrozenTail, ...] = ()
 
     @staticmethod
@@ -126,12 +153,14 @@ class TailHead(nn.Module):
                 f"the tail is of a backbone with {there[0]} blocks of width {there[1]} and embeddings of {there[2]}; the head is "
                 f"for {config.num_layers}, {config.width} and {config.embed_dim}"
             )
-        tail.top(config.num_blocks)
+        frozen = tail.top(config.num_blocks)
         self._given = (tail,)
         self.ln_post.eps = tail.ln_post.eps
-        with torch.no_grad():
-            self.ln_post.load_state_dict(tail.ln_post.state_dict())
-            self.classifier.begin_with(tail)
+        self.ln_post.load_state_dict(tail.ln_post.state_dict())
+        self.classifier.begin_with(tail)
+        if config.train_blocks:
+            copies = [deepcopy(block).to(self.ln_post.weight).requires_grad_() for block in frozen]
+            self.blocks = nn.ModuleDict(dict(zip(map(str, config.layers_run), copies, strict=True)))
 
     def set_text(self, text: ClassText) -> None:
         """Classify by the embeddings of these class names, with the classifier "text"."""
@@ -142,20 +171,38 @@ class TailHead(nn.Module):
 
     def embed(self, features: ClipFeatures) -> Float[Tensor, "B d"]:
         """What the classifier compares with its classes."""
-        return self.classifier.pool(self.run_tail(features), self.ln_post, self.tail.proj)
+        outputs = deque(self.block_outputs(features), maxlen=self.classifier.num_layers)
+        return self.classifier.pool(tuple(outputs), self.ln_post, self.tail.proj)
 
     def classify_embedding(self, embedding: Float[Tensor, "B d"]) -> Float[Tensor, "B K"]:
         return self.classifier(embedding)
 
+    def class_embeddings(self) -> Float[Tensor, "K d"]:
+        """The rows that the classifier compares an embedding with.
+
+        Raises:
+            ValueError: they are of text, and none was given.
+        """
+        return self.classifier.class_embeddings()
+
+    @property
+    def view_average(self) -> str:
+        """As Text4Vis where text classifies, else as AIM."""
+        return "embeddings" if self.config.classifier == "text" else "softmax"
+
     def run_tail(self, features: ClipFeatures) -> Float[Tensor, "B T N D"]:
         """What leaves the last block."""
+        return deque(self.block_outputs(features), maxlen=1)[0]
+
+    def block_outputs(self, features: ClipFeatures) -> Iterator[Float[Tensor, "B T N D"]]:
+        """What leaves each block that is run, the lowest first, as it is made."""
         x = self.enter(self.read(features))
         for layer, block in zip(self.config.layers_run, self.tower_blocks(), strict=True):
             if self.config.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(self.adapt_block, layer, block, x, use_reentrant=False)
             else:
                 x = self.adapt_block(layer, block, x)
-        return x
+            yield x
 
     def read(self, features: ClipFeatures) -> Float[Tensor, "B T N D"]:
         """The cached tokens that enter the lowest block.
@@ -176,7 +223,10 @@ class TailHead(nn.Module):
         return x
 
     def tower_blocks(self) -> list[TowerBlock]:
-        """The blocks that are run: the frozen ones, unless a head trains its own copies."""
+        """The blocks that are run: the frozen ones, unless the head trains its own copies."""
+        if self.config.train_blocks:
+            trained: list[Any] = list(self.blocks.values())
+            return trained
         return list(self.tail.top(self.config.num_blocks))
 
     def adapt_block(self, layer: int, block: TowerBlock, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:

@@ -32,6 +32,28 @@ HEADS |= {
     for settings in ({}, {"class_specific_context": True})
 }
 HEADS |= {"aim stem": ("aim", {"temporal_embedding": "stem", "blocks": 3})}
+_ON_TAIL: dict[str, tuple[dict[str, object], ...]] = {
+    "aim": (
+        {"classifier": "evl"},
+        {"classifier": "text"},
+        {"train_blocks": True},
+        {"checkpointing": True, "drop_path": 0.0},
+    ),
+    "st-adapter": (
+        {"before_attention": True, "classifier": "text"},
+        {"kernel": (1, 3, 3)},
+        {"kernel": (3, 3, 5), "classifier": "evl"},
+    ),
+    "finetune-top": (
+        {"classifier": "evl", "blocks": 3, "decoder_layers": 2},
+        {"classifier": "text"},
+        {"checkpointing": True},
+        {"train_blocks": False},
+    ),
+    "tokent1d": ({"init": "identity", "classifier": "text"}, {"blocks": 3}),
+    "shift": ({"tokens": "cls", "blocks": 2}, {"classifier": "evl", "train_blocks": False}),
+}
+HEADS |= {f"{name} {settings}": (name, settings) for name, several in _ON_TAIL.items() for settings in several}
 
 
 @pytest.fixture(params=HEADS)
