@@ -1,12 +1,14 @@
 """Small features for the heads: all sizes different, so that a swapped axis fails."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import pytest
 import torch
 
 from vcache.heads.prompt_learning import ClassPrompts
+from vcache.heads.registry import get_head
 from vcache.heads.requirements import ClipFeatures
 from vcache.heads.tail import FrozenTail, TailShape
 from vcache.heads.tail_block import BlockShape
@@ -94,3 +96,27 @@ def frozen_tail(sizes: Sizes) -> FrozenTail:
             for name, x in FrozenTail(shape).state_dict().items()
         }
     return FrozenTail.of(shape, weights)
+
+
+@pytest.fixture(scope="session")
+def on_tail(sizes: Sizes, frozen_tail: FrozenTail, class_text: ClassText) -> Callable[..., Any]:
+    """`on_tail(name, **settings)`: that head on `frozen_tail` in evaluation mode, with `drawn=True` no parameter left at zero."""
+
+    def make(name: str, *, drawn: bool = False, **settings: Any) -> Any:
+        s, head_class = sizes, get_head(name)
+        known = {"num_classes": s.K, "num_frames": s.T, "width": s.D, "num_heads": s.H, "num_layers": s.L}
+        known |= {"embed_dim": s.E, "grid": (s.h, s.w)}
+        names = {field.name for field in fields(head_class.Config)}
+        of_store = {name: value for name, value in known.items() if name in names}
+        with torch.random.fork_rng():
+            torch.manual_seed(4)
+            head = head_class(head_class.Config(**(of_store | settings)))
+            for parameter in head.parameters():
+                if drawn and not parameter.any():
+                    torch.nn.init.normal_(parameter, std=0.3)
+        head.set_tail(frozen_tail)
+        if head.requires(head.config).text:
+            head.set_text(class_text)
+        return head.eval()
+
+    return make
