@@ -109,6 +109,7 @@ class AIM(TailHead):
 
     summary = "bottleneck adapters in the top blocks of the backbone, with its attention used over time"
     # Kinetics-400, configs/recognition/vit/vitclip_base_k400.py. Biases of adapters and the temporal embedding are decayed.
+    # The factor is that of the official ViT-L configs; by default nothing of the backbone but ln_post is trained.
     recipe = Recipe(
         lr=3e-4,
         weight_decay=0.05,
@@ -117,6 +118,7 @@ class AIM(TailHead):
         warmup_epochs=2.5,
         warmup_start=0.1,
         no_decay=("ln_post.*",),
+        lr_multipliers=(("blocks.*", 0.1), ("classifier.proj", 0.1)),
     )
 
     def __init__(self, config: Config) -> None:

@@ -138,6 +138,21 @@ def test_of_no_clip_there_are_no_logits_and_gradients_of_zero(on_tail, features,
         assert all(p.grad is not None and not p.grad.any() for p in trained)
 
 
+@pytest.mark.parametrize("classifier", ["linear", "evl", "text"])
+@pytest.mark.parametrize("name", ["aim", "st-adapter", "finetune-top", "tokent1d", "shift"])
+def test_under_autocast_logits_and_gradients_are_those_of_float32_but_for_rounding(on_tail, features, name, classifier):
+    head = on_tail(name, classifier=classifier, drawn=True)
+    parameters = [p for p in head.parameters() if p.requires_grad and p.ndim]  # the scale is not evaluated with
+    found = []
+    for enabled in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            logits = head(features).float()
+        found.append((logits, *torch.autograd.grad((logits / logits.detach().abs().max()).square().sum(), parameters)))
+    for half, single in zip(*found, strict=True):
+        assert half.dtype == single.dtype
+        assert (half - single).norm() < 0.15 * single.norm() + 1e-4
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
