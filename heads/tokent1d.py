@@ -95,5 +95,6 @@ class TokenConv(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
         weight = self.conv.weight.to(x.dtype)
-        convolved = F.conv1d(x[:, :, 0].mT, weight, padding=1, groups=len(weight)).mT
+        cls = x[:, :, 0].mT.contiguous()  # a view would keep all of x for the backward pass
+        convolved = F.conv1d(cls, weight, padding=1, groups=len(weight)).mT
         return torch.cat([convolved.unsqueeze(2).to(x.dtype), x[:, :, 1:]], dim=2)

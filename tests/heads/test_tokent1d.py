@@ -49,6 +49,16 @@ def test_the_same_convolution_stands_before_attention_and_before_the_mlp(on_tail
     torch.testing.assert_close(got, x)
 
 
+def test_of_what_it_convolves_only_cls_is_kept_for_the_backward_pass():
+    conv, x = conv_of(), torch.randn(2, 5, 40, 12, requires_grad=True)
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda saved: kept.append(saved.untyped_storage().nbytes()) or saved, lambda saved: saved
+    ):
+        conv(x)
+    assert 0 < sum(kept) <= 2 * x[:, :, 0].nbytes
+
+
 @pytest.mark.parametrize(("init", "same"), [("identity", True), ("shift", False)])
 def test_only_the_identity_is_the_backbone_at_initialisation(on_tail, make_features, init, same):
     features = make_features(range(-4, 0))
