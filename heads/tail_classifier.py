@@ -45,7 +45,7 @@ class TailClassifier(nn.Module):
             nn.init.normal_(self.fc_cls.weight, std=std)
             nn.init.zeros_(self.fc_cls.bias)
         else:
-            self.decoder, self.norm = EVLDecoder(_decoder_config(config)), nn.LayerNorm(config.width)
+            self.decoder, self.norm = EVLDecoder(decoder_config(config)), nn.LayerNorm(config.width)
 
     @property
     def reads_norm(self) -> bool:
@@ -106,7 +106,7 @@ class TailClassifier(nn.Module):
         return hasattr(self, "proj")
 
 
-def _decoder_config(config: "TailConfig") -> EVL.Config:
+def decoder_config(config: "TailConfig") -> EVL.Config:
     """EVL's of Kinetics-400, with as many decoder layers as are asked for."""
     return EVL.Config(
         num_classes=config.num_classes,

@@ -22,7 +22,7 @@ from vcache.pipelines.matching import STORE_FACTS
 from vcache.pipelines.settings import SettingError, build, split_settings
 from vcache.pipelines.stored_views import parse_grid
 
-COUNTED_HEADS = ("actionclip", "aim", "dist", "evl", "text4vis")
+COUNTED_HEADS = ("actionclip", "aim", "dist", "evl", "st-adapter", "text4vis")
 """Heads whose paper's formulation is known: each has a counting_HEAD.py with `head_macs`, `computed_macs`, `table` and so on."""
 
 

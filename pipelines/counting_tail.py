@@ -1,6 +1,8 @@
 """What the top blocks of a backbone cost that a head runs on cached tokens: multiply-adds of one clip, by formula."""
 
+from vcache.heads.tail_classifier import decoder_config
 from vcache.heads.tail_head import TailConfig
+from vcache.pipelines import counting_evl
 
 
 def tokens_per_clip(config: TailConfig) -> int:
@@ -29,7 +31,9 @@ def run_macs(config: TailConfig) -> int:
 
 
 def classifier_macs(config: TailConfig) -> int:
-    """Of the mean CLS; with text the projection of each frame comes before it."""
+    """Of the mean CLS; with text the projection of each frame comes before it. EVL's decoder is counted as it is computed."""
+    if config.classifier == "evl":
+        return counting_evl.computed_macs(decoder_config(config))
     if config.classifier == "text":
         return config.embed_dim * (config.num_frames * config.width + config.num_classes)
     return config.width * config.num_classes

@@ -53,6 +53,10 @@ RECIPES = {
         randaugment=RandAugment(magnitude_std=0.0, max_magnitude=30.0, probability=1.0),
         erasing=0.25,
     ),
+    # Pan et al. 2022, code at b914b38: a square from a short side of 1 to 1.15 times the model's, here one of four sizes at fixed
+    # places. On SSv2 EVL's code with bicubic interpolation.
+    "st-adapter": Augmentation(interpolation="bicubic", crop="multiscale", scales=(1.0, 0.95, 0.91, 0.87)),
+    "st-adapter-ssv2": Augmentation(interpolation="bicubic", flip=0.0, randaugment=RandAugment()),
 }
 
 # In these datasets left and right are part of the class.

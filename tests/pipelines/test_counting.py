@@ -176,7 +176,7 @@ def test_one_configuration_is_counted_on_the_command_line(vcache) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("heads linear --count", "--count knows actionclip, aim, dist, evl, text4vis, and not 'linear'"),
+        ("heads linear --count", "--count knows actionclip, aim, dist, evl, st-adapter, text4vis, and not 'linear'"),
         ("heads evl --count --set model=ViT-B-15", "--set model=ViT-B-15: there are ViT-B-32-quickgelu, "),
         ("heads evl --count --set layers=-13", "layers -13: asked of a backbone with 12 blocks (0-11, or -12 to -1)"),
         (
