@@ -211,7 +211,7 @@ class BlockAdapters(nn.Module):
         h = block.ln_2(x)
         x = x + block.feed_forward(h)
         if self.MLP_Adapter is not None:
-            x = x + self.drop_path(self.scale * self.MLP_Adapter(h))
+            x = torch.add(x, self.drop_path(self.MLP_Adapter(h)), alpha=self.scale)
         return x
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vcache.heads.frozen_linear import cast_linear
 from vcache.heads.quick_gelu import QuickGELU
 
 Activation = Literal["quick_gelu", "gelu"]
@@ -100,17 +101,17 @@ class SelfAttention(nn.Module):
     def forward(self, h: Float[Tensor, "*batch S D"]) -> Float[Tensor, "*batch S D"]:
         qkv = cast_linear(h, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.num_heads, -1))
         q, k, v = (part.transpose(-2, -3) for part in qkv.unbind(dim=-3))  # (*batch, H, S, d)
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(-2, -3).flatten(-2))
+        return self.out_proj(_mix(q, k, v).transpose(-2, -3).flatten(-2))
 
     def over_time(self, h: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
         qkv = cast_linear(h, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.num_heads, -1))
         q, k, v = (part.permute(0, 2, 3, 1, 4) for part in qkv.unbind(dim=-3))  # (B, N, H, T, d)
-        mixed = F.scaled_dot_product_attention(q, k, v).permute(0, 3, 1, 2, 4)  # (B, T, N, H, d)
-        return self.out_proj(mixed.flatten(-2))
+        return self.out_proj(_mix(q, k, v).permute(0, 3, 1, 2, 4).flatten(-2))  # (B, T, N, D)
 
 
-def cast_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """F.linear in the dtype of x; under autocast in that of autocast."""
-    if not torch.is_autocast_enabled(x.device.type):
-        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-    return F.linear(x, weight, bias)
+def _mix(
+    q: Float[Tensor, "*batch H S d"], k: Float[Tensor, "*batch H S d"], v: Float[Tensor, "*batch H S d"]
+) -> Float[Tensor, "*batch H S d"]:
+    """softmax(q k' / sqrt(d)) v. With one batch axis, as more than one makes torch keep the weights of all pairs."""
+    flat_q, flat_k, flat_v = (part.reshape(-1, *part.shape[-3:]) for part in (q, k, v))
+    return F.scaled_dot_product_attention(flat_q, flat_k, flat_v).reshape(q.shape)
