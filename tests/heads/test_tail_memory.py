@@ -1,0 +1,106 @@
+"""What a step keeps, by formula and as autograd does it."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vcache.heads.aim import AIM
+from vcache.heads.registry import get_head, list_heads
+from vcache.heads.requirements import ClipFeatures
+from vcache.heads.tail import FrozenTail
+from vcache.heads.tail_memory import activation_bytes
+
+CASES = {
+    "as it is": {},
+    "blocks=3": {"blocks": 3},
+    "no temporal": {"blocks": 2, "temporal": False},
+    "no spatial": {"blocks": 2, "spatial": False},
+    "no joint": {"blocks": 2, "joint": False},
+    "two T-adapters": {"blocks": 3, "temporal_adapters": 2},
+    "every second": {"blocks": 3, "positions": "every_second"},
+    "a wide bottleneck": {"blocks": 2, "bottleneck": 1.0},
+}
+TAIL_HEADS = [name for name in list_heads() if hasattr(get_head(name), "set_tail")]
+
+
+def config_of(name: str, sizes, settings: dict) -> object:
+    kind = get_head(name).Config
+    of_store = {
+        "num_classes": sizes.K,
+        "num_frames": sizes.T,
+        "width": sizes.D,
+        "num_heads": sizes.H,
+        "num_layers": sizes.L,
+        "embed_dim": sizes.E,
+        "grid": (sizes.h, sizes.w),
+    }
+    names = {field.name for field in dataclasses.fields(kind)}
+    return kind(**({name: value for name, value in of_store.items() if name in names} | settings))
+
+
+def kept_bytes(head: nn.Module, features: ClipFeatures) -> int:
+    """Of activations that autograd keeps, each memory once; without weights and what is cached."""
+    others = {x.untyped_storage().data_ptr() for x in (*head.parameters(), *head.tail.parameters())}
+    others |= {x.untyped_storage().data_ptr() for x in (*features.tokens.values(), features.stem)}
+    kept: dict[int, Tensor] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        if (address := x.untyped_storage().data_ptr()) not in others:
+            kept[address] = x  # held, so that no other gets its address
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        logits = head(features)
+        logits.sum().backward()
+    return sum(x.untyped_storage().nbytes() for x in kept.values())
+
+
+def assert_as_measured(config, frozen_tail: FrozenTail, make_features, batch_size: int, within: float) -> None:
+    head = get_head_of(config)(config)
+    head.set_tail(frozen_tail)
+    layers = [-config.num_blocks - 1] if config.num_blocks < config.num_layers else []
+    measured = kept_bytes(head, make_features(layers))
+    assert activation_bytes(config, frozen_tail.shape, batch_size) == pytest.approx(measured, rel=within)
+
+
+def get_head_of(config) -> type:
+    return next(get_head(name) for name in list_heads() if get_head(name).Config is type(config))
+
+
+@pytest.mark.parametrize("embedding", [True, False], ids=["embedding", "no embedding"])
+@pytest.mark.parametrize("case", CASES)
+def test_aim_keeps_what_the_formula_says(case, embedding, sizes, make_features, frozen_tail):
+    config = config_of("aim", sizes, CASES[case] | {"temporal_embedding": embedding_setting(embedding)})
+    assert_as_measured(config, frozen_tail, make_features, sizes.B, within=0.05)
+
+
+def embedding_setting(wanted: bool) -> object:
+    """Its words, or true and false."""
+    return wanted if isinstance(AIM.Config(num_classes=2).temporal_embedding, bool) else ("cut" if wanted else "none")
+
+
+@pytest.mark.parametrize("name", TAIL_HEADS)
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_every_head_on_a_tail_keeps_what_the_formula_says(name, blocks, sizes, make_features, frozen_tail):
+    config = config_of(name, sizes, {"blocks": blocks})
+    assert_as_measured(config, frozen_tail, make_features, sizes.B, within=0.05)
+
+
+def test_checkpointing_keeps_one_block_and_what_enters_the_others(sizes, frozen_tail):
+    config = config_of("aim", sizes, {"blocks": 3})
+    whole, again = (
+        activation_bytes(dataclasses.replace(config, checkpointing=on), frozen_tail.shape, sizes.B)
+        for on in (False, True)
+    )
+    stream = 4 * sizes.B * sizes.T * (1 + sizes.P) * sizes.D
+    one = (whole - stream) / 3
+    assert again == round(one + 4 * stream)
+
+
+def test_half_precision_halves_what_products_keep(sizes, frozen_tail):
+    config = config_of("aim", sizes, {"blocks": 2})
+    single, half = (activation_bytes(config, frozen_tail.shape, sizes.B, item) for item in (4, 2))
+    assert 0.5 * single < half < 0.75 * single
+    assert activation_bytes(config, frozen_tail.shape, 3 * sizes.B) == 3 * single
