@@ -13,8 +13,8 @@ backward and AdamW, without dropout and drop path, so that all rows of one k mus
     float16, ...  cached, with the frozen weights kept in that dtype; "again" is with checkpointing
 
 "of whole" is the time of a row to that of "whole"; "of N" is its time to that of "cached" with all blocks, over k/N: 1 is in
-proportion to the blocks. "alive" is the most bytes at once in tensors that a step makes (of a GPU: its allocator's peak above what
-was there), "kept" is what `activation_bytes` says. Every round times all rows of one k, so that a busy spell is shared.
+proportion to the blocks. "alive" is the most bytes at once in tensors that a step makes (of a GPU: its allocator's peak above
+what was there), "kept" is what `activation_bytes` says. Every round times all rows of one k, so that a busy spell is shared.
 """
 
 import argparse
@@ -178,7 +178,7 @@ class Products:
 
     def forward_and_backward(self) -> None:
         self.forward()
-        for x, weight, grad in self.linear + self.trained:
+        for _, weight, grad in self.linear + self.trained:
             grad @ weight
         for x, _, grad in self.trained:
             grad.mT @ x

@@ -2,13 +2,13 @@
 
     python benchmarks/tail_demo.py [--heads aim,st-adapter] [--blocks 1 2 3 4] [--seeds 3] [--epochs 25] [--folder FOLDER]
 
-Ten motions in five pairs, each the other played backwards (400 videos to train on, 200 to validate on), tokens of the tiny CLIP's
-four blocks and the stem in float16: AIM above every cut, the other heads with the top 2 blocks. "direction" is how often the right
-one of its pair has the higher score: 50% is chance, and all that a head without order can have. "epoch" is seconds of the median
-epoch without its validation. With all blocks the stem is read. Mean and sample standard deviation over seeds.
+Ten motions in five pairs, each the other played backwards (400 videos to train on, 200 to validate on), tokens of the tiny
+CLIP's four blocks and the stem in float16: AIM above every cut, the other heads with the top 2 blocks. "direction" is how often
+the right one of its pair has the higher score: 50% is chance, and all that a head without order can have. "epoch" is the median
+seconds of an epoch. With all blocks the stem is read. Mean and sample standard deviation over seeds.
 
-With --folder the world, the store and what was measured are kept: a run that is in its results.jsonl is not trained again, so that
-what was stopped goes on with the same command, and more seeds are added to those that are there.
+With --folder the world, the store and what was measured are kept: a run that is in its results.jsonl is not trained again, so
+that what was stopped goes on with the same command, and more seeds are added to those that are there.
 """
 
 import argparse

@@ -15,7 +15,7 @@ from vcache.heads.tail_block import TowerBlock
 
 
 class WrittenOut(nn.Module):
-    """The head with blocks of its own; trained are adapters, temporal embedding, ln_post and classifier of the head it is given."""
+    """The head with blocks of its own; what is trained is that of the head it is given."""
 
     def __init__(self, head: AIM) -> None:
         super().__init__()

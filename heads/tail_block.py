@@ -6,6 +6,7 @@ Written apart from the extractor on purpose: that both agree is what a cached ta
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -99,19 +100,19 @@ class SelfAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
 
     def forward(self, h: Float[Tensor, "*batch S D"]) -> Float[Tensor, "*batch S D"]:
-        qkv = cast_linear(h, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = (part.transpose(-2, -3) for part in qkv.unbind(dim=-3))  # (*batch, H, S, d)
-        return self.out_proj(_mix(q, k, v).transpose(-2, -3).flatten(-2))
+        q, k, v = (part.transpose(-2, -3) for part in self._project(h))  # (*batch, H, S, d)
+        # With one batch axis: of more than one torch keeps the weights of all pairs.
+        q, k, v = (part.reshape(-1, *part.shape[-3:]) for part in (q, k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.out_proj(mixed.reshape(h.shape))
 
     def over_time(self, h: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
-        qkv = cast_linear(h, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = (part.permute(0, 2, 3, 1, 4) for part in qkv.unbind(dim=-3))  # (B, N, H, T, d)
-        return self.out_proj(_mix(q, k, v).permute(0, 3, 1, 2, 4).flatten(-2))  # (B, T, N, D)
+        # Tokens beside heads, not beside clips: a GPU's kernels take no more than 65535 entries of a batch.
+        q, k, v = (part.flatten(2, 3).transpose(1, 2) for part in self._project(h))  # (B, N*H, T, d)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.out_proj(mixed.reshape(h.shape))
 
-
-def _mix(
-    q: Float[Tensor, "*batch H S d"], k: Float[Tensor, "*batch H S d"], v: Float[Tensor, "*batch H S d"]
-) -> Float[Tensor, "*batch H S d"]:
-    """softmax(q k' / sqrt(d)) v. With one batch axis, as more than one makes torch keep the weights of all pairs."""
-    flat_q, flat_k, flat_v = (part.reshape(-1, *part.shape[-3:]) for part in (q, k, v))
-    return F.scaled_dot_product_attention(flat_q, flat_k, flat_v).reshape(q.shape)
+    def _project(self, h: Float[Tensor, "*batch D"]) -> Sequence[Float[Tensor, "*batch H d"]]:
+        """Queries, keys and values."""
+        qkv = cast_linear(h, self.in_proj_weight, self.in_proj_bias)
+        return qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(dim=-3)
