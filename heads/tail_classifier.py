@@ -77,7 +77,7 @@ class TailClassifier(nn.Module):
         if self.kind == "evl":
             tokens = dict(zip(self.decoder.config.layers, outputs, strict=True))
             return self.decoder(ClipFeatures(tokens=tokens))
-        frames = outputs[-1][:, :, 0]
+        frames = outputs[-1][:, :, 0].contiguous()  # a view would keep all tokens for the backward pass
         if self.kind == "linear":
             return ln_post(frames.mean(dim=1)) if self.mean_first else ln_post(frames).mean(dim=1)
         projection = self.proj if self._trains_proj else proj

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vcache.heads.aim import AIM
+from vcache.heads.finetune_top import FinetuneTop
 from vcache.heads.tail import TailShape
 
 _NORM_BYTES = 4
@@ -65,7 +66,9 @@ def activation_bytes(config: Any, shape: TailShape, batch_size: int, item_bytes:
         inputs.append(token.stream if needs else 0)
         kept, needs = _block_bytes(config, layer, token, needs)
         blocks.append(kept)
-    last = token.stream if needs else 0  # the CLS rows of what leaves the last block are read where they lie
+    last = (
+        token.stream if needs and config.classifier == "evl" else 0
+    )  # of what leaves the last block the others copy CLS
     per_token = sum(inputs) + max(blocks) if config.checkpointing else sum(blocks)
     h, w = config.grid
     return batch_size * config.num_frames * (1 + h * w) * (per_token + last)
@@ -84,7 +87,10 @@ def _block_bytes(config: Any, layer: int, token: _Token, needs: bool) -> tuple[i
         return _volume_bytes(config, token, needs)
     frozen = 2 * token.norm + token.attention + token.mlp
     if getattr(config, "train_blocks", False):
-        return frozen + token.item_bytes * (2 * token.width + token.mlp_dim), True
+        cached = (
+            token.stream if isinstance(config, FinetuneTop.Config) and not needs else 0
+        )  # what the first norm reads
+        return frozen - cached + token.item_bytes * (2 * token.width + token.mlp_dim), True
     return (frozen if needs else 0), needs
 
 

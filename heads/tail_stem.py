@@ -13,7 +13,7 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from vcache.heads.tail_block import cast_linear
+from vcache.heads.frozen_linear import cast_linear
 
 
 @dataclass(frozen=True, kw_only=True)

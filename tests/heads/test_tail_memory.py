@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vcache.heads.aim import AIM
 from vcache.heads.registry import get_head, list_heads
 from vcache.heads.requirements import ClipFeatures
 from vcache.heads.tail import FrozenTail
@@ -72,13 +71,8 @@ def get_head_of(config) -> type:
 @pytest.mark.parametrize("embedding", [True, False], ids=["embedding", "no embedding"])
 @pytest.mark.parametrize("case", CASES)
 def test_aim_keeps_what_the_formula_says(case, embedding, sizes, make_features, frozen_tail):
-    config = config_of("aim", sizes, CASES[case] | {"temporal_embedding": embedding_setting(embedding)})
+    config = config_of("aim", sizes, CASES[case] | {"temporal_embedding": "cut" if embedding else "none"})
     assert_as_measured(config, frozen_tail, make_features, sizes.B, within=0.05)
-
-
-def embedding_setting(wanted: bool) -> object:
-    """Its words, or true and false."""
-    return wanted if isinstance(AIM.Config(num_classes=2).temporal_embedding, bool) else ("cut" if wanted else "none")
 
 
 @pytest.mark.parametrize("name", TAIL_HEADS)
@@ -95,8 +89,7 @@ def test_checkpointing_keeps_one_block_and_what_enters_the_others(sizes, frozen_
         for on in (False, True)
     )
     stream = 4 * sizes.B * sizes.T * (1 + sizes.P) * sizes.D
-    one = (whole - stream) / 3
-    assert again == round(one + 4 * stream)
+    assert again == round(whole / 3 + 3 * stream)
 
 
 def test_half_precision_halves_what_products_keep(sizes, frozen_tail):

@@ -101,7 +101,7 @@ def test_recipes_are_those_of_the_official_configs() -> None:
         assert recipe.epochs == (30 if dataset.startswith("k") else 50)
         assert recipe.label_smoothing == (0.1 if dataset == "ssv2" else 0)
         slow = large and dataset in ("k400", "ssv2")
-        assert recipe.lr_multipliers == ((("classifier.*", 1.0), ("*", 0.1)) if slow else ())
+        assert recipe.lr_multipliers == ((("classifier.*", 1.0), ("*", 0.1)) if slow else AIM.recipe.lr_multipliers)
         assert recipe.no_decay == (() if slow else ("ln_post.*",))
 
 
