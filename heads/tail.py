@@ -42,6 +42,9 @@ class TailShape:
 class FrozenTail(nn.Module):
     """The top blocks, ln_post and proj of one backbone: in evaluation mode, without gradients, whatever is called on it."""
 
+    weights_sha256: str = ""
+    """Of the whole image tower that they are of, where that is known."""
+
     def __init__(self, shape: TailShape) -> None:
         super().__init__()
         self.shape = shape
@@ -57,11 +60,12 @@ class FrozenTail(nn.Module):
     def of(
         cls, shape: TailShape, weights: Mapping[str, Tensor], dtype: torch.dtype | None = torch.float32
     ) -> "FrozenTail":
-        """With these weights, by the names of `state_dict`; those of products are kept in `dtype`, or with None in their own, and
-        those of LayerNorms in float32."""
+        """With copies of these weights, by the names of `state_dict`; those of products in `dtype`, or with None in their own,
+        and those of LayerNorms in float32."""
         with torch.device("meta"):
             tail = cls(shape)
-        kept = {name: x.to(torch.float32 if _is_norm(name) else dtype or x.dtype) for name, x in weights.items()}
+        dtypes = {name: torch.float32 if _is_norm(name) else dtype or x.dtype for name, x in weights.items()}
+        kept = {name: x.to(dtypes[name], copy=True) for name, x in weights.items()}
         tail.load_state_dict(kept, strict=True, assign=True)
         return tail.requires_grad_(False).eval()
 

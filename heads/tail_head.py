@@ -126,7 +126,7 @@ class TailHead(nn.Module):
 
     @property
     def tail(self) -> FrozenTail:
-        """On the device of the head.
+        """On the device of the head; of a head without numbers, on torch's meta device, where it was, as others run it too.
 
         Raises:
             ValueError: none was given.
@@ -136,7 +136,7 @@ class TailHead(nn.Module):
                 "the head runs top blocks of the backbone and was given none; call its set_tail(...) first"
             )
         tail, device = self._given[0], self.ln_post.weight.device
-        return tail if tail.ln_post.weight.device == device else tail.to(device)
+        return tail if tail.ln_post.weight.device == device or device.type == "meta" else tail.to(device)
 
     def set_tail(self, tail: FrozenTail) -> None:
         """Run these blocks from now on. What is trained of them begins with the backbone's weights.

@@ -5,7 +5,7 @@ RUN/classes.txt         class names, one a line, in the order of the logits; an 
 RUN/metrics.jsonl       one line per epoch, written as the epoch ends
 RUN/steps.jsonl         about a thousand lines over the run, and RUN/tensorboard/ where that is installed; training/logs.py
 RUN/best.safetensors    the weights of the epoch with the best validation
-RUN/tail.safetensors    of a head that runs top blocks of the backbone: those (frozen_tail.py)
+RUN/tail.safetensors    of a head that runs top blocks of the backbone: those (tail_file.py)
 RUN/checkpoint/         what an unfinished run goes on from (training/checkpoints.py); gone when it is complete
 RUN/head.safetensors    the last weights; written last, so a run that has it is complete
 
@@ -31,8 +31,8 @@ from vcache.heads.registry import get_head
 from vcache.heads.requirements import HeadRequirements
 from vcache.heads.tail import FrozenTail
 from vcache.pipelines.console import count
-from vcache.pipelines.frozen_tail import TAIL, read_tail, tail_bytes
 from vcache.pipelines.settings import build
+from vcache.pipelines.tail_file import TAIL, TailFileError, TailKey, read_tail, tail_bytes
 from vcache.pipelines.training.logs import METRICS, read_log
 from vcache.store.files import sync_folder
 
@@ -58,12 +58,23 @@ class Run:
     config: Mapping[str, Any]
 
     @classmethod
-    def create(cls, path: Path, config: Mapping[str, Any], class_names: tuple[str, ...] | None) -> "Run":
-        """Make the folder and write what is known before training; a folder with anything in it is refused."""
+    def create(
+        cls,
+        path: Path,
+        config: Mapping[str, Any],
+        class_names: tuple[str, ...] | None,
+        tail: FrozenTail | None = None,
+    ) -> "Run":
+        """Make the folder and write what is known before training; a folder with anything in it is refused.
+
+        `tail` is what the head runs of the backbone, of which what config["tail"] says is kept.
+        """
         check_free(path)
         path.mkdir(parents=True, exist_ok=True)
         if class_names is not None:
             write_text(path / "classes.txt", "\n".join(class_names) + "\n")
+        if tail is not None:
+            cls(path, config).save_tail(tail)
         write_text(path / "config.json", json.dumps(config, indent=2) + "\n")  # last: a run that has it was begun
         return cls(path, config)
 
@@ -71,8 +82,9 @@ class Run:
     def forget_unbegun(path: Path) -> None:
         """Remove what a kill in `create` left, so that the same run can be created."""
         if not (path / "config.json").is_file():
-            for name in ("classes.txt", "classes.txt.part", "config.json.part"):
+            for name in ("classes.txt", TAIL, "config.json"):
                 (path / name).unlink(missing_ok=True)
+                (path / f"{name}.part").unlink(missing_ok=True)
 
     @classmethod
     def open(cls, path: Path) -> "Run":
@@ -168,14 +180,35 @@ class Run:
         write_bytes(self.path / WEIGHTS[which], as_safetensors(state))
 
     def save_tail(self, tail: FrozenTail) -> None:
-        """The top blocks of the backbone that the head runs."""
-        write_bytes(self.path / TAIL, tail_bytes(tail))
+        """The top blocks of the backbone that the head runs, which may be fewer than the tail has."""
+        write_bytes(self.path / TAIL, tail_bytes(tail, self.requirements().tail))
+
+    def mend_tail(self, tail: FrozenTail) -> None:
+        """Write the blocks that the head runs again, unless they are there and whole."""
+        try:
+            read_tail(self.path / TAIL, self._tail_key())
+        except TailFileError:
+            self.save_tail(tail)
+
+    def _tail_key(self) -> TailKey | None:
+        """None of an imported head, which says of its file itself what it is of."""
+        told = self.config.get("tail")
+        return None if told is None else TailKey(**told)
+
+    def _give_tail(self, head: Any) -> None:
+        try:
+            head.set_tail(read_tail(self.path / TAIL, self._tail_key()))
+        except ValueError as error:  # also of the head, that it is of another backbone
+            raise RunError(
+                f"{self.path} cannot be read: {str(error).rstrip('.')}. Restore {TAIL} from a copy; that of another run on the "
+                "same store will do, if its head runs as many blocks."
+            ) from error
 
     def load_head(self, which: str = "last") -> torch.nn.Module:
         """The trained head in eval mode on the CPU, with the weights that one of WEIGHTS names.
 
         Raises:
-            RunError: they are not there.
+            RunError: they are not there, or the blocks of the backbone that the head runs are not.
         """
         if which not in WEIGHTS:
             raise RunError(f"--which {which!r} is not there; a run has weights {' and '.join(WEIGHTS)}.")
@@ -187,7 +220,7 @@ class Run:
             )
         head = get_head(self.head)(self.head_config())
         if self.requirements().tail:
-            head.set_tail(read_tail(self.path / TAIL))
+            self._give_tail(head)
         head.load_state_dict(_read_weights(file))
         return head.eval()
 

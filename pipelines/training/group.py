@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from vcache.heads.registry import get_head
+from vcache.heads.tail import FrozenTail
 from vcache.pipelines.device import select_device
-from vcache.pipelines.frozen_tail import give_tail
+from vcache.pipelines.frozen_tail import SharedTails, tail_key
 from vcache.pipelines.loading.residency import Residency
 from vcache.pipelines.runs import Run, RunError
+from vcache.pipelines.tail_check import check_tail
 from vcache.pipelines.training.checkpoints import Checkpoints, common_number
 from vcache.pipelines.training.config import TrainingConfig
 from vcache.pipelines.training.engine import Position, TrainingLoop
@@ -29,6 +31,7 @@ from vcache.pipelines.training.run_lock import held_alone
 from vcache.pipelines.training.step import check_recipe
 from vcache.pipelines.training.stopping import TrainingStopped, stop_on_signals
 from vcache.pipelines.training.stream import open_stream, run_config
+from vcache.pipelines.training.tail_plan import plan_of_tails
 from vcache.pipelines.training.world import World, joined_world, state_digest
 from vcache.store.reader import FeatureStore
 
@@ -64,12 +67,13 @@ def train_group(
     *,
     resume: bool = False,
     resumed_by: Path | None = None,
+    tails: SharedTails | None = None,
 ) -> list[TrainingSummary]:
     """Train heads of one stream side by side; a summary for each, which of a failed one says why.
 
     A group of one raises what goes wrong. With `resume`, runs that are there go on from the last checkpoint that all of them
     have; of those that are complete there is nothing to be trained, and they are no members. `resumed_by` is the folder that
-    `vcache resume` is to be given after a stop, where it is not the run of the only member.
+    `vcache resume` is to be given after a stop, where it is not the run of the only member. `tails` is shared with other groups.
 
     Raises:
         TrainingStopped: by Ctrl-C or SIGTERM, after a checkpoint.
@@ -78,7 +82,8 @@ def train_group(
     device = select_device(members[0].config.device)
     with joined_world(device) as world, open_training_store(members[0].config) as store:
         told = events if events and world.is_first else TrainingEvents()
-        with _Group(members, told, store, world, resumed_by or members[0].run) as group:
+        shared = tails if tails is not None else SharedTails()
+        with _Group(members, told, store, world, resumed_by or members[0].run, shared) as group:
             return group.train(resume)
 
 
@@ -109,8 +114,10 @@ class _Group:
         store: FeatureStore,
         world: World,
         resumed_by: Path,
+        tails: SharedTails,
     ) -> None:
         self.members, self.events, self.store, self.resumed_by = members, events, store, resumed_by
+        self.tails = tails
         self.device, self.world = world.device, world
         self.prepared = [prepare_head(member.config, store, self.device) for member in members]
         self.stream = open_stream(self.prepared, store, self.device, world)
@@ -126,6 +133,7 @@ class _Group:
 
     def train(self, resume: bool) -> list[TrainingSummary]:
         number = common_number([Checkpoints(member.run) for member in self.members]) if resume else 0
+        self._load_tails(resume)
         heads = [self._begin(*pair, resume, anew=not number) for pair in zip(self.members, self.prepared, strict=True)]
         position = self._resume(heads, number) if resume else Position()
         for head in heads if self.world.size > 1 else []:
@@ -172,6 +180,12 @@ class _Group:
             )
         return f"stopped after {done} steps, all of them kept. Go on with:  {command}"
 
+    def _load_tails(self, resume: bool) -> None:
+        """Those that the heads run; of runs that go on, as these have kept them."""
+        keys = [tail_key(head.requirements, head.head_config, self.store.manifest) for head in self.prepared]
+        runs = [member.run for member in self.members] if resume else []
+        self.tails.load(self.store, self.device, filter(None, keys), runs)
+
     def _begin(self, member: Member, prepared: PreparedHead, resume: bool, *, anew: bool) -> HeadTraining:
         """`anew`: there is no checkpoint whose weights take the place of those that it begins with."""
         config = prepared.config
@@ -179,7 +193,7 @@ class _Group:
         with random.active():
             head = get_head(config.head)(prepared.head_config)
         head.to(self.device)
-        give_tail(head, self.store, self.device)
+        self._give_tail(head, prepared)
         give_texts(head, prepared, self.store)
         check_recipe(head, prepared.recipe)  # before there is a run folder
         if prepared.requirements.fitted_on and anew:
@@ -189,9 +203,7 @@ class _Group:
         steps_per_epoch = len(self.loader)
         _, num_steps = training_length(prepared.recipe, steps_per_epoch)
         described = run_config(prepared, self.store, self.stream, self.world)
-        run = self._run(member, described, resume)
-        if prepared.requirements.tail and self.world.is_first:
-            run.save_tail(head.tail)
+        run = self._run(member, described, resume, head.tail if prepared.requirements.tail else None)
         return HeadTraining(
             member.name,
             head,
@@ -207,7 +219,14 @@ class _Group:
             world=self.world,
         )
 
-    def _run(self, member: Member, described: dict[str, Any], resume: bool) -> Run:
+    def _give_tail(self, head: Any, prepared: PreparedHead) -> None:
+        key = tail_key(prepared.requirements, prepared.head_config, self.store.manifest)
+        if key is not None:
+            tail = self.tails.of(key, self.device)
+            head.set_tail(tail)
+            check_tail(head, tail, prepared.plan, self.store, self.loader.split, self.device)
+
+    def _run(self, member: Member, described: dict[str, Any], resume: bool, tail: FrozenTail | None) -> Run:
         if not self.world.is_first:
             return Run(member.run, described)
         if resume and (member.run / "config.json").is_file():
@@ -215,10 +234,12 @@ class _Group:
             check_number_of_processes(run.path, run.config.get("num_processes", 1), self.world.size)
             self.store.check_key(run.config["store_key"], run.config["store_spec"])
             run.check_same(described)
+            if tail is not None:
+                run.mend_tail(tail)
             return run
         if resume:
             Run.forget_unbegun(member.run)
-        return self._held(Run.create(member.run, described, self.loader.class_names))
+        return self._held(Run.create(member.run, described, self.loader.class_names, tail))
 
     def _held(self, run: Run) -> Run:
         self.locks.enter_context(held_alone(run.path / "config.json"))
@@ -262,6 +283,7 @@ class _Group:
             shuffle_bytes=self.loader.shuffle_bytes,
             subset=self._subset(),
             num_heads=len(heads),
+            tail=plan_of_tails([head.head for head in heads], self.store.manifest),
             resumed_from=f"step {longest.step} of {longest.num_steps}" if longest.step else None,
         )
 
@@ -298,4 +320,5 @@ class _Group:
             stopped_early=head.state == "stopped early",
             stopped=False,
             error=head.error,
+            tail=plan_of_tails([head.head], self.store.manifest),
         )

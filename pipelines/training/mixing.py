@@ -74,6 +74,7 @@ class Mixing:
             tokens=each_layer(features.tokens, torch.no_grad()(lambda x: self._mixed_tokens(x, mix))),
             cls={layer: _averaged(x, mix.share) for layer, x in features.cls.items()},
             maps={layer: self._mixed_maps(x, mix) for layer, x in maps.items()},
+            stem=None if features.stem is None else self._mixed_tokens(features.stem, mix),
             embed=None if features.embed is None else _averaged(features.embed, mix.share),
             pixels=None if features.pixels is None else self._mixed_pixels(features, mix),
         )
@@ -119,7 +120,9 @@ class Mixing:
     def _grid_of(self, features: ClipFeatures) -> tuple[int, int]:
         if self.grid:
             return self.grid
-        patches = [x.shape[2] - 1 for x in features.tokens.values()] + [x.shape[3] for x in features.maps.values()]
+        stem = () if features.stem is None else (features.stem,)
+        patches = [x.shape[2] - 1 for x in (*features.tokens.values(), *stem)]
+        patches += [x.shape[3] for x in features.maps.values()]
         return _square(patches[0])
 
 
@@ -164,7 +167,7 @@ def _averaged(x: Float[Tensor, "B ..."], share: float) -> Float[Tensor, "B ..."]
 
 def _reads_patches(head: nn.Module) -> bool:
     asked: HeadRequirements = head.requires(head.config)  # type: ignore[operator]
-    return bool(asked.tokens or asked.maps)
+    return bool(asked.tokens or asked.maps or asked.stem)
 
 
 def _square(num_patches: int) -> tuple[int, int]:

@@ -9,6 +9,24 @@ from vcache.store.object_path import StorePath
 
 
 @dataclass(frozen=True, kw_only=True)
+class TailPlan:
+    """The top blocks of the backbone that heads run; of several heads, those of the one that runs the most."""
+
+    model: str
+    num_layers: int
+    """Blocks of the whole backbone."""
+    num_blocks: int
+    trained: bool
+    """Whether the blocks are trained themselves, from copies in the head."""
+    num_weights: int
+    """Frozen ones, with ln_post and proj."""
+    dtypes: tuple[str, ...]
+    """In which they are kept."""
+    num_bytes: int
+    """Of them in memory, once for all heads."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
     """What is about to run, for the screen: sizes and the resolved schedule."""
 
@@ -37,6 +55,8 @@ class TrainingPlan:
     num_heads: int = 1
     group: str = ""
     """Of a sweep whose heads do not train all at once, which of its groups this is: "group 1 of 2"."""
+    tail: TailPlan | None = None
+    """None where no head runs blocks of the backbone."""
     resumed_from: str | None = None
     """What was done before: "step 300 of 500"; None: nothing."""
 
@@ -136,3 +156,5 @@ class TrainingSummary:
     """By Ctrl-C or a signal: the run can be resumed."""
     error: str | None = None
     """Why it failed, beside others that did not."""
+    tail: TailPlan | None = None
+    """None of a head that runs no blocks of the backbone."""

@@ -37,7 +37,22 @@ def plan_lines(plan: TrainingPlan) -> Iterator[str]:
         f"({count(plan.epochs, 'epoch')}){'' if heads else f', {optimiser}'}{precision}"
     )
     begun = "; ".join(filter(None, (plan.group, f"resumed after {plan.resumed_from}" if plan.resumed_from else "")))
-    yield from (f"  {fact}" for fact in (begun, plan.subset, _warmup(plan), plan.residency, _shuffle(plan)) if fact)
+    yield from (
+        f"  {fact}" for fact in (begun, plan.subset, _tail(plan), _warmup(plan), plan.residency, _shuffle(plan)) if fact
+    )
+
+
+def _tail(plan: TrainingPlan) -> str:
+    """Of the blocks of the backbone that are run in every step, and what they take in memory."""
+    if (tail := plan.tail) is None:
+        return ""
+    first, last = tail.num_layers - tail.num_blocks, tail.num_layers - 1
+    blocks = f"block {last}" if first == last else f"blocks {first} to {last}"
+    runs = "Trains copies of" if tail.trained else "Runs"
+    return (
+        f"{runs} {blocks} of {tail.num_layers} of {tail.model}: {tail.num_weights:,} frozen weights in "
+        f"{' and '.join(tail.dtypes)}, {size(tail.num_bytes)}"
+    )
 
 
 def _warmup(plan: TrainingPlan) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from vcache.pipelines.frozen_tail import tail_key
 from vcache.pipelines.loading.buffers import BatchBuffers
 from vcache.pipelines.loading.epoch_order import EpochOrder
 from vcache.pipelines.loading.loader import ClipLoader
@@ -128,10 +129,13 @@ def _subset(config: TrainingConfig) -> Subset | None:
 def run_config(head: PreparedHead, store: FeatureStore, stream: Stream, world: World) -> dict[str, Any]:
     """What config.json says of the run: enough to build the head again, and to know on what it was trained."""
     definitions, config, train = view_definitions(store.manifest), head.config, stream.train
+    key = tail_key(head.requirements, head.head_config, store.manifest)
+    tail = {} if key is None else {"tail": asdict(key)}
     return {
         "head": config.head,
         "preset": config.preset,
         "head_config": dataclasses.asdict(head.head_config),
+        **tail,
         "recipe": asdict(head.recipe),
         "train_split": config.train_split,
         "views": {str(view): definitions[view] for view in train.views_with_videos},

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vcache.pipelines.device import select_device
+from vcache.pipelines.frozen_tail import SharedTails
 from vcache.pipelines.runs import Run, RunError, check_free, next_run_folder, write_text
 from vcache.pipelines.training.config import TrainingError
 from vcache.pipelines.training.group import Member, TrainingEvents, check_number_of_processes, train_group
@@ -208,11 +209,12 @@ def _run_groups(sweep: Sweep, events: TrainingEvents, resume: bool, world: World
         sweep.forget_failures()
     # One process looks what is left: the files of the others' machines may be older.
     left = world.broadcast_json(sweep.unfinished() if world.is_first else None)
+    tails = SharedTails()  # of all groups: a checkpoint is read once
     try:
         for number, names in enumerate(left, start=1):
             title = f"group {number} of {len(left)}" if len(left) > 1 else ""
             group = [member for member in sweep.plan.members if member.name in names]
-            _train(sweep, group, _titled(events, title), resume, world)
+            _train(sweep, group, _titled(events, title), resume, world, tails)
             if world.is_first:
                 sweep.write_results()
     finally:
@@ -231,7 +233,14 @@ def _titled(events: TrainingEvents, title: str) -> TrainingEvents:
     return replace(events, on_plan=lambda plan: events.on_plan(replace(plan, group=title)))
 
 
-def _train(sweep: Sweep, group: list[SweepMember], events: TrainingEvents, resume: bool, world: World) -> None:
+def _train(
+    sweep: Sweep,
+    group: list[SweepMember],
+    events: TrainingEvents,
+    resume: bool,
+    world: World,
+    tails: SharedTails,
+) -> None:
     folders = {member.name: member.folder for member in group}
 
     def on_failure(name: str, reason: str) -> None:
@@ -242,7 +251,7 @@ def _train(sweep: Sweep, group: list[SweepMember], events: TrainingEvents, resum
     members = [Member(name=member.name, config=member.config, run=sweep.path / member.folder) for member in group]
     try:
         told = replace(events, on_failure=on_failure)
-        train_group(members, told, resume=resume, resumed_by=sweep.path)
+        train_group(members, told, resume=resume, resumed_by=sweep.path, tails=tails)
     except TrainingStopped:
         raise
     except Exception as error:  # whatever it is, the other groups can do without this one

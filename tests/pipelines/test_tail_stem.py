@@ -10,10 +10,11 @@ import torch
 from vcache.extract.backbone import load_backbone
 from vcache.heads.tail_stem import normalised
 from vcache.pipelines.extraction import run_extraction
-from vcache.pipelines.frozen_tail import read_tail, tail_bytes, tail_of_store
+from vcache.pipelines.frozen_tail import tail_of_store
 from vcache.pipelines.matching import HeadStoreMismatch, build_head_config
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.runs import Run
+from vcache.pipelines.tail_file import read_tail, tail_bytes
 from vcache.pipelines.training.config import TrainingConfig
 from vcache.pipelines.training.train_head import train_head
 from vcache.store.reader import FeatureStore
