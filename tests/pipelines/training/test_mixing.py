@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from timm.data import mixup as timm_mixup
 from torch import nn
 
+from vcache.heads.aim import AIM
 from vcache.heads.evl import EVL
 from vcache.heads.linear import LinearHead
 from vcache.heads.requirements import ClipFeatures, OnDemand, Recipe
@@ -241,3 +242,21 @@ def test_tokens_that_are_made_on_demand_are_mixed_on_demand(mix):
     expected = make_mixing().features(features, mix).tokens[-1]
     assert torch.equal(mixed[-1], expected) and torch.equal(mixed[-1], expected)
     assert made == [-1, -1]
+
+
+@pytest.mark.parametrize("mix", [Mix(0.3), BOX])
+def test_the_stem_is_mixed_as_the_tokens_of_a_layer(mix: Mix) -> None:
+    features = make_features()
+    stem = replace(features, stem=features.tokens[-1], tokens={})
+    mixed, as_tokens = (make_mixing().features(x, mix) for x in (stem, features))
+    assert mixed.stem is not None and not torch.equal(mixed.stem, features.tokens[-1])
+    torch.testing.assert_close(mixed.stem, as_tokens.tokens[-1], rtol=0, atol=0)
+
+
+def test_cutmix_of_a_head_that_reads_the_stem_alone_is_allowed() -> None:
+    config = AIM.Config(num_classes=K, num_frames=T, width=D, num_layers=2, blocks=2, embed_dim=9, grid=(h, w))
+    head = AIM(config)
+    assert head.requires(config).stem and not head.requires(config).tokens
+    check_mixing(head, RECIPE)
+    drawn = {Mixing(head, RECIPE, torch.Generator().manual_seed(i)).draw(ClipFeatures()).box for i in range(9)}
+    assert len(drawn) > 2

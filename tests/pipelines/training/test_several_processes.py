@@ -38,6 +38,11 @@ ACTIONCLIP = (
     "--set warmup_epochs=0"
 )
 """Videos and texts are matched across processes. One template a class: all draw the same."""
+AIM = (
+    "train-head aim --epochs 2 --batch-size 11 --lr 0.003 --device cpu --set blocks=1 --set warmup_epochs=0 --set dropout=0 "
+    "--set drop_path=0"
+)
+"""Runs blocks of the backbone, which each process reads for itself and the first keeps."""
 UNMIXED = "--set mixup=0 --set cutmix=0"
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 """The gradients are sums of float32 in another order; AdamW divides by their size."""
@@ -83,6 +88,7 @@ def together(float32_store: Path, pixel_store: Path, tmp_path_factory: pytest.Te
     lines.append(
         {"line": f"{ACTIONCLIP} --store {shlex.quote(str(pixel_store))} --out {shlex.quote(str(folder / 'contrast'))}"}
     )
+    lines.append({"line": f"{AIM} --store {shlex.quote(str(float32_store))} --out {shlex.quote(str(folder / 'tail'))}"})
     return folder, run_in_processes(folder, lines)
 
 
@@ -116,7 +122,7 @@ def test_two_processes_train_a_head_of_pixels_and_text_as_one_does(
     together: Any, pixel_store: Path, tmp_path: Path, vcache: Callable[[str], tuple[int, str, str]]
 ) -> None:
     folder, done = together
-    assert [[line["status"] for line in of_rank[11:]] for of_rank in done] == [[0, 0, 0]] * NUM_PROCESSES
+    assert [[line["status"] for line in of_rank[11:]] for of_rank in done] == [[0, 0, 0, 0]] * NUM_PROCESSES
     assert [[len(batch) for batch in of_rank[11]["rows"]["train epoch 0"]] for of_rank in done] == [[4, 1], [3, 0]]
     status, _, err = vcache(f"{DIST} {UNMIXED} --store {pixel_store} --out {tmp_path / 'alone'}")
     assert status == 0, err
@@ -145,6 +151,16 @@ def test_videos_and_texts_of_all_processes_are_matched_as_those_of_one(
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+def test_two_processes_train_in_the_blocks_of_the_backbone_as_one_does(
+    together: Any, float32_store: Path, tmp_path: Path, vcache: Callable[[str], tuple[int, str, str]]
+) -> None:
+    folder, _ = together
+    status, _, err = vcache(f"{AIM} --store {float32_store} --out {tmp_path / 'alone'}")
+    assert status == 0, err
+    for file in ("head.safetensors", "tail.safetensors"):
+        torch.testing.assert_close(load_file(folder / "tail" / file), load_file(tmp_path / "alone" / file), **TOLERANCE)
+
+
 def test_a_process_without_clips_mixes_nothing(together: Any) -> None:
     folder, _ = together
     losses = [line["train_loss"] for line in metrics(folder / "mixed-dist")]
@@ -166,9 +182,10 @@ def test_every_row_is_trained_on_once_per_epoch_and_validated_on_once(together: 
 
 
 def test_training_does_without_open_clip(together: Any) -> None:
-    """It loads transformers and more, for as long as torch itself."""
+    """It loads transformers and more, for as long as torch itself. A head that runs the backbone's blocks needs it."""
     _, done = together
-    assert not any(line["open_clip"] for of_rank in done for line in of_rank)
+    assert not any(line["open_clip"] for of_rank in done for line in of_rank[:-1])
+    assert all(of_rank[-1]["open_clip"] for of_rank in done)
 
 
 def test_a_stop_asked_of_one_process_stops_all_and_they_go_on_bit_for_bit(together: Any) -> None:
@@ -186,7 +203,7 @@ def test_the_first_process_alone_speaks(together: Any) -> None:
     folder, _ = together
     said = (folder / "stdout").read_text() + (folder / "stderr").read_text()
     assert said.count(f"vcache eval {folder / 'linear'}") == 1
-    assert said.count("12 videos to train on, 6 to validate on") == 7 + 8  # of the sweeps, some have several groups
+    assert said.count("12 videos to train on, 6 to validate on") == 8 + 8  # of the sweeps, some have several groups
     assert said.count("3 heads in 1 group") == 2 and said.count("\n  in each of 2 processes\n") == 4
     command = f"torchrun --nproc-per-node 2 --no-python vcache resume {folder / 'stopped'}\n"
     assert said.count(f"stopped after 3 steps, all of them kept. Go on with:  {command}") == 1
