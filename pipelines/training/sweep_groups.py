@@ -4,11 +4,12 @@ A group needs, beside what is taken already:
 
     of each head    weights, gradients, two moments of AdamW and, with EMA, the averages: 4 or 5 x 4 bytes a parameter
     of the largest  its activations, as heads take turns: estimated as twice its features of a batch in float32
+    of each dtype   blocks of the backbone that heads run, as many as the head has that runs the most
     once            three batches as stored (one in use, two being read), and the features of all heads of one, in float32
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ class HeadDemand:
     """Bytes of a batch as stored, by array."""
     features: Mapping[str, int]
     """Bytes of a batch in float32, by feature."""
+    frozen: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of the blocks of the backbone that it runs, by what they are kept in."""
 
     @property
     def state(self) -> int:
@@ -57,11 +60,13 @@ class SweepGroup:
     def num_bytes(self) -> int:
         arrays: dict[str, int] = {}
         features: dict[str, int] = {}
+        frozen: dict[str, int] = {}
         for demand in self.demands:
             arrays |= demand.arrays
             features |= demand.features
+            frozen |= {kept: max(size, frozen.get(kept, 0)) for kept, size in demand.frozen.items()}
         once = 3 * sum(arrays.values()) + sum(features.values()) + max(demand.activations for demand in self.demands)
-        return once + sum(demand.state for demand in self.demands)
+        return once + sum(frozen.values()) + sum(demand.state for demand in self.demands)
 
 
 def plan_groups(demands: Iterable[HeadDemand], free_bytes: int, together: int | None = None) -> tuple[SweepGroup, ...]:

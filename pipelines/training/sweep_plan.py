@@ -13,6 +13,7 @@ from vcache.pipelines.derivation import STEM_ARRAY
 from vcache.pipelines.device import select_device
 from vcache.pipelines.extract_commands import bytes_per_clip
 from vcache.pipelines.fitting_store import NoFittingStore
+from vcache.pipelines.frozen_tail import tail_key
 from vcache.pipelines.head_presets import UnknownPreset
 from vcache.pipelines.loading.readable import IncompleteSplit
 from vcache.pipelines.matching import HeadStoreMismatch
@@ -179,7 +180,18 @@ def demand_of(name: str, prepared: PreparedHead, manifest: Manifest, num_process
         averaged=prepared.recipe.ema_decay is not None,
         arrays={array: num_bytes(array) for array in plan.arrays},
         features={feature: num_bytes(feature, "float32") for feature in features},
+        frozen=_frozen_bytes(prepared, manifest),
     )
+
+
+def _frozen_bytes(prepared: PreparedHead, manifest: Manifest) -> dict[str, int]:
+    """Of the blocks of the backbone that the head runs, without reading them: 12 width^2 weights each, and the projection."""
+    key = tail_key(prepared.requirements, prepared.head_config, manifest)
+    if key is None:
+        return {}
+    width, embed_dim = (int(manifest.facts["backbone"][name]) for name in ("width", "embed_dim"))
+    num_weights = key.num_blocks * 12 * width**2 + width * embed_dim
+    return {key.dtype: num_weights * torch.empty(0, dtype=getattr(torch, key.dtype)).element_size()}
 
 
 def _refusal(refused: Sequence[tuple[str, str]], num_members: int) -> str:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,13 @@ def test_shared_batches_are_counted_once_and_weights_of_each() -> None:
     b = demand("b", features={"tokens/1": 1000, "tokens/2": 3000})
     stored, features, activations, state = 3 * (500 + 1500), 4000, 2 * 4000, 2 * 16 * 100
     assert SweepGroup(demands=(a, b)).num_bytes == stored + features + activations + state
+
+
+def test_blocks_of_the_backbone_are_counted_once_for_each_dtype_by_the_head_that_runs_the_most() -> None:
+    group = SweepGroup(demands=(demand("a"), demand("b"), demand("c")))
+    frozen: tuple[dict[str, int], ...] = ({"float16": 500}, {"float16": 300}, {"float32": 70})
+    running = tuple(replace(one, frozen=more) for one, more in zip(group.demands, frozen, strict=True))
+    assert SweepGroup(demands=running).num_bytes == group.num_bytes + 570
 
 
 demands = st.builds(

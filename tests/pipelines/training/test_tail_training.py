@@ -31,13 +31,14 @@ from vcache.pipelines.training.checkpoints import Checkpoints
 from vcache.pipelines.training.config import TrainingConfig
 from vcache.pipelines.training.head_training import HeadTraining
 from vcache.pipelines.training.mixed_precision import training_precision
+from vcache.pipelines.training.preparation import prepare_head
 from vcache.pipelines.training.reports import TailPlan, TrainingPlan
 from vcache.pipelines.training.screen_lines import plan_lines
 from vcache.pipelines.training.step import TrainingStep
 from vcache.pipelines.training.stopping import TrainingStopped
 from vcache.pipelines.training.sweep import Sweep, run_sweep
 from vcache.pipelines.training.sweep_file import read_sweep
-from vcache.pipelines.training.sweep_plan import plan_sweep
+from vcache.pipelines.training.sweep_plan import demand_of, plan_sweep
 from vcache.pipelines.training.train_head import resume_run, train_head
 from vcache.pipelines.zero_shot import evaluate_untrained
 from vcache.store.reader import FeatureStore
@@ -170,6 +171,15 @@ def test_the_plan_says_which_blocks_run_and_what_they_take(pixel_store: Path, tm
     assert tail["num_weights"] == sum(x.numel() for x in weights.values())
     assert tail["num_bytes"] == sum(x.nbytes for x in weights.values())
     assert f"Runs block 2 of 3 of {tail['model']}: {tail['num_weights']:,} frozen weights in float16, " in err
+
+
+def test_a_sweep_counts_the_blocks_that_its_heads_run(pixel_store: Path, whole: Path) -> None:
+    """Before any is read: but for biases and norms."""
+    fixed = {name: str(value) for name, value in SHORT.items()} | {"store": str(pixel_store), "device": "cpu"}
+    (member,) = read_sweep("aim", fixed, {})
+    with FeatureStore.open(pixel_store) as store:
+        demand = demand_of("aim", prepare_head(member.config, store, CPU), store.manifest)
+    assert demand.frozen == {"float32": sum(x.nbytes for x in load_file(whole / TAIL).values() if x.ndim > 1)}
 
 
 def test_two_dtypes_and_trained_blocks_are_said(make_plan: Callable[..., TrainingPlan]) -> None:
