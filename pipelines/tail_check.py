@@ -1,8 +1,8 @@
 """Whether stored tokens and the blocks that are run on them belong together: one clip of the store, replayed.
 
 With nothing added, the top blocks must make of the stored tokens the embedding that the whole backbone made when the store was
-written. That holds for any checkpoint, layer and cut, so it finds what digests cannot: tokens of another layer, damaged ones, a
-block that is not computed as the backbone's.
+written. That holds for any checkpoint, layer and cut, so it finds what digests cannot: tokens of another layer or another video,
+blocks that are not computed as the backbone's.
 """
 
 from dataclasses import replace
@@ -18,10 +18,13 @@ from vcache.pipelines.read_plan import ReadPlan
 from vcache.pipelines.tail_file import kept_in
 from vcache.store.reader import FeatureStore
 
-BOUNDS = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1, "int8": 0.14}
-"""On ||replayed - stored|| / ||stored||, by the coarsest dtype of tokens, weights and arithmetic. Far above their rounding, which
-is 1e-6, 1e-3, 1e-2 and, at most, 3% of the tokens (precision_error.py), as blocks add to it; 0.14 is a cosine of 0.99. Tokens of
-a neighbouring layer or of another video are beyond 0.3."""
+BOUNDS = {"float32": 2e-3, "float16": 0.02, "bfloat16": 0.1, "int8": 0.14}
+"""On ||replayed - stored|| / ||stored||, by the coarsest dtype of tokens, weights and arithmetic; 0.14 is a cosine of 0.99.
+
+Measured on the demo's CLIP, 1 to 3 blocks: 3e-4 with float16 tokens, 1.4e-3 with bfloat16 weights. Far above that on purpose, as
+deep towers add more and TF32 is 1e-3; far below what is to be found: tokens of another layer are 0.24 to 0.64 off, other videos
+about 1. The wrong GELU is 0.01 to 0.02, and found in float32 alone.
+"""
 
 
 def check_tail(

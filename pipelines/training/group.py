@@ -1,6 +1,5 @@
 """Training of heads that share a stream of batches, from their configs to their run folders."""
 
-import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from vcache.pipelines.training.preparation import (
 )
 from vcache.pipelines.training.random_state import RandomState
 from vcache.pipelines.training.reports import EpochReport, StepReport, TrainingPlan, TrainingSummary
+from vcache.pipelines.training.resuming import check_number_of_processes, resume_command
 from vcache.pipelines.training.run_lock import held_alone
 from vcache.pipelines.training.step import check_recipe
 from vcache.pipelines.training.stopping import TrainingStopped, stop_on_signals
@@ -85,25 +85,6 @@ def train_group(
         shared = tails if tails is not None else SharedTails()
         with _Group(members, told, store, world, resumed_by or members[0].run, shared) as group:
             return group.train(resume)
-
-
-def resume_command(run: Path, num_processes: int) -> str:
-    """The line that goes on with a run, or with all below a folder; of several processes for one machine."""
-    launcher = f"torchrun --nproc-per-node {num_processes} --no-python " if num_processes > 1 else ""
-    return launcher + shlex.join(["vcache", "resume", str(run)])
-
-
-def check_number_of_processes(path: Path, began: int, now: int) -> None:
-    """Each process has its own share of a batch and draws the dropout of it: another number would train another head.
-
-    Raises:
-        RunError: the run or sweep at `path` was begun with another number than there is now.
-    """
-    if began != now:
-        raise RunError(
-            f"{path} was begun with {began} process{'es' * (began > 1)}, and now there {'are' if now > 1 else 'is'} {now}. "
-            f"Go on with:  {resume_command(path, began)}"
-        )
 
 
 class _Group:

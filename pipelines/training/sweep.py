@@ -21,7 +21,8 @@ from vcache.pipelines.device import select_device
 from vcache.pipelines.frozen_tail import SharedTails
 from vcache.pipelines.runs import Run, RunError, check_free, next_run_folder, write_text
 from vcache.pipelines.training.config import TrainingError
-from vcache.pipelines.training.group import Member, TrainingEvents, check_number_of_processes, train_group
+from vcache.pipelines.training.group import Member, TrainingEvents, train_group
+from vcache.pipelines.training.resuming import check_number_of_processes
 from vcache.pipelines.training.run_lock import held_alone
 from vcache.pipelines.training.stopping import TrainingStopped
 from vcache.pipelines.training.stream import shuffle_of
