@@ -84,7 +84,7 @@ def test_a_run_holds_the_frozen_weights_once_and_apart(whole: Path, pixel_store:
     assert {name.split(".")[1] for name in load_file(whole / TAIL) if name.startswith("blocks.")} == {"1", "2"}
     with FeatureStore.open(pixel_store) as store:
         digest = store.manifest.spec["weights_sha256"]
-    told = {"num_blocks": 2, "dtype": "float32", "weights_sha256": digest}
+    told = {"num_blocks": 2, "dtype": "float32", "weights_sha256": digest, "stem": False}
     assert json.loads((whole / "config.json").read_text())["tail"] == told
 
 
