@@ -254,7 +254,9 @@ def test_the_stem_is_mixed_as_the_tokens_of_a_layer(mix: Mix) -> None:
 
 
 def test_cutmix_of_a_head_that_reads_the_stem_alone_is_allowed() -> None:
-    config = AIM.Config(num_classes=K, num_frames=T, width=D, num_layers=2, blocks=2, embed_dim=9, grid=(h, w))
+    config = AIM.Config(
+        num_classes=K, num_frames=T, width=D, num_heads=2, num_layers=2, blocks=2, embed_dim=9, grid=(h, w)
+    )
     head = AIM(config)
     assert head.requires(config).stem and not head.requires(config).tokens
     check_mixing(head, RECIPE)
