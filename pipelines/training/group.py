@@ -236,12 +236,14 @@ class _Group:
         return positions[0]
 
     def _keep(self, heads: list[HeadTraining]) -> Residency:
-        """Where the features are kept; the optimisers' memory, which is not taken yet, is left free."""
+        """Where the features are kept; what optimisers and the backbone's blocks will take is left free."""
         left = max(head.num_steps - head.step for head in heads)
+        tail = plan_of_tails(heads, self.store.manifest)
         return self.stream.keep(
             self.members[0].config.resident,
             epochs=-(-left // len(self.loader)),
-            reserve_bytes=sum(head.num_parameters for head in heads) * OPTIMISER_BYTES,
+            reserve_bytes=sum(head.num_parameters for head in heads) * OPTIMISER_BYTES
+            + (tail.kept_bytes if tail else 0),
             on_bytes=self.events.on_load,
         )
 
@@ -264,7 +266,7 @@ class _Group:
             shuffle_bytes=self.loader.shuffle_bytes,
             subset=self._subset(),
             num_heads=len(heads),
-            tail=plan_of_tails([head.head for head in heads], self.store.manifest),
+            tail=plan_of_tails(heads, self.store.manifest),
             resumed_from=f"step {longest.step} of {longest.num_steps}" if longest.step else None,
         )
 
@@ -301,5 +303,5 @@ class _Group:
             stopped_early=head.state == "stopped early",
             stopped=False,
             error=head.error,
-            tail=plan_of_tails([head.head], self.store.manifest),
+            tail=plan_of_tails([head], self.store.manifest),
         )

@@ -24,6 +24,17 @@ class TailPlan:
     """In which they are kept."""
     num_bytes: int
     """Of them in memory, once for all heads."""
+    activation_bytes: int
+    """What a step keeps for its backward pass, without checkpointing; an estimate (tail_memory.py)."""
+    checkpointed_bytes: int
+    """The same with checkpointing."""
+    checkpointing: bool
+    """Whether it is on."""
+
+    @property
+    def kept_bytes(self) -> int:
+        """What a step will keep."""
+        return self.checkpointed_bytes if self.checkpointing else self.activation_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,9 +37,9 @@ def plan_lines(plan: TrainingPlan) -> Iterator[str]:
         f"({count(plan.epochs, 'epoch')}){'' if heads else f', {optimiser}'}{precision}"
     )
     begun = "; ".join(filter(None, (plan.group, f"resumed after {plan.resumed_from}" if plan.resumed_from else "")))
-    yield from (
-        f"  {fact}" for fact in (begun, plan.subset, _tail(plan), _warmup(plan), plan.residency, _shuffle(plan)) if fact
-    )
+    of_tail = (_tail(plan), _kept(plan))
+    facts = (begun, plan.subset, *of_tail, _warmup(plan), plan.residency, _shuffle(plan))
+    yield from (f"  {fact}" for fact in facts if fact)
 
 
 def _tail(plan: TrainingPlan) -> str:
@@ -53,6 +53,17 @@ def _tail(plan: TrainingPlan) -> str:
         f"{runs} {blocks} of {tail.num_layers} of {tail.model}: {tail.num_weights:,} frozen weights in "
         f"{' and '.join(tail.dtypes)}, {size(tail.num_bytes)}"
     )
+
+
+def _kept(plan: TrainingPlan) -> str:
+    """Of what a step of these blocks keeps for its backward pass."""
+    if (tail := plan.tail) is None:
+        return ""
+    if tail.checkpointing:
+        return f"A step keeps about {size(tail.kept_bytes)} for its backward pass, which runs each block again"
+    less = f"; with --set checkpointing=true {size(tail.checkpointed_bytes)}"
+    advice = less if tail.checkpointed_bytes < tail.activation_bytes else ""  # of one block it is none
+    return f"A step keeps about {size(tail.kept_bytes)} for its backward pass{advice}"
 
 
 def _warmup(plan: TrainingPlan) -> str:

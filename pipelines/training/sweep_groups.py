@@ -3,7 +3,8 @@
 A group needs, beside what is taken already:
 
     of each head    weights, gradients, two moments of AdamW and, with EMA, the averages: 4 or 5 x 4 bytes a parameter
-    of the largest  its activations, as heads take turns: estimated as twice its features of a batch in float32
+    of the largest  its activations, as heads take turns: estimated as twice its features of a batch in float32, and what blocks
+                    of the backbone that it runs keep for the backward pass
     of each dtype   blocks of the backbone that heads run, as many as the head has that runs the most
     once            three batches as stored (one in use, two being read), and the features of all heads of one, in float32
 """
@@ -39,6 +40,8 @@ class HeadDemand:
     """Bytes of a batch in float32, by feature."""
     frozen: Mapping[str, int] = field(default_factory=dict)
     """Bytes of the blocks of the backbone that it runs, by what they are kept in."""
+    kept: int = 0
+    """Bytes that these keep for the backward pass."""
 
     @property
     def state(self) -> int:
@@ -47,7 +50,7 @@ class HeadDemand:
 
     @property
     def activations(self) -> int:
-        return ACTIVATIONS * sum(self.features.values())
+        return ACTIVATIONS * sum(self.features.values()) + self.kept
 
 
 @dataclass(frozen=True, kw_only=True)

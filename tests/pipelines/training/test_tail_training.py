@@ -17,7 +17,9 @@ from stops import stop_after
 from vcache.extract import backbone
 from vcache.heads.aim import AIM
 from vcache.heads.requirements import Recipe
+from vcache.heads.tail_memory import activation_bytes
 from vcache.pipelines.class_text import give_text
+from vcache.pipelines.console import size
 from vcache.pipelines.evaluation.class_choice import ClassChoice
 from vcache.pipelines.evaluation.head_evaluation import evaluate_head
 from vcache.pipelines.extraction import run_extraction
@@ -170,6 +172,8 @@ def test_the_plan_says_which_blocks_run_and_what_they_take(pixel_store: Path, tm
     weights = load_file(tmp_path / "run" / TAIL)
     assert tail["num_weights"] == sum(x.numel() for x in weights.values())
     assert tail["num_bytes"] == sum(x.nbytes for x in weights.values())
+    assert 0 < tail["activation_bytes"] < tail["checkpointed_bytes"] and not tail["checkpointing"]
+    assert f"A step keeps about {size(tail['activation_bytes'])} for its backward pass\n" in err
     assert f"Runs block 2 of 3 of {tail['model']}: {tail['num_weights']:,} frozen weights in float16, " in err
 
 
@@ -180,6 +184,9 @@ def test_a_sweep_counts_the_blocks_that_its_heads_run(pixel_store: Path, whole: 
     with FeatureStore.open(pixel_store) as store:
         demand = demand_of("aim", prepare_head(member.config, store, CPU), store.manifest)
     assert demand.frozen == {"float32": sum(x.nbytes for x in load_file(whole / TAIL).values() if x.ndim > 1)}
+    config = Run.open(whole).head_config()
+    tail: Any = Run.open(whole).load_head()
+    assert demand.kept == activation_bytes(config, tail.tail.shape, 5) > demand.features["tokens/0"]
 
 
 def test_two_dtypes_and_trained_blocks_are_said(make_plan: Callable[..., TrainingPlan]) -> None:
@@ -191,6 +198,9 @@ def test_two_dtypes_and_trained_blocks_are_said(make_plan: Callable[..., Trainin
         num_weights=42_922_752,
         dtypes=("float16", "float32"),
         num_bytes=257_000_000,
+        activation_bytes=3_200_000_000,
+        checkpointed_bytes=610_000_000,
+        checkpointing=False,
     )
     said = "\n".join(plan_lines(make_plan(tail=tail)))
     assert (
@@ -287,6 +297,16 @@ def test_runs_are_evaluated_and_ensembled_without_the_checkpoint(
         assert json.loads(out)["top1"] == metrics_of(whole)[-1]["val_top1"]
     status, out, err = vcache(f"ensemble {runs[0]} {runs[1]} --json")
     assert status == 0, err
+
+
+def test_the_classes_of_a_linear_classifier_are_compared(whole: Path, tmp_path: Path, vcache: Vcache) -> None:
+    status, out, err = vcache(f"correlation {whole} --out {tmp_path / 'c.png'} --json")
+    assert status == 0, err
+    rows = load_file(whole / "head.safetensors")["classifier.fc_cls.weight"]
+    cosines = torch.nn.functional.cosine_similarity(rows[:, None], rows[None], dim=-1)
+    assert json.loads(out)["maps"][0]["mean_of_pairs"] == pytest.approx(
+        float(cosines[~torch.eye(3).bool()].mean()), abs=1e-4
+    )
 
 
 def test_what_cannot_be_looked_into_is_refused_with_the_reason(whole: Path, vcache: Vcache) -> None:
