@@ -32,7 +32,7 @@ class BackboneError(ValueError):
     BackboneError
     ├── RandomWeightsRefused   no weights were given, found, downloaded or fitting
     ├── ActivationMismatch     the weights were trained with QuickGELU and the model computes GELU, or the reverse
-    ├── UnsupportedBackbone    not a model of open_clip, or an image tower without class token, queries and keys
+    ├── UnsupportedBackbone    not a model of open_clip, or an image tower that is not run block by block
     └── NoTextTower            a model or a checkpoint without a text tower, or with one that vcache cannot run
     """
 
@@ -46,7 +46,7 @@ class ActivationMismatch(BackboneError):
 
 
 class UnsupportedBackbone(BackboneError):
-    """A model without the class token, the queries and the keys that vcache stores."""
+    """A model whose image tower vcache does not tap: other blocks, another pooling, no tokens."""
 
 
 class NoTextTower(BackboneError):
@@ -86,6 +86,8 @@ def find_architecture(model: str, pretrained: str | None) -> Architecture:
             f"model {model!r}: open_clip has none of that name{_did_you_mean(name, open_clip.list_models())}"
         )
     tag = open_clip.get_pretrained_cfg(name, pretrained or "")
+    if not tag and "timm_model_name" in config["vision_cfg"]:
+        tag = _tags_agree_on(name)
     return _architecture(name, config, tag)
 
 
@@ -142,6 +144,15 @@ def _architecture(name: str, config: dict[str, Any], preprocess: dict[str, Any])
     )
 
 
+def _tags_agree_on(name: str) -> dict[str, Any]:
+    """The preprocessing of a file of weights: SigLIP's is not CLIP's, and all tags of such a model have the same."""
+    tags = [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
+    first, *others = tags or [{}]
+    return {
+        key: first[key] for key in _PREPROCESS_KEYS if key in first and all(first[key] == o.get(key) for o in others)
+    }
+
+
 def _local_architecture(folder: Path) -> Architecture:
     path = folder / CONFIG_FILE
     if not path.is_file():
@@ -155,7 +166,8 @@ def _local_architecture(folder: Path) -> Architecture:
         raise BackboneError(f"{path} is not a configuration of open_clip: {type(error).__name__} {error}") from error
     told = {"embed_dim": architecture.embed_dim, "quick_gelu": architecture.quick_gelu, "vision": vision}
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-    name = f"ViT-{vision['patch_size']}-{vision['image_size']}px-{digest[:12]}"
+    kind = vision["timm_model_name"] or f"ViT-{vision['patch_size']}-{vision['image_size']}px"
+    name = f"{kind}-{digest[:12]}"
     return Architecture(**{**vars(architecture), "name": name})
 
 

@@ -98,7 +98,7 @@ def explain(
         computed=computed,
         features=clip_features(requirements, computed, facts.num_layers, clip),
         facts=facts,
-        tiling=Tiling(grid=facts.grid, patch=tuple(extractor.backbone.visual.patch_size)),
+        tiling=Tiling(grid=facts.grid, patch=(facts.patch_size, facts.patch_size)),
     )
     return Explanation(
         run=path,

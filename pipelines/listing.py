@@ -81,12 +81,18 @@ def _in_layer_order(item: tuple[str, Any]) -> tuple[str, int]:
     return kind, int(layer or -1)
 
 
+def _first_token(backbone: dict[str, Any]) -> str:
+    """What is first where it is no class token; stores that do not say have one."""
+    first = backbone.get("class_token", "own")
+    return "" if first == "own" else f", the {first} first"
+
+
 def print_store(store: dict[str, Any]) -> None:
     out.print(f"[bold]{escape(store['path'])}[/bold]  {size(store['size_bytes'])}, key {store['key']}", soft_wrap=True)
     spec, backbone = store["spec"], store["backbone"]
     out.print(
         f"  {escape(store['dataset'])}: {store['num_classes']} classes; {backbone['model']}, {backbone['num_layers']} blocks "
-        f"of width {backbone['width']}, {backbone['num_tokens']} tokens a frame",
+        f"of width {backbone['width']}, {backbone['num_tokens']} tokens a frame{_first_token(backbone)}",
         soft_wrap=True,
         highlight=False,
     )

@@ -119,8 +119,9 @@ def extraction_config(
         list[str] | None,
         typer.Option(
             rich_help_panel=VALUES,
-            help="An open_clip model name, or local-dir:FOLDER; may be repeated: then each model has its own store, and the "
-            f"videos are decoded once. \\[default: {DEFAULT_MODEL}]",
+            help="An open_clip model name (ViTs with a class token, EVA-CLIP, SigLIP, the ViTs of MobileCLIP), or "
+            "local-dir:FOLDER; may be repeated: then each model has its own store, and the videos are decoded once. "
+            f"\\[default: {DEFAULT_MODEL}]",
             show_default=False,
         ),
     ] = None,

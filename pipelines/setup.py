@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vcache.extract.backbone import BackboneFacts, FrozenBackbone, load_backbone
+from vcache.extract.backbone import BackboneFacts, FrozenBackbone, check_backbone, load_backbone
 from vcache.extract.datasets.base import VideoDataset
 from vcache.extract.datasets.registry import load_dataset
 from vcache.extract.decode import decoder_versions
@@ -172,9 +172,11 @@ def prepare_extraction(config: ExtractionConfig) -> ExtractionSetup:
     """Find the videos and load the backbone.
 
     Raises:
+        UnsupportedBackbone: the model's image tower cannot be tapped; said before the videos are listed.
         DatasetError, LayerError, RandomWeightsRefused: the request itself cannot be met.
         ExtractionError: none of the videos is there.
     """
+    _check_model(config)
     return load_setup(config, _dataset(config))
 
 
@@ -182,6 +184,8 @@ def prepare_extractions(
     configs: Sequence[ExtractionConfig], on_stage: Callable[[str], None] = lambda name: None
 ) -> tuple[ExtractionSetup, ...]:
     """`prepare_extraction` of several requests over the same videos, whose shards then hold the same videos."""
+    for config in configs:
+        _check_model(config)
     on_stage("listing the videos")
     dataset, setups = _dataset(configs[0]), []
     for config in configs:
@@ -209,6 +213,12 @@ def _check_one_store_each(setups: Sequence[ExtractionSetup]) -> None:
     for number, setup in enumerate(setups):
         if any(setup.path == other.path for other in setups[:number]):
             raise ExtractionError(f"--model {setup.config.model} is named twice. Name each model once.")
+
+
+def _check_model(config: ExtractionConfig) -> None:
+    """Refuse a backbone by its name, which takes a moment, before videos are listed and weights looked for."""
+    pretrained = None if config.random_weights else config.pretrained
+    check_backbone(config.model, pretrained, derive=config.cross_frame == "derive")
 
 
 def _dataset(config: ExtractionConfig) -> VideoDataset:
@@ -281,7 +291,7 @@ def extraction_spec(
         sampling=config.sampling.to_dict(),
         view={"crop": "centre", "flip": False},
         decoder=decoder_versions(decoder),
-        versions={**preprocessing.versions(), **versions_of("torch", "open_clip_torch")},
+        versions={**preprocessing.versions(), **versions_of("torch", "open_clip_torch", *backbone.tower.libraries)},
         dtype=config.dtype,
         precision=str(backbone.dtype).removeprefix("torch."),
     )
