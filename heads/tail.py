@@ -2,7 +2,7 @@
 
     x = cached tokens of layer N-k-1       (B, T, N, D); of k = all blocks, what leaves ln_pre: the stem
     x = block(x)                           blocks N-k .. N-1; a head may put something of its own between their parts
-    embed = ln_post(x[cls]) @ proj
+    embed = ln_post(x[cls]) @ proj         of a backbone without a class token: what its attention pool makes of ln_post(patches)
 
 With nothing put between, embed is that of the backbone itself. The tail is given to a head by `set_tail`, and is no part of it:
 neither its parameters nor its state dict hold it, and heads that are trained side by side share one.
@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vcache.heads.tail_block import BlockShape, TowerBlock
+from vcache.heads.tail_pool import AttentionPool
 from vcache.heads.tail_stem import StemShape, TailStem
 
 
@@ -31,6 +32,8 @@ class TailShape:
     block: BlockShape
     embed_dim: int | None
     """None: there is no proj, as official checkpoints of AIM have none."""
+    proj_bias: bool = False
+    """EVA-CLIP's projection has one. A backbone without a class token has no projection, and `proj` changes nothing there."""
     stem: StemShape | None = None
     """Where the patch embedding below block 0 is there."""
 
@@ -52,7 +55,10 @@ class FrozenTail(nn.Module):
         first = shape.num_layers - shape.num_blocks
         self.blocks = nn.ModuleDict({str(i): TowerBlock(shape.block) for i in range(first, shape.num_layers)})
         self.ln_post = nn.LayerNorm(width, eps=eps)
+        self.pool = None if shape.block.class_token else AttentionPool(shape.block)
         self.proj = None if shape.embed_dim is None else nn.Parameter(torch.empty(width, shape.embed_dim))
+        has_bias = shape.embed_dim is not None and shape.proj_bias
+        self.proj_bias = nn.Parameter(torch.zeros(shape.embed_dim or 0)) if has_bias else None
         self.stem = None if shape.stem is None else TailStem(shape.stem, width, eps)
         self.requires_grad_(False).eval()
 
@@ -99,9 +105,23 @@ class FrozenTail(nn.Module):
             raise ValueError("the tail has no proj, so it makes no embeddings")
         for block in self.top(num_blocks):
             x = block(x)
-        return self.ln_post(x[..., 0, :]) @ self.proj.to(x.dtype)
+        if self.pool is not None:
+            return self.pool(self.ln_post(x[..., 1:, :]))
+        return self.shifted(self.ln_post(x[..., 0, :]) @ self.proj.to(x.dtype))
+
+    def shifted(self, y: Float[Tensor, "*batch E"]) -> Float[Tensor, "*batch E"]:
+        """What the projection gives, with the bias that it may have: in the space of the backbone's embeddings.
+
+        Raises:
+            ValueError: the backbone makes its embedding with an attention pool, not with a projection.
+        """
+        if self.pool is not None:
+            raise ValueError(
+                "the backbone has no class token that is projected into the space of texts; choose another classifier than 'text'"
+            )
+        return y if self.proj_bias is None else y + self.proj_bias.to(y.dtype)
 
 
 def _is_norm(name: str) -> bool:
-    """Whether the parameter of this name is a LayerNorm's, which is computed in float32."""
-    return name.split(".")[-2:-1] in (["ln_1"], ["ln_2"], ["ln_pre"], ["ln_post"])
+    """Whether it is a parameter of a LayerNorm, or the angles of a rotation: both are computed in float32."""
+    return f".{name}".split(".")[-2].startswith("ln") or name.endswith(".rope")

@@ -2,12 +2,14 @@
 
     x = x + attend(ln_1(x));  x = x + mlp(ln_2(x))        extract/backbone.py runs the same block whole
 
-Written apart from the extractor on purpose: that both agree is what a cached tail is tested by. Weights have CLIP's names.
+Written apart from the extractor on purpose: that both agree is what a cached tail is tested by. Weights have CLIP's names, also
+those of EVA-CLIP and SigLIP. A block of a tower without a class token runs on the patches, and their mean goes first.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -17,8 +19,11 @@ from torch.nn import functional as F
 
 from vcache.heads.frozen_linear import cast_linear
 from vcache.heads.quick_gelu import QuickGELU
+from vcache.heads.tail_kinds import GatedMlp, of_patches, rotated
 
-Activation = Literal["quick_gelu", "gelu"]
+Activation = Literal["quick_gelu", "gelu", "gelu_tanh", "silu"]
+
+_APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +37,26 @@ class BlockShape:
     layer_norm_eps: float = 1e-5
     layer_scale: bool = False
     """Whether what a part adds is multiplied by a gain for each channel."""
+    gated: bool = False
+    """SwiGLU, as in EVA-02; the activation is then "silu"."""
+    mlp_norm: bool = False
+    """A LayerNorm of what is hidden in the MLP."""
+    attention_norm: bool = False
+    """A LayerNorm of the heads' outputs, before their projection."""
+    post_norm: bool = False
+    """LayerNorms of what attention and MLP give, not of what they read, as in EVA02-E: ln_1 and ln_2 do nothing then."""
+    rope: int = 0
+    """Patches of a frame whose queries and keys are rotated by their place, as in EVA-02; 0: none are."""
+    class_token: bool = True
+    """Whether the first token is the tower's own; else it is the mean of the patches, which the block makes again."""
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
             raise ValueError(f"width ({self.width}) must be a multiple of num_heads ({self.num_heads})")
         if self.activation not in (choices := get_args(Activation)):
             raise ValueError(f"activation ({self.activation!r}) must be one of {', '.join(map(repr, choices))}")
+        if self.gated != (self.activation == "silu"):
+            raise ValueError(f"activation ({self.activation!r}) must be 'silu' of a gated MLP, and of no other")
 
 
 class TowerBlock(nn.Module):
@@ -46,12 +65,13 @@ class TowerBlock(nn.Module):
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()
         self.shape = shape
-        D, eps = shape.width, shape.layer_norm_eps
-        self.ln_1, self.ln_2 = nn.LayerNorm(D, eps=eps), nn.LayerNorm(D, eps=eps)
-        self.attn = SelfAttention(D, shape.num_heads)
-        act = QuickGELU() if shape.activation == "quick_gelu" else nn.GELU()
-        fc, proj = CastLinear(D, shape.mlp_dim), CastLinear(shape.mlp_dim, D)
-        self.mlp = nn.Sequential(OrderedDict(c_fc=fc, gelu=act, c_proj=proj))
+        D, ln = shape.width, partial(nn.LayerNorm, eps=shape.layer_norm_eps)
+        read, given = (nn.Identity, ln) if shape.post_norm else (ln, nn.Identity)
+        self.ln_1, self.ln_2 = read(D), read(D)
+        self.ln_attended, self.ln_fed = given(D), given(D)
+        inner = ln(D) if shape.attention_norm else nn.Identity()
+        self.attn = SelfAttention(D, shape.num_heads, ln_inner=inner, rope=shape.rope)
+        self.mlp = block_mlp(shape)
         self.ls_1 = LayerScale(D) if shape.layer_scale else nn.Identity()
         self.ls_2 = LayerScale(D) if shape.layer_scale else nn.Identity()
 
@@ -62,14 +82,28 @@ class TowerBlock(nn.Module):
 
     def attend(self, h: Float[Tensor, "*batch S D"]) -> Float[Tensor, "*batch S D"]:
         """Self-attention of the tokens of each sequence: h of frames is spatial attention."""
-        return self.ls_1(self.attn(h))
+        return self._of_tokens(lambda x: self.ls_1(self.ln_attended(self.attn(x))), h)
 
     def attend_over_time(self, h: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
-        """The same attention with the same weights among the T frames of each token."""
-        return self.ls_1(self.attn.over_time(h))
+        """The same attention with the same weights among the T frames of each token, which are at one place: none is rotated."""
+        return self._of_tokens(lambda x: self.ls_1(self.ln_attended(self.attn.over_time(x))), h)
 
     def feed_forward(self, h: Float[Tensor, "*batch S D"]) -> Float[Tensor, "*batch S D"]:
-        return self.ls_2(self.mlp(h))
+        return self._of_tokens(lambda x: self.ls_2(self.ln_fed(self.mlp(x))), h)
+
+    def _of_tokens(self, part: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
+        return part(h) if self.shape.class_token else of_patches(part, h)
+
+
+def block_mlp(shape: BlockShape) -> nn.Module:
+    """The MLP of a block, with random weights."""
+    D, hidden = shape.width, shape.mlp_dim
+    fc, proj = CastLinear(D, hidden), CastLinear(hidden, D)
+    ln = nn.LayerNorm(hidden, eps=shape.layer_norm_eps) if shape.mlp_norm else nn.Identity()
+    if shape.gated:
+        return GatedMlp(fc, CastLinear(D, hidden), ln, proj)
+    act = QuickGELU() if shape.activation == "quick_gelu" else nn.GELU(_APPROXIMATE[shape.activation])
+    return nn.Sequential(OrderedDict(c_fc=fc, gelu=act, ln=ln, c_proj=proj))
 
 
 class CastLinear(nn.Linear):
@@ -91,9 +125,14 @@ class LayerScale(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head self-attention with the parameters of torch's MultiheadAttention, of frames or over time."""
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    rope: Tensor | None
+
+    def __init__(self, width: int, num_heads: int, *, ln_inner: nn.Module | None = None, rope: int = 0) -> None:
+        """With a LayerNorm of the heads' outputs; `rope` is how many patches have their queries and keys rotated."""
         super().__init__()
         self.num_heads = num_heads
+        self.ln_inner = ln_inner or nn.Identity()
+        self.register_buffer("rope", torch.zeros(rope, 2 * width // num_heads) if rope else None)
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = CastLinear(width, width)
@@ -101,16 +140,18 @@ class SelfAttention(nn.Module):
 
     def forward(self, h: Float[Tensor, "*batch S D"]) -> Float[Tensor, "*batch S D"]:
         q, k, v = (part.transpose(-2, -3) for part in self._project(h))  # (*batch, H, S, d)
+        if self.rope is not None:
+            q, k = rotated(q, self.rope), rotated(k, self.rope)
         # With one batch axis: of more than one torch keeps the weights of all pairs.
         q, k, v = (part.reshape(-1, *part.shape[-3:]) for part in (q, k, v))
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        return self.out_proj(mixed.reshape(h.shape))
+        return self.out_proj(self.ln_inner(mixed.reshape(h.shape)))
 
     def over_time(self, h: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
         # Tokens beside heads, not beside clips: a GPU's kernels take no more than 65535 entries of a batch.
         q, k, v = (part.flatten(2, 3).transpose(1, 2) for part in self._project(h))  # (B, N*H, T, d)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        return self.out_proj(mixed.reshape(h.shape))
+        return self.out_proj(self.ln_inner(mixed.reshape(h.shape)))
 
     def _project(self, h: Float[Tensor, "*batch D"]) -> Sequence[Float[Tensor, "*batch H d"]]:
         """Queries, keys and values."""

@@ -172,7 +172,8 @@ class TailHead(nn.Module):
     def embed(self, features: ClipFeatures) -> Float[Tensor, "B d"]:
         """What the classifier compares with its classes."""
         outputs = deque(self.block_outputs(features), maxlen=self.classifier.num_layers)
-        return self.classifier.pool(tuple(outputs), self.ln_post, self.tail.proj)
+        pooled = self.classifier.pool(tuple(outputs), self.ln_post, self.tail.proj)
+        return self.tail.shifted(pooled) if self.config.classifier == "text" else pooled
 
     def classify_embedding(self, embedding: Float[Tensor, "B d"]) -> Float[Tensor, "B K"]:
         return self.classifier(embedding)

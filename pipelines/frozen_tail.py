@@ -5,6 +5,7 @@ once for all, on the CPU, and let go. A run keeps its blocks (tail_file.py), and
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,15 +172,14 @@ def _backbone(store: FeatureStore, num_blocks: int, problems: Sequence[str]) -> 
 
 def _shape(backbone: "FrozenBackbone", key: TailKey, weights: Mapping[str, Tensor]) -> TailShape:
     facts = backbone.tail_facts()
-    of_block = {name: value for name, value in facts.items() if name not in ("num_layers", "embed_dim")}
+    of_block = {field.name for field in fields(BlockShape)}
     stem = None
     if key.stem:
         patches, ln_pre = backbone.facts, "stem.ln_pre.weight" in weights
         stem = StemShape(patch_size=patches.patch_size, grid=patches.grid, ln_pre=ln_pre)
     return TailShape(
-        num_layers=facts["num_layers"],
         num_blocks=key.num_blocks,
-        block=BlockShape(**of_block),
-        embed_dim=facts["embed_dim"],
         stem=stem,
+        block=BlockShape(**{name: value for name, value in facts.items() if name in of_block}),
+        **{name: value for name, value in facts.items() if name not in of_block},
     )
