@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from vcache.heads.aim import AIM
-from vcache.heads.finetune_top import FinetuneTop
 from vcache.heads.tail import TailShape
 
 _NORM_BYTES = 4
@@ -61,22 +60,21 @@ def activation_bytes(config: Any, shape: TailShape, batch_size: int, item_bytes:
     """
     block = shape.block
     token = _Token(width=block.width, mlp_dim=block.mlp_dim, num_heads=block.num_heads, item_bytes=item_bytes)
-    blocks, inputs, needs = list[int](), list[int](), _enters_with_gradient(config)
+    blocks, inputs, needs = list[int](), list[int](), _place_of_embedding(config) != "none"
     for layer in config.layers_run:
         inputs.append(token.stream if needs else 0)
         kept, needs = _block_bytes(config, layer, token, needs)
         blocks.append(kept)
-    last = (
-        token.stream if needs and config.classifier == "evl" else 0
-    )  # of what leaves the last block the others copy CLS
+    last = token.stream if needs and config.classifier == "evl" else 0  # which reads all tokens
+    stem = token.norm if _place_of_embedding(config) == "stem" else 0  # what enters ln_pre
     per_token = sum(inputs) + max(blocks) if config.checkpointing else sum(blocks)
     h, w = config.grid
-    return batch_size * config.num_frames * (1 + h * w) * (per_token + last)
+    return batch_size * config.num_frames * (1 + h * w) * (stem + per_token + last)
 
 
-def _enters_with_gradient(config: Any) -> bool:
-    """Whether something that is trained is below the lowest block."""
-    return getattr(config, "temporal_embedding", False) not in (False, "none")
+def _place_of_embedding(config: Any) -> str:
+    """Of what is trained below the lowest block: "none" is that nothing is."""
+    return str(getattr(config, "temporal_embedding", "none"))
 
 
 def _block_bytes(config: Any, layer: int, token: _Token, needs: bool) -> tuple[int, bool]:
@@ -87,10 +85,7 @@ def _block_bytes(config: Any, layer: int, token: _Token, needs: bool) -> tuple[i
         return _volume_bytes(config, token, needs)
     frozen = 2 * token.norm + token.attention + token.mlp
     if getattr(config, "train_blocks", False):
-        cached = (
-            token.stream if isinstance(config, FinetuneTop.Config) and not needs else 0
-        )  # what the first norm reads
-        return frozen - cached + token.item_bytes * (2 * token.width + token.mlp_dim), True
+        return frozen + token.item_bytes * (2 * token.width + token.mlp_dim), True
     return (frozen if needs else 0), needs
 
 
