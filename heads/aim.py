@@ -178,10 +178,12 @@ class AIM(TailHead):
         assert stem is not None  # set_tail
         return stem
 
-    def adapt_block(self, layer: int, block: TowerBlock, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
+    def adapt_block(
+        self, layer: int, block: TowerBlock, x: Float[Tensor, "B T N D"], wanted: int | None
+    ) -> Float[Tensor, "B T M D"]:
         if str(layer) not in self.adapters:
-            return block(x)
-        return cast(BlockAdapters, self.adapters[str(layer)])(block, x)
+            return block(x, wanted)
+        return cast(BlockAdapters, self.adapters[str(layer)])(block, x, wanted)
 
 
 class BlockAdapters(nn.Module):
@@ -198,14 +200,16 @@ class BlockAdapters(nn.Module):
         self.S_Adapter = Adapter(D, hidden) if config.spatial else None
         self.MLP_Adapter = Adapter(D, hidden) if config.joint else None
 
-    def forward(self, block: TowerBlock, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
+    def forward(
+        self, block: TowerBlock, x: Float[Tensor, "B T N D"], wanted: int | None = None
+    ) -> Float[Tensor, "B T M D"]:
         if self.T_Adapter is not None:
             h = block.ln_1(x)
             if self.T_Adapter_in is not None:
                 h = h + self.T_Adapter_in(h)
             x = x + self.drop_path(self.T_Adapter(block.attend_over_time(h)))
-        attended = block.attend(block.ln_1(x))
-        x = x + attended
+        attended = block.attend(block.ln_1(x), wanted)
+        x = x[:, :, :wanted] + attended
         if self.S_Adapter is not None:
             x = x + self.S_Adapter(attended)
         h = block.ln_2(x)

@@ -70,13 +70,15 @@ class Shift(TailHead):
         lr_multipliers=(("blocks.*", 0.1), ("ln_post.*", 0.1), ("classifier.proj", 0.1), ("*logit_scale", 0.1)),
     )
 
-    def adapt_block(self, layer: int, block: TowerBlock, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
+    def adapt_block(
+        self, layer: int, block: TowerBlock, x: Float[Tensor, "B T N D"], wanted: int | None
+    ) -> Float[Tensor, "B T M D"]:
         channels = self.config.width // self.config.divisor
         if self.config.tokens == "patches":
-            return block(shift_frames(x, slice(1, None), channels))
+            return block(shift_frames(x, slice(1, None), channels), wanted)
         cls = slice(0, 1)
         x = shift_frames(x, cls, channels)
-        x = x + block.attend(block.ln_1(x))
+        x = x[:, :, :wanted] + block.attend(block.ln_1(x), wanted)
         x = shift_frames(x, cls, channels)
         return x + block.feed_forward(block.ln_2(x))
 

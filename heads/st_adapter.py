@@ -80,7 +80,10 @@ class STAdapter(TailHead):
         super().__init__(config)
         self.adapters = nn.ModuleDict({str(layer): BlockAdapters(config) for layer in config.layers_run})
 
-    def adapt_block(self, layer: int, block: TowerBlock, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
+    def adapt_block(
+        self, layer: int, block: TowerBlock, x: Float[Tensor, "B T N D"], wanted: int | None
+    ) -> Float[Tensor, "B T M D"]:
+        # All tokens, whatever is wanted: the adapter before the last MLP, which CLS does not see, is decayed as official.
         adapters = cast(BlockAdapters, self.adapters[str(layer)])
         if adapters.adapter_pre_attn is not None:
             x = adapters.adapter_pre_attn(x)

@@ -75,14 +75,16 @@ class TowerBlock(nn.Module):
         self.ls_1 = LayerScale(D) if shape.layer_scale else nn.Identity()
         self.ls_2 = LayerScale(D) if shape.layer_scale else nn.Identity()
 
-    def forward(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
-        """The backbone's own block, each frame for itself."""
-        x = x + self.attend(self.ln_1(x))
+    def forward(self, x: Float[Tensor, "B T N D"], wanted: int | None = None) -> Float[Tensor, "B T M D"]:
+        """The backbone's own block, each frame for itself; M is N, or the first `wanted` tokens where no others are."""
+        x = x[:, :, :wanted] + self.attend(self.ln_1(x), wanted)
         return x + self.feed_forward(self.ln_2(x))
 
-    def attend(self, h: Float[Tensor, "*batch S D"]) -> Float[Tensor, "*batch S D"]:
-        """Self-attention of the tokens of each sequence: h of frames is spatial attention."""
-        return self._of_tokens(lambda x: self.ls_1(self.ln_attended(self.attn(x))), h)
+    def attend(self, h: Float[Tensor, "*batch S D"], wanted: int | None = None) -> Float[Tensor, "*batch M D"]:
+        """Self-attention of the tokens of each sequence: h of frames is spatial attention. With `wanted`, for towers with a class
+        token, only the first so many ask.
+        """
+        return self._of_tokens(lambda x: self.ls_1(self.ln_attended(self.attn(x, wanted))), h)
 
     def attend_over_time(self, h: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
         """The same attention with the same weights among the T frames of each token, which are at one place: none is rotated."""
@@ -138,22 +140,28 @@ class SelfAttention(nn.Module):
         self.out_proj = CastLinear(width, width)
         nn.init.xavier_uniform_(self.in_proj_weight)
 
-    def forward(self, h: Float[Tensor, "*batch S D"]) -> Float[Tensor, "*batch S D"]:
-        q, k, v = (part.transpose(-2, -3) for part in self._project(h))  # (*batch, H, S, d)
+    def forward(self, h: Float[Tensor, "*batch S D"], wanted: int | None = None) -> Float[Tensor, "*batch M D"]:
+        """Of all tokens, or of the first `wanted`, which are not among those that are rotated."""
+        if wanted is None:
+            q, k, v = self._project(h, 0, 3)
+        else:
+            (q,), (k, v) = self._project(h[..., :wanted, :], 0, 1), self._project(h, 1, 3)
+        q, k, v = (part.transpose(-2, -3) for part in (q, k, v))  # (*batch, H, M or S, d)
         if self.rope is not None:
-            q, k = rotated(q, self.rope), rotated(k, self.rope)
+            q, k = q if wanted else rotated(q, self.rope), rotated(k, self.rope)
         # With one batch axis: of more than one torch keeps the weights of all pairs.
         q, k, v = (part.reshape(-1, *part.shape[-3:]) for part in (q, k, v))
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        return self.out_proj(self.ln_inner(mixed.reshape(h.shape)))
+        return self.out_proj(self.ln_inner(mixed.reshape(*h.shape[:-2], -1, h.shape[-1])))
 
     def over_time(self, h: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
         # Tokens beside heads, not beside clips: a GPU's kernels take no more than 65535 entries of a batch.
-        q, k, v = (part.flatten(2, 3).transpose(1, 2) for part in self._project(h))  # (B, N*H, T, d)
+        q, k, v = (part.flatten(2, 3).transpose(1, 2) for part in self._project(h, 0, 3))  # (B, N*H, T, d)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
         return self.out_proj(self.ln_inner(mixed.reshape(h.shape)))
 
-    def _project(self, h: Float[Tensor, "*batch D"]) -> Sequence[Float[Tensor, "*batch H d"]]:
-        """Queries, keys and values."""
-        qkv = cast_linear(h, self.in_proj_weight, self.in_proj_bias)
-        return qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(dim=-3)
+    def _project(self, h: Float[Tensor, "*batch D"], first: int, end: int) -> Sequence[Float[Tensor, "*batch H d"]]:
+        """Queries, keys and values, 0 to 2; those from `first` to before `end`."""
+        rows = slice(first * h.shape[-1], end * h.shape[-1])
+        projected = cast_linear(h, self.in_proj_weight[rows], self.in_proj_bias[rows])
+        return projected.unflatten(-1, (end - first, self.num_heads, -1)).unbind(dim=-3)

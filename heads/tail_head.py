@@ -3,7 +3,9 @@
 A head of its own is a file with a Config, a recipe and what it puts between the parts of a block:
 
     class Mine(TailHead):
-        def adapt_block(self, layer, block, x):   x (B, T, N, D) of what enters block `layer` -> what leaves it
+        def adapt_block(self, layer, block, x, wanted):   x (B, T, N, D) of what enters block `layer` -> what leaves it
+
+Of the last block the classifiers but "evl" read CLS alone (`wanted`), which spares queries, MLP and adapters of its patches.
 """
 
 from collections import deque
@@ -171,7 +173,8 @@ class TailHead(nn.Module):
 
     def embed(self, features: ClipFeatures) -> Float[Tensor, "B d"]:
         """What the classifier compares with its classes."""
-        outputs = deque(self.block_outputs(features), maxlen=self.classifier.num_layers)
+        wanted = 1 if self.config.classifier != "evl" and self.tail.shape.block.class_token else None
+        outputs = deque(self.block_outputs(features, wanted), maxlen=self.classifier.num_layers)
         pooled = self.classifier.pool(tuple(outputs), self.ln_post, self.tail.proj)
         return self.tail.shifted(pooled) if self.config.classifier == "text" else pooled
 
@@ -195,14 +198,15 @@ class TailHead(nn.Module):
         """What leaves the last block."""
         return deque(self.block_outputs(features), maxlen=1)[0]
 
-    def block_outputs(self, features: ClipFeatures) -> Iterator[Float[Tensor, "B T N D"]]:
-        """What leaves each block that is run, the lowest first, as it is made."""
-        x = self.enter(self.read(features))
-        for layer, block in zip(self.config.layers_run, self.tower_blocks(), strict=True):
+    def block_outputs(self, features: ClipFeatures, wanted: int | None = None) -> Iterator[Float[Tensor, "B T M D"]]:
+        """What leaves each block that is run, the lowest first, as it is made; of the last the first `wanted` tokens at least."""
+        x, layers = self.enter(self.read(features)), self.config.layers_run
+        for layer, block in zip(layers, self.tower_blocks(), strict=True):
+            of_block = wanted if layer == layers[-1] else None
             if self.config.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self.adapt_block, layer, block, x, use_reentrant=False)
+                x = checkpoint(self.adapt_block, layer, block, x, of_block, use_reentrant=False)
             else:
-                x = self.adapt_block(layer, block, x)
+                x = self.adapt_block(layer, block, x, of_block)
             yield x
 
     def read(self, features: ClipFeatures) -> Float[Tensor, "B T N D"]:
@@ -230,6 +234,8 @@ class TailHead(nn.Module):
             return trained
         return list(self.tail.top(self.config.num_blocks))
 
-    def adapt_block(self, layer: int, block: TowerBlock, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
-        """Block `layer` with what the head has in it."""
-        return block(x)
+    def adapt_block(
+        self, layer: int, block: TowerBlock, x: Float[Tensor, "B T N D"], wanted: int | None
+    ) -> Float[Tensor, "B T M D"]:
+        """Block `layer` with what the head has in it; where only the first `wanted` tokens are, the others may be left out."""
+        return block(x, wanted)

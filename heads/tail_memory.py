@@ -9,11 +9,11 @@ dtype of products, row statistics are float32:
     trained     2 D + m more              what enters in_proj, c_fc and c_proj
     adapter     D + 2 r                   AIM's, of r channels: its input, both sides of its GELU
 
-Below the first thing that is trained nothing is kept: cached tokens have no gradient. Classifier, frozen weights, gradients and
-what an optimiser keeps come on top.
+Of the last block only CLS is made behind keys and values, where nothing else is read. Below the first thing that is trained
+nothing is kept: cached tokens have no gradient. Classifier, frozen weights, gradients and what an optimiser keeps come on top.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vcache.heads.aim import AIM
@@ -24,9 +24,12 @@ _NORM_BYTES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Token:
-    """Bytes that the parts of a block keep for one token."""
+class _Frame:
+    """Bytes that the parts of a block keep for one frame."""
 
+    num_tokens: int
+    wanted: int
+    """Tokens of which the attention's queries, and what comes behind it, are made: all but in the last block."""
     width: int
     mlp_dim: int
     num_heads: int
@@ -34,22 +37,21 @@ class _Token:
 
     @property
     def stream(self) -> int:
-        return _NORM_BYTES * self.width
+        return self.num_tokens * _NORM_BYTES * self.width
 
-    @property
-    def norm(self) -> int:
-        return _NORM_BYTES * (self.width + 2)
+    def norm(self, num_tokens: int) -> int:
+        return num_tokens * _NORM_BYTES * (self.width + 2)
 
-    @property
-    def attention(self) -> int:
-        return self.item_bytes * 4 * self.width + _NORM_BYTES * self.num_heads
+    def attention(self, wanted: int) -> int:
+        of_queries = wanted * (self.item_bytes * 2 * self.width + _NORM_BYTES * self.num_heads)
+        return of_queries + self.num_tokens * self.item_bytes * 2 * self.width
 
     @property
     def mlp(self) -> int:
-        return self.item_bytes * self.mlp_dim
+        return self.wanted * self.item_bytes * self.mlp_dim
 
-    def adapter(self, hidden: int) -> int:
-        return self.item_bytes * (self.width + 2 * hidden)
+    def adapter(self, hidden: int, num_tokens: int) -> int:
+        return num_tokens * self.item_bytes * (self.width + 2 * hidden)
 
 
 def activation_bytes(config: Any, shape: TailShape, batch_size: int, item_bytes: int = 4) -> int:
@@ -58,18 +60,30 @@ def activation_bytes(config: Any, shape: TailShape, batch_size: int, item_bytes:
     With `config.checkpointing` it is what enters each block, and all of the one that is run again. Of a head that is not known
     here, only its blocks are counted.
     """
-    block = shape.block
-    token = _Token(width=block.width, mlp_dim=block.mlp_dim, num_heads=block.num_heads, item_bytes=item_bytes)
+    block, (h, w) = shape.block, config.grid
+    frame = _Frame(
+        num_tokens=1 + h * w,
+        wanted=1 + h * w,
+        width=block.width,
+        mlp_dim=block.mlp_dim,
+        num_heads=block.num_heads,
+        item_bytes=item_bytes,
+    )
     blocks, inputs, needs = list[int](), list[int](), _place_of_embedding(config) != "none"
     for layer in config.layers_run:
-        inputs.append(token.stream if needs else 0)
-        kept, needs = _block_bytes(config, layer, token, needs)
+        inputs.append(frame.stream if needs else 0)
+        only_cls = layer == config.layers_run[-1] and block.class_token and reads_cls_alone(config)
+        kept, needs = _block_bytes(config, layer, replace(frame, wanted=1) if only_cls else frame, needs)
         blocks.append(kept)
-    last = token.stream if needs and config.classifier == "evl" else 0  # which reads all tokens
-    stem = token.norm if _place_of_embedding(config) == "stem" else 0  # what enters ln_pre
-    per_token = sum(inputs) + max(blocks) if config.checkpointing else sum(blocks)
-    h, w = config.grid
-    return batch_size * config.num_frames * (1 + h * w) * (stem + per_token + last)
+    last = frame.stream if needs and config.classifier == "evl" else 0  # which reads all tokens
+    stem = frame.norm(frame.num_tokens) if _place_of_embedding(config) == "stem" else 0  # what enters ln_pre
+    per_frame = sum(inputs) + max(blocks) if config.checkpointing else sum(blocks)
+    return batch_size * config.num_frames * (stem + per_frame + last)
+
+
+def reads_cls_alone(config: Any) -> bool:
+    """Whether of the last block CLS alone is made, as nothing reads its patches (TailHead.embed)."""
+    return config.classifier != "evl" and not _has_volume_adapters(config)
 
 
 def _place_of_embedding(config: Any) -> str:
@@ -77,31 +91,41 @@ def _place_of_embedding(config: Any) -> str:
     return str(getattr(config, "temporal_embedding", "none"))
 
 
-def _block_bytes(config: Any, layer: int, token: _Token, needs: bool) -> tuple[int, bool]:
-    """Of one token in this block, and whether what leaves the block has a gradient; `needs`: whether what enters it has."""
+def _block_bytes(config: Any, layer: int, frame: _Frame, needs: bool) -> tuple[int, bool]:
+    """Of one frame in this block, and whether what leaves the block has a gradient; `needs`: whether what enters it has."""
     if isinstance(config, AIM.Config) and layer in config.adapted_layers:
-        return _aim_bytes(config, token, needs)
+        return _aim_bytes(config, frame, needs)
     if _has_volume_adapters(config):
-        return _volume_bytes(config, token, needs)
-    frozen = 2 * token.norm + token.attention + token.mlp
+        return _volume_bytes(config, frame, needs)
+    frozen = _attention_part(frame) + _mlp_part(frame)
     if getattr(config, "train_blocks", False):
-        return frozen + token.item_bytes * (2 * token.width + token.mlp_dim), True
+        entering = frame.num_tokens * frame.width + frame.wanted * (frame.width + frame.mlp_dim)
+        return frozen + frame.item_bytes * entering, True
     return (frozen if needs else 0), needs
 
 
-def _aim_bytes(config: AIM.Config, token: _Token, needs: bool) -> tuple[int, bool]:
-    adapter, kept = token.adapter(int(config.bottleneck * config.width)), 0
+def _attention_part(frame: _Frame) -> int:
+    return frame.norm(frame.num_tokens) + frame.attention(frame.wanted)
+
+
+def _mlp_part(frame: _Frame) -> int:
+    return frame.norm(frame.wanted) + frame.mlp
+
+
+def _aim_bytes(config: AIM.Config, frame: _Frame, needs: bool) -> tuple[int, bool]:
+    hidden, kept = int(config.bottleneck * config.width), 0
     if config.temporal:
-        kept += token.norm * needs
+        kept += frame.norm(frame.num_tokens) * needs
+        adapter = frame.adapter(hidden, frame.num_tokens)
         if config.temporal_adapters == 2:
             kept, needs = kept + adapter, True
-        kept, needs = kept + token.attention * needs + adapter, True
-    kept += (token.norm + token.attention) * needs
+        kept, needs = kept + frame.attention(frame.num_tokens) * needs + adapter, True
+    kept += _attention_part(frame) * needs
     if config.spatial:
-        kept, needs = kept + adapter, True
-    kept += (token.norm + token.mlp) * needs
+        kept, needs = kept + frame.adapter(hidden, frame.wanted), True
+    kept += _mlp_part(frame) * needs
     if config.joint:
-        kept, needs = kept + adapter, True
+        kept, needs = kept + frame.adapter(hidden, frame.wanted), True
     return kept, needs
 
 
@@ -109,12 +133,12 @@ def _has_volume_adapters(config: Any) -> bool:
     return all(hasattr(config, name) for name in ("before_attention", "before_mlp", "hidden"))
 
 
-def _volume_bytes(config: Any, token: _Token, needs: bool) -> tuple[int, bool]:
+def _volume_bytes(config: Any, frame: _Frame, needs: bool) -> tuple[int, bool]:
     """Convolutions in bottlenecks, before the attention and before the MLP; they read what enters them, in the stream."""
-    adapter, kept = token.stream + 2 * token.item_bytes * config.hidden, 0
+    adapter, kept = frame.stream + 2 * frame.num_tokens * frame.item_bytes * config.hidden, 0
     if config.before_attention:
         kept, needs = kept + adapter, True
-    kept += (token.norm + token.attention) * needs
+    kept += _attention_part(frame) * needs
     if config.before_mlp:
         kept, needs = kept + adapter, True
-    return kept + (token.norm + token.mlp) * needs, needs
+    return kept + _mlp_part(frame) * needs, needs

@@ -71,10 +71,12 @@ class TokenT1D(TailHead):
         super().__init__(config)
         self.control_points = nn.ModuleDict({str(layer): TokenConv(config) for layer in config.layers_run})
 
-    def adapt_block(self, layer: int, block: TowerBlock, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
+    def adapt_block(
+        self, layer: int, block: TowerBlock, x: Float[Tensor, "B T N D"], wanted: int | None
+    ) -> Float[Tensor, "B T M D"]:
         control_point = cast(TokenConv, self.control_points[str(layer)])
         x = control_point(x)
-        x = x + block.attend(block.ln_1(x))
+        x = x[:, :, :wanted] + block.attend(block.ln_1(x), wanted)
         x = control_point(x)
         return x + block.feed_forward(block.ln_2(x))
 

@@ -7,8 +7,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vcache.heads.aim import AIM
+from vcache.heads.tail_memory import reads_cls_alone
 from vcache.pipelines.clip_towers import CLIP_TOWERS
-from vcache.pipelines.counting_tail import classifier_macs, projection_macs, run_macs, score_macs, tokens_per_clip
+from vcache.pipelines.counting_tail import (
+    block_macs,
+    classifier_macs,
+    projection_macs,
+    run_macs,
+    score_macs,
+    tokens_per_clip,
+    weight_macs,
+)
 from vcache.pipelines.head_presets import HeadPreset
 
 REMARKS: tuple[str, ...] = ()  # they stand between the two tables
@@ -38,7 +47,15 @@ def head_macs(config: AIM.Config) -> int:
 
 def computed_macs(config: AIM.Config) -> int:
     """A forward pass above the cut: the blocks that are run, with what AIM adds to them."""
-    return run_macs(config) + head_macs(config)
+    return run_macs(config) + head_macs(config) - _spared_macs(config)
+
+
+def _spared_macs(config: AIM.Config) -> int:
+    """Of adapters behind the attention of the last block, which the patches do not pass."""
+    if config.layers_run[-1] not in config.adapted_layers or not reads_cls_alone(config):
+        return 0
+    patches = tokens_per_clip(config) - config.num_frames
+    return (config.spatial + config.joint) * 2 * config.width * int(config.bottleneck * config.width) * patches
 
 
 def step_macs(config: AIM.Config) -> int:
@@ -48,10 +65,8 @@ def step_macs(config: AIM.Config) -> int:
     block, as the temporal embedding is below it.
     """
     over_time = len(config.adapted_layers) if config.temporal else 0
-    frozen = (3 * config.num_blocks + over_time) * projection_macs(
-        config
-    )  # an MLP is two attention layers' projections
-    return 3 * computed_macs(config) - frozen
+    frozen = (config.num_blocks - 1) * weight_macs(config) + over_time * projection_macs(config)
+    return 3 * computed_macs(config) - frozen - weight_macs(config, cls_alone=reads_cls_alone(config))
 
 
 def is_counted(preset: HeadPreset) -> bool:
@@ -68,7 +83,7 @@ def beside_the_paper(preset: HeadPreset, config: AIM.Config, row: Mapping[str, A
         "deviation": row["total_gmacs"] / preset.gmacs - 1 if preset.gmacs else None,
     }
     if preset.name in _CUTS:
-        step, below = step_macs(config), row["backbone_macs"] - run_macs(config)
+        step, below = step_macs(config), row["backbone_macs"] - config.num_blocks * block_macs(config)
         more |= {"blocks": config.num_blocks, "step_gmacs": step / 1e9, "uncut_step_gmacs": (step + below) / 1e9}
     return more
 

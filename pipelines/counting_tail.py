@@ -2,12 +2,18 @@
 
 from vcache.heads.tail_classifier import decoder_config
 from vcache.heads.tail_head import TailConfig
+from vcache.heads.tail_memory import reads_cls_alone
 from vcache.pipelines import counting_evl
 
 
 def tokens_per_clip(config: TailConfig) -> int:
     """CLS and patches of all frames."""
     return config.num_frames * (1 + config.grid[0] * config.grid[1])
+
+
+def wanted_per_clip(config: TailConfig, *, cls_alone: bool) -> int:
+    """Tokens of which a block makes queries, and what comes behind its attention."""
+    return config.num_frames if cls_alone else tokens_per_clip(config)
 
 
 def projection_macs(config: TailConfig) -> int:
@@ -20,14 +26,21 @@ def score_macs(config: TailConfig, length: int) -> int:
     return 2 * tokens_per_clip(config) * length * config.width
 
 
-def block_macs(config: TailConfig) -> int:
+def weight_macs(config: TailConfig, *, cls_alone: bool = False) -> int:
+    """The products with weights of one block: keys and values of all tokens, the rest of those that are wanted."""
+    wanted = wanted_per_clip(config, cls_alone=cls_alone)
+    return (2 * tokens_per_clip(config) + 10 * wanted) * config.width**2
+
+
+def block_macs(config: TailConfig, *, cls_alone: bool = False) -> int:
     """One block of CLIP on all frames: attention within each, and the MLP, which is four times as wide."""
-    return 3 * projection_macs(config) + score_macs(config, tokens_per_clip(config) // config.num_frames)
+    wanted, length = wanted_per_clip(config, cls_alone=cls_alone), tokens_per_clip(config) // config.num_frames
+    return weight_macs(config, cls_alone=cls_alone) + 2 * wanted * length * config.width
 
 
 def run_macs(config: TailConfig) -> int:
-    """The blocks that are run in training, with nothing added."""
-    return config.num_blocks * block_macs(config)
+    """The blocks that are run in training, with nothing added, and of the last block CLS alone where nothing else is read."""
+    return (config.num_blocks - 1) * block_macs(config) + block_macs(config, cls_alone=reads_cls_alone(config))
 
 
 def classifier_macs(config: TailConfig) -> int:

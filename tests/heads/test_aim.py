@@ -355,3 +355,13 @@ def test_pixels_of_other_frames_or_patches_are_refused(sizes, frozen_tail, whole
     wide = torch.cat([pixels[:, ::2], pixels[:, ::2, :, :1]], dim=3)
     head.eval()
     torch.testing.assert_close(head(ClipFeatures(pixels=wide)), head(ClipFeatures(pixels=pixels[:, ::2])))
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize("name", ["aim", "st-adapter", "finetune-top", "tokent1d", "shift"])
+def test_that_only_cls_of_the_last_block_is_made_changes_nothing(name, blocks, on_tail, make_features, frozen_tail):
+    head = on_tail(name, drawn=True, blocks=blocks).eval()
+    features = make_features([] if blocks == 3 else [-blocks - 1])
+    frames = head.run_tail(features)[:, :, 0]
+    normed = head.ln_post(frames.mean(dim=1)) if head.mean_first else head.ln_post(frames).mean(dim=1)
+    torch.testing.assert_close(head(features), head.classifier(normed), rtol=1e-5, atol=1e-5)
