@@ -14,6 +14,8 @@ and may have
                  ClassText -> None: where `requires` names `training_text`, it is given before the first step of a training
     fit          batches of (ClipFeatures, classes (B,)) -> None: where `requires` says `fitted_on`, it is called once before the
                  first step, with view 0 of so many clips of each class; what it makes of them belongs to the state dict
+    set_tail     FrozenTail -> None: where `requires` names `tail`, whoever makes a head gives it the top blocks of the backbone
+                 before the first forward, and before `load_state_dict`; `tail` is then what was given (tail_head.py has both)
     set_prompts  ClassPrompts -> None: likewise where `requires` has `prompts`, after the head is on its device
     attention    ClipFeatures -> [(layer as asked, (B, H, T, N)), ...]: what a query for the whole clip gives each token of the
                  layers that it reads one after the other, per attention head, summing to 1 over T*N; `vcache explain` draws it
