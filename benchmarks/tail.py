@@ -130,7 +130,7 @@ def make_rows(backbone: Backbone, images: Tensor, k: int, args: argparse.Namespa
     def cached(dtype: str = "float32", checkpointing: bool = False) -> Row:
         chosen = replace(config, checkpointing=checkpointing)
         tail = backbone.tail if dtype == "float32" else backbone.tail_in(getattr(torch, dtype)).to(images.device)
-        kept = activation_bytes(chosen, shape, len(images), item_bytes)
+        kept = activation_bytes(chosen, shape.block, len(images), item_bytes)
         return Row(drawn_head(chosen, tail, images.device), lambda: of(stored), dtype == "float32", kept)
 
     rows = {"cached": cached()}

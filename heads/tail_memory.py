@@ -14,10 +14,11 @@ nothing is kept: cached tokens have no gradient. Classifier, frozen weights, gra
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from vcache.heads.aim import AIM
-from vcache.heads.tail import TailShape
+from vcache.heads.st_adapter import STAdapter
+from vcache.heads.tail_block import BlockShape
+from vcache.heads.tail_head import TailConfig
 
 _NORM_BYTES = 4
 """Of what a norm reads, and of sums over rows, under autocast too."""
@@ -54,13 +55,13 @@ class _Frame:
         return num_tokens * self.item_bytes * (self.width + 2 * hidden)
 
 
-def activation_bytes(config: Any, shape: TailShape, batch_size: int, item_bytes: int = 4) -> int:
+def activation_bytes(config: TailConfig, block: BlockShape, batch_size: int, item_bytes: int = 4) -> int:
     """What a step with `batch_size` clips keeps; `item_bytes` is of the dtype of products, 2 under autocast.
 
     With `config.checkpointing` it is what enters each block, and all of the one that is run again. Of a head that is not known
     here, only its blocks are counted.
     """
-    block, (h, w) = shape.block, config.grid
+    h, w = config.grid
     frame = _Frame(
         num_tokens=1 + h * w,
         wanted=1 + h * w,
@@ -81,24 +82,24 @@ def activation_bytes(config: Any, shape: TailShape, batch_size: int, item_bytes:
     return batch_size * config.num_frames * (stem + per_frame + last)
 
 
-def reads_cls_alone(config: Any) -> bool:
+def reads_cls_alone(config: TailConfig) -> bool:
     """Whether of the last block CLS alone is made, as nothing reads its patches (TailHead.embed)."""
-    return config.classifier != "evl" and not _has_volume_adapters(config)
+    return config.classifier != "evl" and not isinstance(config, STAdapter.Config)
 
 
-def _place_of_embedding(config: Any) -> str:
+def _place_of_embedding(config: TailConfig) -> str:
     """Of what is trained below the lowest block: "none" is that nothing is."""
-    return str(getattr(config, "temporal_embedding", "none"))
+    return config.temporal_embedding if isinstance(config, AIM.Config) else "none"
 
 
-def _block_bytes(config: Any, layer: int, frame: _Frame, needs: bool) -> tuple[int, bool]:
+def _block_bytes(config: TailConfig, layer: int, frame: _Frame, needs: bool) -> tuple[int, bool]:
     """Of one frame in this block, and whether what leaves the block has a gradient; `needs`: whether what enters it has."""
     if isinstance(config, AIM.Config) and layer in config.adapted_layers:
         return _aim_bytes(config, frame, needs)
-    if _has_volume_adapters(config):
+    if isinstance(config, STAdapter.Config):
         return _volume_bytes(config, frame, needs)
     frozen = _attention_part(frame) + _mlp_part(frame)
-    if getattr(config, "train_blocks", False):
+    if config.train_blocks:
         entering = frame.num_tokens * frame.width + frame.wanted * (frame.width + frame.mlp_dim)
         return frozen + frame.item_bytes * entering, True
     return (frozen if needs else 0), needs
@@ -129,11 +130,7 @@ def _aim_bytes(config: AIM.Config, frame: _Frame, needs: bool) -> tuple[int, boo
     return kept, needs
 
 
-def _has_volume_adapters(config: Any) -> bool:
-    return all(hasattr(config, name) for name in ("before_attention", "before_mlp", "hidden"))
-
-
-def _volume_bytes(config: Any, frame: _Frame, needs: bool) -> tuple[int, bool]:
+def _volume_bytes(config: STAdapter.Config, frame: _Frame, needs: bool) -> tuple[int, bool]:
     """Convolutions in bottlenecks, before the attention and before the MLP; they read what enters them, in the stream."""
     adapter, kept = frame.stream + 2 * frame.num_tokens * frame.item_bytes * config.hidden, 0
     if config.before_attention:

@@ -29,6 +29,12 @@ class MixedPrecision:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=getattr(torch, self.name))
 
+    @property
+    def item_bytes(self) -> int:
+        """Of a number that products read and give."""
+        dtype: torch.dtype = getattr(torch, self.name)
+        return dtype.itemsize
+
     def gradient_scaler(self) -> torch.amp.GradScaler:
         """Scales the loss where float16 would round small gradients to 0; of other dtypes it does nothing."""
         return torch.amp.GradScaler(self.device.type, enabled=self.name == "float16")

@@ -9,7 +9,6 @@ import torch
 
 from vcache.extract.layers import LayerError
 from vcache.heads.registry import get_head
-from vcache.heads.tail import TailShape
 from vcache.heads.tail_block import BlockShape
 from vcache.heads.tail_memory import activation_bytes
 from vcache.pipelines.derivation import STEM_ARRAY
@@ -195,18 +194,17 @@ def _frozen_bytes(prepared: PreparedHead, manifest: Manifest) -> dict[str, int]:
         return {}
     width, embed_dim = (int(manifest.facts["backbone"][name]) for name in ("width", "embed_dim"))
     num_weights = key.num_blocks * 12 * width**2 + width * embed_dim
-    return {key.dtype: num_weights * torch.empty(0, dtype=getattr(torch, key.dtype)).element_size()}
+    dtype: torch.dtype = getattr(torch, key.dtype)
+    return {key.dtype: num_weights * dtype.itemsize}
 
 
 def _kept_bytes(prepared: PreparedHead, manifest: Manifest, clips: int) -> int:
     """What the blocks that the head runs keep for the backward pass of so many clips."""
-    num_blocks, facts = prepared.requirements.tail, manifest.facts["backbone"]
-    if not num_blocks:
+    if not prepared.requirements.tail:
         return 0
+    facts = manifest.facts["backbone"]
     block = BlockShape(width=facts["width"], num_heads=facts["num_heads"], mlp_dim=4 * facts["width"])
-    shape = TailShape(num_layers=facts["num_layers"], num_blocks=num_blocks, block=block, embed_dim=facts["embed_dim"])
-    item_bytes = 4 if prepared.precision.name == "float32" else 2
-    return activation_bytes(prepared.head_config, shape, clips, item_bytes)
+    return activation_bytes(prepared.head_config, block, clips, prepared.precision.item_bytes)
 
 
 def _refusal(refused: Sequence[tuple[str, str]], num_members: int) -> str:

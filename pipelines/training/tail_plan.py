@@ -44,4 +44,4 @@ def _activations(one: HeadTraining, *, checkpointing: bool) -> int:
     head: Any = one.head
     config = replace(head.config, checkpointing=checkpointing)
     clips = -(-one.recipe.batch_size // one.world.size)
-    return activation_bytes(config, head.tail.shape, clips, 4 if one.precision.name == "float32" else 2)
+    return activation_bytes(config, head.tail.shape.block, clips, one.precision.item_bytes)

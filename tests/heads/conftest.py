@@ -105,7 +105,7 @@ def on_tail(sizes: Sizes, frozen_tail: FrozenTail, class_text: ClassText) -> Cal
     def make(name: str, *, drawn: bool = False, **settings: Any) -> Any:
         s, head_class = sizes, get_head(name)
         known = {"num_classes": s.K, "num_frames": s.T, "width": s.D, "num_heads": s.H, "num_layers": s.L}
-        known |= {"embed_dim": s.E, "grid": (s.h, s.w)}
+        known |= {"embed_dim": s.E, "grid": (s.h, s.w), "patch_size": s.p}
         names = {field.name for field in fields(head_class.Config)}
         of_store = {name: value for name, value in known.items() if name in names}
         with torch.random.fork_rng():

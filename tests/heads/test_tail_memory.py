@@ -1,6 +1,7 @@
 """What a step keeps, by formula and as autograd does it."""
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from vcache.heads.registry import get_head, list_heads
 from vcache.heads.requirements import ClipFeatures
-from vcache.heads.tail import FrozenTail
+from vcache.heads.tail_head import TailHead
 from vcache.heads.tail_memory import activation_bytes
 
 CASES = {
@@ -22,22 +23,6 @@ CASES = {
     "a wide bottleneck": {"blocks": 2, "bottleneck": 1.0},
 }
 TAIL_HEADS = [name for name in list_heads() if hasattr(get_head(name), "set_tail")]
-
-
-def config_of(name: str, sizes, settings: dict) -> object:
-    kind = get_head(name).Config
-    of_store = {
-        "num_classes": sizes.K,
-        "num_frames": sizes.T,
-        "width": sizes.D,
-        "num_heads": sizes.H,
-        "num_layers": sizes.L,
-        "embed_dim": sizes.E,
-        "grid": (sizes.h, sizes.w),
-        "patch_size": sizes.p,
-    }
-    names = {field.name for field in dataclasses.fields(kind)}
-    return kind(**({name: value for name, value in of_store.items() if name in names} | settings))
 
 
 def kept_bytes(head: nn.Module, features: ClipFeatures) -> int:
@@ -57,51 +42,44 @@ def kept_bytes(head: nn.Module, features: ClipFeatures) -> int:
     return sum(x.untyped_storage().nbytes() for x in kept.values())
 
 
-def assert_as_measured(config, frozen_tail: FrozenTail, make_features, batch_size: int, within: float) -> None:
-    head = get_head_of(config)(config)
-    head.set_tail(frozen_tail)
+def assert_as_measured(head: TailHead, make_features: Callable[..., ClipFeatures]) -> None:
+    config = head.config
     layers = [-config.num_blocks - 1] if config.num_blocks < config.num_layers else []
     features = make_features(layers, dtype=torch.float16)  # as a store has them, converted within the step
     features = dataclasses.replace(features, pixels=features.pixels[:, : config.num_frames])
-    measured = kept_bytes(head, features)
-    assert activation_bytes(config, frozen_tail.shape, batch_size) == pytest.approx(measured, rel=within)
-
-
-def get_head_of(config) -> type:
-    return next(get_head(name) for name in list_heads() if get_head(name).Config is type(config))
+    measured = kept_bytes(head.train(), features)
+    assert activation_bytes(config, head.tail.shape.block, len(features.stem)) == pytest.approx(measured, rel=0.05)
 
 
 @pytest.mark.parametrize("embedding", ["cut", "none"])
 @pytest.mark.parametrize("case", CASES)
-def test_aim_keeps_what_the_formula_says(case, embedding, sizes, make_features, frozen_tail):
-    config = config_of("aim", sizes, CASES[case] | {"temporal_embedding": embedding})
-    assert_as_measured(config, frozen_tail, make_features, sizes.B, within=0.05)
+def test_aim_keeps_what_the_formula_says(case, embedding, make_features, on_tail):
+    assert_as_measured(on_tail("aim", **CASES[case], temporal_embedding=embedding), make_features)
 
 
-def test_with_the_embedding_below_ln_pre_what_enters_that_is_kept_too(sizes, make_features, frozen_tail):
-    config = config_of("aim", sizes, {"blocks": sizes.L, "temporal_embedding": "stem"})
-    assert_as_measured(config, frozen_tail, make_features, sizes.B, within=0.05)
+def test_with_the_embedding_below_ln_pre_what_enters_that_is_kept_too(sizes, make_features, on_tail):
+    assert_as_measured(on_tail("aim", blocks=sizes.L, temporal_embedding="stem"), make_features)
 
 
 @pytest.mark.parametrize("name", TAIL_HEADS)
 @pytest.mark.parametrize("blocks", [1, 3])
-def test_every_head_on_a_tail_keeps_what_the_formula_says(name, blocks, sizes, make_features, frozen_tail):
-    config = config_of(name, sizes, {"blocks": blocks})
-    assert_as_measured(config, frozen_tail, make_features, sizes.B, within=0.05)
+def test_every_head_on_a_tail_keeps_what_the_formula_says(name, blocks, make_features, on_tail):
+    assert_as_measured(on_tail(name, blocks=blocks), make_features)
 
 
-def test_checkpointing_keeps_one_block_and_what_enters_the_others(sizes, frozen_tail):
-    config = config_of("aim", sizes, {"blocks": 3, "classifier": "evl"})  # which reads all tokens of the last block
+def test_checkpointing_keeps_one_block_and_what_enters_the_others(sizes, on_tail):
+    head = on_tail("aim", blocks=3, classifier="evl")  # which reads all tokens of the last block
     whole, again = (
-        activation_bytes(dataclasses.replace(config, checkpointing=on), frozen_tail.shape, sizes.B)
+        activation_bytes(dataclasses.replace(head.config, checkpointing=on), head.tail.shape.block, sizes.B)
         for on in (False, True)
     )
     stream = 4 * sizes.B * sizes.T * (1 + sizes.P) * sizes.D
     assert again == (whole - stream) / 3 + 4 * stream
 
 
-def test_half_precision_halves_what_products_keep(sizes, frozen_tail):
-    config = config_of("aim", sizes, {"blocks": 2})
-    single, half = (activation_bytes(config, frozen_tail.shape, sizes.B, item) for item in (4, 2))
+def test_half_precision_halves_what_products_keep(sizes, on_tail):
+    head = on_tail("aim", blocks=2)
+    config, block = head.config, head.tail.shape.block
+    single, half = (activation_bytes(config, block, sizes.B, item) for item in (4, 2))
     assert 0.5 * single < half < 0.75 * single
-    assert activation_bytes(config, frozen_tail.shape, 3 * sizes.B) == 3 * single
+    assert activation_bytes(config, block, 3 * sizes.B) == 3 * single

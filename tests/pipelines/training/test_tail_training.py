@@ -186,7 +186,7 @@ def test_a_sweep_counts_the_blocks_that_its_heads_run(pixel_store: Path, whole: 
     assert demand.frozen == {"float32": sum(x.nbytes for x in load_file(whole / TAIL).values() if x.ndim > 1)}
     config = Run.open(whole).head_config()
     tail: Any = Run.open(whole).load_head()
-    assert demand.kept == activation_bytes(config, tail.tail.shape, 5) > demand.features["tokens/0"]
+    assert demand.kept == activation_bytes(config, tail.tail.shape.block, 5) > demand.features["tokens/0"]
 
 
 def test_two_dtypes_and_trained_blocks_are_said(make_plan: Callable[..., TrainingPlan]) -> None:
