@@ -19,6 +19,7 @@ from vcache.heads.aim import AIM
 from vcache.heads.st_adapter import STAdapter
 from vcache.heads.tail_block import BlockShape
 from vcache.heads.tail_head import TailConfig
+from vcache.heads.tokent1d import TokenT1D
 
 _NORM_BYTES = 4
 """Of what a norm reads, and of sums over rows, under autocast too."""
@@ -94,15 +95,21 @@ def _place_of_embedding(config: TailConfig) -> str:
 
 def _block_bytes(config: TailConfig, layer: int, frame: _Frame, needs: bool) -> tuple[int, bool]:
     """Of one frame in this block, and whether what leaves the block has a gradient; `needs`: whether what enters it has."""
+    needs = needs or config.train_blocks
+    read_over_time, read_by_mlp = 0, frame.wanted
     if isinstance(config, AIM.Config) and layer in config.adapted_layers:
-        return _aim_bytes(config, frame, needs)
-    if isinstance(config, STAdapter.Config):
-        return _volume_bytes(config, frame, needs)
-    frozen = _attention_part(frame) + _mlp_part(frame)
+        kept, needs = _aim_bytes(config, frame, needs)
+        read_over_time = config.temporal * frame.num_tokens
+        read_by_mlp -= config.joint * frame.wanted  # its adapter keeps the same
+    elif isinstance(config, STAdapter.Config):
+        kept, needs = _volume_bytes(config, frame, needs)
+    else:
+        needs = needs or isinstance(config, TokenT1D.Config)  # whose convolution comes first
+        kept = needs * (_attention_part(frame) + _mlp_part(frame))
     if config.train_blocks:
-        entering = frame.num_tokens * frame.width + frame.wanted * (frame.width + frame.mlp_dim)
-        return frozen + frame.item_bytes * entering, True
-    return (frozen if needs else 0), needs
+        entering = (frame.num_tokens + read_over_time + read_by_mlp) * frame.width + frame.wanted * frame.mlp_dim
+        kept += frame.item_bytes * entering
+    return kept, needs
 
 
 def _attention_part(frame: _Frame) -> int:

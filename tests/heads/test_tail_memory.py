@@ -67,6 +67,22 @@ def test_every_head_on_a_tail_keeps_what_the_formula_says(name, blocks, make_fea
     assert_as_measured(on_tail(name, blocks=blocks), make_features)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("aim", {"train_blocks": True}),
+        ("aim", {"train_blocks": True, "joint": False, "temporal_embedding": "none"}),
+        ("aim", {"train_blocks": True, "positions": "every_second", "temporal": False}),
+        ("st-adapter", {"train_blocks": True}),
+        ("st-adapter", {"train_blocks": True, "before_attention": True}),
+        ("tokent1d", {"train_blocks": False}),
+    ],
+    ids=str,
+)
+def test_blocks_are_trained_below_adapters_or_frozen_below_convolutions(name, settings, make_features, on_tail):
+    assert_as_measured(on_tail(name, blocks=2, **settings), make_features)
+
+
 def test_checkpointing_keeps_one_block_and_what_enters_the_others(sizes, on_tail):
     head = on_tail("aim", blocks=3, classifier="evl")  # which reads all tokens of the last block
     whole, again = (
