@@ -1,6 +1,7 @@
 """Small features for the heads: all sizes different, so that a swapped axis fails."""
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -35,6 +36,12 @@ class Sizes:
     @property
     def P(self) -> int:
         return self.h * self.w
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Each test draws the same numbers, alone or behind others."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -120,3 +127,18 @@ def on_tail(sizes: Sizes, frozen_tail: FrozenTail, class_text: ClassText) -> Cal
         return head.eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def refusal() -> Callable[[Any, dict[str, Any]], str]:
+    """`refusal(config, settings)`: what the config says against them. Type checks of the tests would refuse some before it."""
+
+    def of(config: Any, settings: dict[str, Any]) -> str:
+        config = copy(config)
+        for name, value in settings.items():
+            object.__setattr__(config, name, value)
+        with pytest.raises(ValueError) as error:
+            config.__post_init__()
+        return str(error.value)
+
+    return of

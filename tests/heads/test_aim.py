@@ -1,6 +1,8 @@
 """AIM: the official block and network, the frozen CLIP at initialisation, and the paper's numbers of parameters."""
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -309,12 +311,10 @@ def test_adapters_begin_as_the_official_ones() -> None:
         ({"bottleneck": 1e-4}, "make at least one channel"),
     ],
 )
-def test_a_setting_that_means_nothing_is_refused(fields: dict[str, Any], words: str) -> None:
-    config = AIM.Config(num_classes=2)
-    for name, value in fields.items():  # the type checker of the tests refuses some on the way in
-        object.__setattr__(config, name, value)
-    with pytest.raises(ValueError, match=words):
-        config.__post_init__()
+def test_a_setting_that_means_nothing_is_refused(
+    fields: dict[str, Any], words: str, refusal: Callable[..., str]
+) -> None:
+    assert re.search(words, refusal(AIM.Config(num_classes=2), fields))
 
 
 @pytest.fixture
