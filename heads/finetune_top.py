@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from vcache.heads.registry import register_head
 from vcache.heads.requirements import Recipe
-from vcache.heads.tail_head import TailConfig, TailHead
+from vcache.heads.tail_head import TOWER_RATES, TailConfig, TailHead
 
 
 @register_head("finetune-top")
@@ -33,5 +33,5 @@ class FinetuneTop(TailHead):
         warmup_epochs=5.0,
         warmup_start=0.0,
         schedule_every=10,
-        lr_multipliers=(("blocks.*", 0.1), ("ln_post.*", 0.1), ("classifier.proj", 0.1), ("*logit_scale", 0.1)),
+        lr_multipliers=TOWER_RATES,
     )

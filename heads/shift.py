@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from vcache.heads.registry import register_head
 from vcache.heads.requirements import Recipe
 from vcache.heads.tail_block import TowerBlock
-from vcache.heads.tail_head import TailConfig, TailHead
+from vcache.heads.tail_head import TOWER_RATES, TailConfig, TailHead
 
 ShiftedTokens = Literal["patches", "cls"]
 
@@ -67,7 +67,7 @@ class Shift(TailHead):
         warmup_epochs=5.0,
         warmup_start=0.0,
         schedule_every=10,
-        lr_multipliers=(("blocks.*", 0.1), ("ln_post.*", 0.1), ("classifier.proj", 0.1), ("*logit_scale", 0.1)),
+        lr_multipliers=TOWER_RATES,
     )
 
     def adapt_block(

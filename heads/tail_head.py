@@ -27,6 +27,9 @@ from vcache.heads.text import ClassText
 
 FrozenDtype = Literal["auto", "float32", "float16", "bfloat16"]
 
+TOWER_RATES = (("blocks.*", 0.1), ("ln_post.*", 0.1), ("classifier.proj", 0.1), ("*logit_scale", 0.1))
+"""Recipe.lr_multipliers: what begins with CLIP's weights at a tenth of the rate, as Text4Vis and ActionCLIP train the tower."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TailConfig:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from vcache.heads.registry import register_head
 from vcache.heads.requirements import Recipe
 from vcache.heads.tail_block import TowerBlock
-from vcache.heads.tail_head import TailConfig, TailHead
+from vcache.heads.tail_head import TOWER_RATES, TailConfig, TailHead
 
 TokenConvInit = Literal["shift", "identity"]
 
@@ -58,13 +58,7 @@ class TokenT1D(TailHead):
         warmup_epochs=5.0,
         warmup_start=0.0,
         schedule_every=10,
-        lr_multipliers=(
-            ("blocks.*", 0.1),
-            ("control_points.*", 0.1),
-            ("ln_post.*", 0.1),
-            ("classifier.proj", 0.1),
-            ("*logit_scale", 0.1),
-        ),
+        lr_multipliers=(("control_points.*", 0.1), *TOWER_RATES),
     )
 
     def __init__(self, config: Config) -> None:

@@ -45,13 +45,7 @@ def tail_of_store(
     Raises:
         HeadStoreMismatch: the checkpoint is not there, or is another one now.
     """
-    key = TailKey(
-        num_blocks=num_blocks,
-        dtype=kept_dtype(frozen_dtype, store.manifest),
-        weights_sha256=store.manifest.spec["weights_sha256"],
-        stem=stem,
-    )
-    tails = SharedTails()
+    key, tails = _key(store.manifest, num_blocks, frozen_dtype, stem), SharedTails()
     tails.load(store, device, [key])
     return tails.of(key, device)
 
@@ -60,12 +54,12 @@ def tail_key(requirements: HeadRequirements, config: Any, manifest: Manifest) ->
     """Which blocks a head runs on this store; None of a head that runs none."""
     if not requirements.tail:
         return None
-    return TailKey(
-        num_blocks=requirements.tail,
-        dtype=kept_dtype(config.frozen_dtype, manifest),
-        weights_sha256=manifest.spec["weights_sha256"],
-        stem=requirements.tail_stem,
-    )
+    return _key(manifest, requirements.tail, config.frozen_dtype, requirements.tail_stem)
+
+
+def _key(manifest: Manifest, num_blocks: int, frozen_dtype: str, stem: bool) -> TailKey:
+    digest, dtype = manifest.spec["weights_sha256"], kept_dtype(frozen_dtype, manifest)
+    return TailKey(num_blocks=num_blocks, dtype=dtype, weights_sha256=digest, stem=stem)
 
 
 def kept_dtype(frozen_dtype: str, manifest: Manifest) -> str:
