@@ -87,11 +87,9 @@ class HeadPreset:
         """The words of --layers and --cross-frame."""
         tower, asked = CLIP_TOWERS[self.model], self._requirements
         layers = {absolute_layer(layer, tower.num_layers) for layer in (*asked.tokens, *asked.cls, *asked.maps)}
-        word = layers_word(sorted(layers), tower.num_layers)
-        if word.endswith(":") and word != "0:":
-            word = f"-{len(layers)}:"
-        if asked.stem:
-            word = f"stem,{word}" if layers else "stem"
+        word = layers_word(sorted(layers), tower.num_layers, stem=asked.stem)
+        if word.endswith(":") and len(layers) < tower.num_layers:  # the last ones: as papers say it
+            word = word.replace(f"{min(layers)}:", f"-{len(layers)}:")
         return word, "qk" if asked.maps else "none"
 
     @property
