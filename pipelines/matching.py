@@ -10,6 +10,7 @@ from vcache.heads.registry import get_head, list_heads
 from vcache.heads.requirements import HeadRequirements
 from vcache.pipelines.class_text import clip_sets, how_to_add, set_encoders, text_constant
 from vcache.pipelines.console import size
+from vcache.pipelines.derivation import STEM_ARRAY
 from vcache.pipelines.extract_commands import bytes_per_clip, describe_arrays, extract_command, layers_word
 from vcache.pipelines.frame_step import frame_step_problem, strided_hint
 from vcache.pipelines.read_plan import MapsSource, ReadPlan, map_arrays
@@ -140,7 +141,9 @@ def match(
     for split, numbers in reads:
         missing = {view: set(plan.arrays) - _held(store, split, view) for view in numbers}
         if any(missing.values()) or set(plan.constants) - store.manifest.constants.keys():
-            raise HeadStoreMismatch(_missing_message(head, plan, store, split, missing))
+            raise HeadStoreMismatch(
+                _missing_message(head, plan, store, split, missing) + _other_cuts(requirements, store, reads)
+            )
     if plan.text is not None and text_constant(plan.text) not in store.manifest.constants:
         raise HeadStoreMismatch(
             f"head {head!r} classifies by text embeddings of the class names, and {store.path.name} holds none of the templates "
@@ -250,6 +253,19 @@ def _missing_message(
         f"Extract the rest with:  {completing_command(store, plan, behind)}\n"
         f"(adds {size(num_bytes)} per clip; what is stored is kept)"
     )
+
+
+def _other_cuts(
+    requirements: HeadRequirements, store: FeatureStore, reads: Sequence[tuple[str, Sequence[int]]]
+) -> str:
+    """Of a head that runs top blocks: with which numbers of them it reads what is there."""
+    if not requirements.tail or requirements.tail_stem:
+        return ""
+    num_layers = store.manifest.facts["backbone"]["num_layers"]
+    held = set.intersection(*(_held(store, split, view) for split, views in reads for view in views))
+    below = [*(f"tokens/{num_layers - num_blocks - 1}" for num_blocks in range(1, num_layers)), STEM_ARRAY]
+    blocks = [str(num_blocks) for num_blocks, name in enumerate(below, start=1) if name in held]
+    return f"\nWhat is stored serves --set blocks=N for N = {', '.join(blocks)}." if blocks else ""
 
 
 def completing_command(

@@ -48,9 +48,9 @@ def _tail(plan: TrainingPlan) -> str:
         return ""
     first, last = tail.num_layers - tail.num_blocks, tail.num_layers - 1
     blocks = f"block {last}" if first == last else f"blocks {first} to {last}"
-    runs = "Trains copies of" if tail.trained else "Runs"
+    runs, weights = ("Trains copies of", "; the originals are") if tail.trained else ("Runs", ":")
     return (
-        f"{runs} {blocks} of {tail.num_layers} of {tail.model}: {tail.num_weights:,} frozen weights in "
+        f"{runs} {blocks} of {tail.num_layers} of {tail.model}{weights} {tail.num_weights:,} frozen weights in "
         f"{' and '.join(tail.dtypes)}, {size(tail.num_bytes)}"
     )
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from textwrap import indent
 from typing import Any
 
 import torch
@@ -214,7 +215,9 @@ def _refusal(refused: Sequence[tuple[str, str]], num_members: int) -> str:
         reasons.setdefault(reason, []).append(name)
     if num_members == 1:
         return refused[0][1]
-    parts = [f"{', '.join(names[:3])}{_more(len(names) - 3)}:\n    {reason}" for reason, names in reasons.items()]
+    parts = [
+        f"{', '.join(names[:3])}{_more(len(names) - 3)}:\n{indent(reason, '    ')}" for reason, names in reasons.items()
+    ]
     hint = "" if len(refused) == num_members else "\nLeave these out, or train the others with --skip-invalid."
     return "\n  ".join([f"{len(refused)} of {num_members} heads cannot be trained:", *parts]) + hint
 

@@ -239,7 +239,8 @@ def test_a_head_that_runs_all_blocks_is_told_the_line_after_which_it_trains(
     training = TrainingConfig(head="aim", store=store, out=out, device="cpu", settings=settings)
     with pytest.raises(HeadStoreMismatch) as refused:
         train_head(training)
-    first, line, added = str(refused.value).splitlines()
+    first, line, added, other_cuts = str(refused.value).splitlines()
+    assert other_cuts == "What is stored serves --set blocks=N for N = 1."  # of 3 blocks the last two layers are stored
     assert first.startswith(
         "head 'aim' reads the stem (what enters block 0); split 'train' of tiny.zarr holds tokens of layers 1-2, "
     )

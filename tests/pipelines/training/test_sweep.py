@@ -290,6 +290,7 @@ def test_combinations_that_are_impossible_are_all_named_before_anything_runs(
     assert (
         "depth=3 pooling=none seed=0, depth=3 pooling=none seed=1:\n    head 'evl' reads tokens of layers 0-2" in words
     )
+    assert "\n    Extract the rest with:  vcache extract " in words and "\n    (adds " in words
     assert words.endswith("train the others with --skip-invalid.")
     plan = plan_sweep(members, skip_invalid=True)
     assert [member.name for member in plan.members] == ["depth=1 pooling=none seed=0", "depth=1 pooling=none seed=1"]
