@@ -255,9 +255,7 @@ def _missing_message(
     )
 
 
-def _other_cuts(
-    requirements: HeadRequirements, store: FeatureStore, reads: Sequence[tuple[str, Sequence[int]]]
-) -> str:
+def _other_cuts(requirements: HeadRequirements, store: FeatureStore, reads: Sequence[tuple[str, Sequence[int]]]) -> str:
     """Of a head that runs top blocks: with which numbers of them it reads what is there."""
     if not requirements.tail or requirements.tail_stem:
         return ""

@@ -98,19 +98,26 @@ def check_asked(run: Run, which: str) -> None:
     if which not in CLASSES:
         raise RunError(f"--classes {which!r} is none of {', '.join(CLASSES)}.")
     if which != TRAINED and not run.requirements().by_name:
-        by_text = [name for name, head in list_heads().items() if hasattr(head, "set_text")]
-        others = f"Heads that classify by text can be asked for any: {', '.join(by_text)}."
-        if run.head in by_text:
-            others = f"A {run.head} whose classifier is text can be asked for any; this one has another classifier."
         raise RunError(
             f"--classes {which}: head {run.head!r} of {run.path} has outputs for the classes that it was trained on, and for no "
-            f"others. {others}"
+            f"others. {_by_text(run.head)}"
         )
     if which == LEFT_OUT and _trained_on(run) is None:
         raise RunError(
             f"{run.path} was imported without class names, so nobody knows which classes it was not trained on. Import it again "
             "with the names of its classes, or say --classes all."
         )
+
+
+def _by_text(head: str) -> str:
+    """Who can be asked for other classes."""
+    heads = {name: made for name, made in list_heads().items() if hasattr(made, "set_text")}
+    if head in heads:
+        return f"A run of {head} that classifies by text alone can be asked for any:  --set classifier=text"
+    of_itself = [name for name, made in heads.items() if made.requires(made.Config(num_classes=2)).by_name]
+    others = [name for name in heads if name not in of_itself]
+    told = f", and with --set classifier=text: {', '.join(others)}" if others else ""
+    return f"Heads that classify by text can be asked for any: {', '.join(of_itself)}{told}."
 
 
 def check_classes(run: Run, store: FeatureStore, which: str) -> None:

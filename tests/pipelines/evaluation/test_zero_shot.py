@@ -141,9 +141,12 @@ def test_a_head_without_text_knows_its_own_classes_alone(tmp_path: Path) -> None
     assert evaluate(tmp_path / "run", device="cpu").metrics.num_videos == 6
     for classes in ("left-out", "all"):
         with pytest.raises(
-            RunError, match=f"--classes {classes}: head 'linear' .* by text can be asked for any: .*dist, .*named"
-        ):
+            RunError, match=f"--classes {classes}: head 'linear' .* by text can be asked for any: "
+        ) as said:
             evaluate(tmp_path / "run", device="cpu", classes=classes)
+        of_itself, with_setting = str(said.value).split(", and with --set classifier=text: ")
+        assert {"dist", "named", "text4vis"} <= set(of_itself.split("any: ")[1].split(", "))
+        assert {"aim", "finetune-top", "st-adapter"} <= set(with_setting.removesuffix(".").split(", "))
 
 
 def test_what_there_is_nothing_of_is_refused(run: Path, tmp_path: Path) -> None:

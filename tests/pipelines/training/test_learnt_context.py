@@ -154,7 +154,7 @@ def test_contexts_of_their_own_are_those_of_the_classes_that_were_trained_on(sto
     assert evaluate(tmp_path / "run", device="cpu").predictions.scores.shape == (4, 2)
     with pytest.raises(
         RunError,
-        match="--classes all: head 'text4vis' .* A text4vis whose classifier is text can be asked for any; this one",
+        match="--classes all: head 'text4vis' .* A run of text4vis that classifies by text alone can be asked for any:",
     ):
         evaluate(tmp_path / "run", classes="all", device="cpu")
 

@@ -204,8 +204,8 @@ def test_two_dtypes_and_trained_blocks_are_said(make_plan: Callable[..., Trainin
     )
     said = "\n".join(plan_lines(make_plan(tail=tail)))
     assert (
-        "Trains copies of blocks 6 to 11 of 12 of ViT-B-16; the originals are 42,922,752 frozen weights in float16 and float32, 257 MB"
-        in said
+        "Trains copies of blocks 6 to 11 of 12 of ViT-B-16; "
+        "the originals are 42,922,752 frozen weights in float16 and float32, 257 MB" in said
     )
     assert "blocks" not in "\n".join(plan_lines(make_plan()))
 
