@@ -161,6 +161,12 @@ def _backbone(store: FeatureStore, num_blocks: int, problems: Sequence[str]) -> 
             f"{store.path} was made with weights {spec['weights_sha256'][:16]} of {named}, which now has "
             f"{backbone.weights_sha256[:16]}: its tokens enter the blocks of its own checkpoint. Put that back."
         )
+    # Of a folder the name has a digest of its configuration: the same weights with another GELU are another tower.
+    if backbone.facts.model != spec["model"]:
+        raise HeadStoreMismatch(
+            f"{store.path} was made with {spec['model']} of {named}, which now is {backbone.facts.model}: its configuration is "
+            "another one, and the same weights would be computed otherwise. Put that back."
+        )
     return backbone
 
 

@@ -66,7 +66,7 @@ def notes_on_store(run: Run, store: FeatureStore, *, any_classes: bool = False) 
     if not run.imported:
         return ()
     if _has_own_tower(run):
-        return tuple(_notes_on_classes(run, store))
+        return (*_notes_on_frames(store), *_notes_on_classes(run, store))
     notes = _notes_on_backbone(run, store)
     head = run.config["head_config"]
     if "pixel_mean" in head and any(
@@ -102,6 +102,16 @@ def _notes_on_backbone(run: Run, store: FeatureStore) -> list[str]:
     return [
         f"the checkpoint was trained on features of OpenAI's CLIP, and {store.path.name} has those of {source}: unless "
         "these are the same weights, the accuracies say nothing of the checkpoint."
+    ]
+
+
+def _notes_on_frames(store: FeatureStore) -> list[str]:
+    """Of a head that sees pixels as they were stored, and was trained on frames in their own proportions."""
+    if store.manifest.spec["preprocessing"].get("resize_mode") != "squash":
+        return []
+    return [
+        f"{store.path.name} has whole frames made square, as its backbone is shown them; the checkpoint was trained on squares "
+        "cut out of frames, and its accuracy may be lower on these."
     ]
 
 

@@ -167,7 +167,7 @@ def _averaged(x: Float[Tensor, "B ..."], share: float) -> Float[Tensor, "B ..."]
 
 def _reads_patches(head: nn.Module) -> bool:
     asked: HeadRequirements = head.requires(head.config)  # type: ignore[operator]
-    return bool(asked.tokens or asked.maps or asked.stem)
+    return bool(asked.tokens or asked.maps or asked.stem or asked.tail_stem)
 
 
 def _square(num_patches: int) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """The cached tail is the backbone: what is replayed on stored tokens is what the whole forward pass made."""
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -173,6 +174,21 @@ def test_a_checkpoint_that_was_changed_is_refused_by_its_digest(
         FeatureStore.open(renamed(pixel_store, tmp_path / "store.zarr", tmp_path / "clip")) as store,
         pytest.raises(
             HeadStoreMismatch, match=r"was made with weights \w{16} of .* which now has \w{16}.* Put that back"
+        ),
+    ):
+        make_head(store, blocks=1)
+
+
+def test_the_same_weights_computed_otherwise_are_refused(pixel_store: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    """The other GELU is within the rounding of half precision, so that replaying a clip does not find it."""
+    shutil.copytree(tiny_clip, tmp_path / "clip")
+    told = json.loads((tmp_path / "clip" / "open_clip_config.json").read_text())
+    told["model_cfg"]["quick_gelu"] = not told["model_cfg"]["quick_gelu"]
+    (tmp_path / "clip" / "open_clip_config.json").write_text(json.dumps(told))
+    with (
+        FeatureStore.open(renamed(pixel_store, tmp_path / "store.zarr", tmp_path / "clip")) as store,
+        pytest.raises(
+            HeadStoreMismatch, match=r"was made with ViT-8-32px-\w{12} of .* which now is ViT-8-32px-\w{12}: "
         ),
     ):
         make_head(store, blocks=1)

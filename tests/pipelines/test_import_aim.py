@@ -1,6 +1,8 @@
 """`vcache import-head aim`: official files become runs with the tower in the file, evaluated on stored pixels."""
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,14 @@ from vcache.pipelines.checkpoint_file import CheckpointError
 from vcache.pipelines.evaluation.evaluate import evaluate
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.import_aim import extract_line
+from vcache.pipelines.imported_runs import notes_on_store
 from vcache.pipelines.importing import ImportConfig, import_head
 from vcache.pipelines.matching import HeadStoreMismatch, pixel_statistics
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.runs import Run, RunError
 from vcache.pipelines.settings import SettingError
+from vcache.store.groups import write_manifest
+from vcache.store.key import cache_key
 from vcache.store.reader import FeatureStore
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -145,6 +150,19 @@ def test_logits_of_a_run_on_stored_pixels_are_the_official_ones(
     # The store's own normalisation, weights and precision are not CLIP's, and count for nothing.
     assert not torch.allclose(torch.tensor(statistics["pixel_mean"]), mean / 255, atol=0.01)
     assert len(notes) == 1 and "came without class names" in notes[0]
+
+
+def test_frames_that_were_made_square_are_told(store: Path, num_classes: int, tmp_path: Path) -> None:
+    run = imported(save_official(tmp_path / "file.pth", official_state(num_classes)), tmp_path / "run")
+    shutil.copytree(store, tmp_path / "squashed.zarr")
+    with FeatureStore.open(store) as opened:
+        spec = opened.manifest.spec
+        squashed = {**spec, "preprocessing": {**spec["preprocessing"], "resize_mode": "squash"}}
+        write_manifest(tmp_path / "squashed.zarr", replace(opened.manifest, spec=squashed, key=cache_key(squashed)))
+        assert len(notes_on_store(run, opened)) == 1
+    with FeatureStore.open(tmp_path / "squashed.zarr") as opened:
+        (told, _) = notes_on_store(run, opened)
+    assert told.startswith("squashed.zarr has whole frames made square, ")
 
 
 def test_an_imported_golden_gives_the_official_logits(

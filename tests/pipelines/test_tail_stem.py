@@ -61,8 +61,9 @@ def test_the_stem_is_that_of_the_backbone_in_its_precision(tiny_clip: Path, stor
     assert error < 4 * torch.finfo(getattr(torch, precision)).eps
 
 
-def test_a_head_with_the_papers_temporal_embedding_is_trained_from_pixels(store: Path, tmp_path: Path) -> None:
+def test_a_head_with_the_papers_temporal_embedding_is_trained_from_mixed_pixels(store: Path, tmp_path: Path) -> None:
     settings = {"blocks": "3", "temporal_embedding": "stem", "epochs": "2", "batch_size": "3", "lr": "0.01"}
+    settings |= {"mixup": "0.8", "cutmix": "1"}
     train_head(TrainingConfig(head="aim", store=store, settings=settings, device="cpu", out=tmp_path / "run"))
     run = Run.open(tmp_path / "run")
     assert run.requirements().tail_stem and run.requirements().tokens == ()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from timm.data import mixup as timm_mixup
 from torch import nn
 
-from vcache.heads.aim import AIM
+from vcache.heads.aim import AIM, TemporalEmbedding
 from vcache.heads.evl import EVL
 from vcache.heads.linear import LinearHead
 from vcache.heads.requirements import ClipFeatures, OnDemand, Recipe
@@ -253,12 +253,19 @@ def test_the_stem_is_mixed_as_the_tokens_of_a_layer(mix: Mix) -> None:
     torch.testing.assert_close(mixed.stem, as_tokens.tokens[-1], rtol=0, atol=0)
 
 
-def test_cutmix_of_a_head_that_reads_the_stem_alone_is_allowed() -> None:
-    config = AIM.Config(
-        num_classes=K, num_frames=T, width=D, num_heads=2, num_layers=2, blocks=2, embed_dim=9, grid=(h, w)
-    )
+@pytest.mark.parametrize("temporal_embedding", ["cut", "stem"])
+def test_cutmix_of_a_head_that_reads_the_stem_or_runs_it_on_pixels_is_allowed(
+    temporal_embedding: TemporalEmbedding,
+) -> None:
+    sizes = {"num_classes": K, "num_frames": T, "width": D, "num_heads": 2, "num_layers": 2, "embed_dim": 9}
+    config = AIM.Config(**sizes, blocks=2, grid=(h, w), temporal_embedding=temporal_embedding)
     head = AIM(config)
-    assert head.requires(config).stem and not head.requires(config).tokens
+    asked = head.requires(config)
+    assert (asked.stem, asked.tail_stem, asked.tokens) == (
+        temporal_embedding == "cut",
+        temporal_embedding == "stem",
+        (),
+    )
     check_mixing(head, RECIPE)
     drawn = {Mixing(head, RECIPE, torch.Generator().manual_seed(i)).draw(ClipFeatures()).box for i in range(9)}
     assert len(drawn) > 2
