@@ -140,12 +140,10 @@ def _of_checkpoint(store: FeatureStore, keys: Sequence[TailKey], problems: Seque
 def _backbone(store: FeatureStore, num_blocks: int, problems: Sequence[str]) -> "FrozenBackbone":
     """The image tower that made the store, on the CPU."""
     from vcache.extract.backbone import load_backbone
-    from vcache.extract.weights import LOCAL_DIR, BackboneError
+    from vcache.extract.weights import BackboneError
 
     request, spec = store.manifest.facts["request"], store.manifest.spec
     model, pretrained = request["model"], request["pretrained"]
-    if model.startswith(LOCAL_DIR):  # a folder has its weights
-        pretrained = None
     named = f"{model} ({pretrained})" if pretrained else model
     blocks = f"the top {count(num_blocks, 'block')}" if num_blocks > 1 else "the top block"
     try:

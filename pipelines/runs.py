@@ -199,9 +199,10 @@ class Run:
         try:
             head.set_tail(read_tail(self.path / TAIL, self._tail_key()))
         except ValueError as error:  # also of the head, that it is of another backbone
+            other = "that of another run on the same store will do, if its head runs as many blocks."
+            mend = "or import the checkpoint again, into another --out." if self._tail_key() is None else other
             raise RunError(
-                f"{self.path} cannot be read: {str(error).rstrip('.')}. Restore {TAIL} from a copy; that of another run on the "
-                "same store will do, if its head runs as many blocks."
+                f"{self.path} cannot be read: {str(error).rstrip('.')}. Restore {TAIL} from a copy; {mend}"
             ) from error
 
     def load_head(self, which: str = "last") -> torch.nn.Module:

@@ -123,6 +123,9 @@ def test_heads_side_by_side_share_one_tail_and_one_pass_over_the_checkpoint(
         for head in heads:
             head.set_tail(tails.of(one, CPU))
         assert heads[0].tower_blocks()[0] is heads[1].tower_blocks()[1]
+        tails.load(store, CPU, [])  # of a group that runs none, nothing is kept
+        tails.load(store, CPU, [one])
+        assert len(loads) == 3
 
 
 def test_of_the_backbone_nothing_but_the_blocks_stays_in_memory(pixel_store: Path) -> None:

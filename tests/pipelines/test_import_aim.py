@@ -24,6 +24,7 @@ from vcache.pipelines.matching import HeadStoreMismatch, pixel_statistics
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.runs import Run, RunError
 from vcache.pipelines.settings import SettingError
+from vcache.pipelines.tail_file import TAIL
 from vcache.store.groups import write_manifest
 from vcache.store.key import cache_key
 from vcache.store.reader import FeatureStore
@@ -165,6 +166,20 @@ def test_frames_that_were_made_square_are_told(store: Path, num_classes: int, tm
     assert told.startswith("squashed.zarr has whole frames made square, ")
 
 
+def test_what_no_weight_tells_is_said_unless_it_was_set(tmp_path: Path) -> None:
+    file = save_official(tmp_path / "file.pth", official_state(174))
+    taken = import_head(ImportConfig(head="aim", file=file, settings={"num_heads": "4"}, out=tmp_path / "taken"))
+    both = {"num_heads": "4", "adapter_scale": "1"}
+    told = import_head(ImportConfig(head="aim", file=file, settings=both, out=tmp_path / "told"))
+    assert set(taken.notes) - set(told.notes) == {taken.notes[0]} and "0.5, as of all published files" in taken.notes[0]
+    assert any("174 classes are taken for those of ssv2" in note for note in told.notes)
+    (tmp_path / "told" / TAIL).unlink()
+    with pytest.raises(
+        RunError, match=r"tail.safetensors from a copy; or import the checkpoint again, into another --out"
+    ):
+        Run.open(tmp_path / "told").load_head()
+
+
 def test_an_imported_golden_gives_the_official_logits(
     tmp_path: Path, vcache: Vcache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +240,10 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(tmp_path: Path) -> None
         (
             {"num_classes": 400, "num_frames": 32},
             "k400 --split val --model ViT-B-16-quickgelu --layers none --frames 32 --stride 4 --pixels 32 --eval-views 3x1",
+        ),
+        (
+            {"num_classes": 400, "num_frames": 16},
+            "k400 --split val --model ViT-B-16-quickgelu --layers none --frames 16 --stride 8 --pixels 16 --eval-views 3x1",
         ),
         (
             {"num_classes": 48, "num_frames": 32},

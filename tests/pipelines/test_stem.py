@@ -211,7 +211,12 @@ def test_the_stem_is_read_at_a_frame_step_from_memory_and_beside_streamed_tokens
     made = config(layers="stem", frames=6, split=("val",))
     run_extraction(made)
     with FeatureStore.open(made.store) as store:
-        assert torch.equal(read(store, frame_step=2), read(store)[:, ::2])
+        whole = read(store)
+        assert torch.equal(read(store, frame_step=2), whole[:, ::2])
+        every, second = (match("made-up", NEEDS, store, ["val"], frame_step=step) for step in (1, 2))
+        for beside in ClipLoader(store, "val", [every, second], batch_size=9, device=CPU).in_order():
+            assert torch.equal(beside.features(second).stem, whole[:, ::2])  # of what both have read
+            assert torch.equal(beside.features(every).stem, whole)
 
 
 def test_a_flipped_byte_of_the_stem_is_found_and_extracted_again(config: MakeConfig, vcache: Vcache) -> None:

@@ -1,16 +1,21 @@
 """AIM below every block: the patch embedding of a store's backbone, run on the store's pixels."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from vcache.extract.backbone import load_backbone
+from vcache.heads.aim import AIM
+from vcache.heads.requirements import ClipFeatures
 from vcache.heads.tail_stem import normalised
 from vcache.pipelines.extraction import run_extraction
-from vcache.pipelines.frozen_tail import tail_of_store
+from vcache.pipelines.frozen_tail import give_tail, tail_of_store
 from vcache.pipelines.matching import HeadStoreMismatch, build_head_config
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.runs import Run
@@ -46,6 +51,25 @@ def test_pixels_through_the_stem_and_all_blocks_give_the_embedding_that_was_stor
         images = normalised(pixels, config.pixel_mean, config.pixel_std)
         got = one.embed(one.stem.ln_pre(one.stem.embed_patches(images)), 3)
         torch.testing.assert_close(got, stored, rtol=1e-5, atol=1e-5)
+
+
+def test_a_tower_without_a_norm_before_its_blocks_has_none_in_its_stem(
+    tiny_clip: Path, config: Callable[..., ExtractionConfig], tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_clip, tmp_path / "clip")
+    told = json.loads((tmp_path / "clip" / "open_clip_config.json").read_text())
+    told["model_cfg"]["vision_cfg"]["no_ln_pre"] = True
+    (tmp_path / "clip" / "open_clip_config.json").write_text(json.dumps(told))
+    weights = load_file(tmp_path / "clip" / "open_clip_model.safetensors")
+    kept = {name: x for name, x in weights.items() if ".ln_pre." not in name}
+    save_file(kept, tmp_path / "clip" / "open_clip_model.safetensors")
+    run_extraction(config(model=f"local-dir:{tmp_path / 'clip'}", layers="-1", cross_frame="none", pixels=5))
+    with FeatureStore.open(tmp_path / "store.zarr") as opened:
+        head = AIM(build_head_config("aim", {"blocks": 3, "temporal_embedding": "stem"}, opened.manifest))
+        give_tail(head, opened, CPU)
+        pixels, stored = (torch.tensor(opened.read("val", name, np.arange(2))) for name in ("pixels", "embed"))
+    entering = head.enter(head.read(ClipFeatures(pixels=pixels)))
+    torch.testing.assert_close(head.tail.embed(entering, 3), stored, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
