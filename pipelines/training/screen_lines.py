@@ -57,7 +57,7 @@ def _tail(plan: TrainingPlan) -> str:
 
 def _kept(plan: TrainingPlan) -> str:
     """Of what a step of these blocks keeps for its backward pass."""
-    if (tail := plan.tail) is None:
+    if (tail := plan.tail) is None or not tail.kept_bytes:  # nothing where the classifier alone is trained
         return ""
     if tail.checkpointing:
         return f"A step keeps about {size(tail.kept_bytes)} for its backward pass, which runs each block again"

@@ -207,6 +207,8 @@ def test_two_dtypes_and_trained_blocks_are_said(make_plan: Callable[..., Trainin
         "Trains copies of blocks 6 to 11 of 12 of ViT-B-16; "
         "the originals are 42,922,752 frozen weights in float16 and float32, 257 MB" in said
     )
+    nothing_kept = replace(tail, activation_bytes=0, checkpointed_bytes=0)
+    assert "keeps about" in said and "keeps about" not in "\n".join(plan_lines(make_plan(tail=nothing_kept)))
     assert "blocks" not in "\n".join(plan_lines(make_plan()))
 
 
