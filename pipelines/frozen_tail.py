@@ -26,17 +26,6 @@ if TYPE_CHECKING:  # imported late: open_clip takes seconds
     from vcache.extract.backbone import FrozenBackbone
 
 
-def give_tail(head: Any, store: FeatureStore, device: torch.device) -> None:
-    """Give a head that runs top blocks those of the store's backbone, on the device.
-
-    Raises:
-        HeadStoreMismatch: the checkpoint is not there, or is another one now.
-    """
-    asked = head.requires(head.config)
-    if asked.tail:
-        head.set_tail(tail_of_store(store, asked.tail, head.config.frozen_dtype, device, stem=asked.tail_stem))
-
-
 def tail_of_store(
     store: FeatureStore, num_blocks: int, frozen_dtype: str, device: torch.device, *, stem: bool = False
 ) -> FrozenTail:

@@ -15,7 +15,7 @@ from vcache.heads.aim import AIM
 from vcache.heads.requirements import ClipFeatures
 from vcache.heads.tail_stem import normalised
 from vcache.pipelines.extraction import run_extraction
-from vcache.pipelines.frozen_tail import give_tail, tail_of_store
+from vcache.pipelines.frozen_tail import tail_of_store
 from vcache.pipelines.matching import HeadStoreMismatch, build_head_config
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.runs import Run
@@ -66,7 +66,7 @@ def test_a_tower_without_a_norm_before_its_blocks_has_none_in_its_stem(
     run_extraction(config(model=f"local-dir:{tmp_path / 'clip'}", layers="-1", cross_frame="none", pixels=5))
     with FeatureStore.open(tmp_path / "store.zarr") as opened:
         head = AIM(build_head_config("aim", {"blocks": 3, "temporal_embedding": "stem"}, opened.manifest))
-        give_tail(head, opened, CPU)
+        head.set_tail(tail_of_store(opened, 3, "auto", CPU, stem=True))
         pixels, stored = (torch.tensor(opened.read("val", name, np.arange(2))) for name in ("pixels", "embed"))
     entering = head.enter(head.read(ClipFeatures(pixels=pixels)))
     torch.testing.assert_close(head.tail.embed(entering, 3), stored, rtol=1e-5, atol=1e-5)

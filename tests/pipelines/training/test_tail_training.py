@@ -23,7 +23,7 @@ from vcache.pipelines.console import size
 from vcache.pipelines.evaluation.class_choice import ClassChoice
 from vcache.pipelines.evaluation.head_evaluation import evaluate_head
 from vcache.pipelines.extraction import run_extraction
-from vcache.pipelines.frozen_tail import give_tail
+from vcache.pipelines.frozen_tail import tail_of_store
 from vcache.pipelines.loading.loader import ClipLoader
 from vcache.pipelines.matching import HeadStoreMismatch, build_head_config, match
 from vcache.pipelines.request import ExtractionConfig
@@ -214,7 +214,7 @@ def test_two_dtypes_and_trained_blocks_are_said(make_plan: Callable[..., Trainin
 
 def aim(store: FeatureStore, **settings: object) -> tuple[AIM, Any]:
     head = AIM(build_head_config("aim", {"blocks": 2, **settings}, store.manifest))
-    give_tail(head, store, CPU)
+    head.set_tail(tail_of_store(store, 2, "auto", CPU))
     plan = match("aim", head.requires(head.config), store, ["train", "val"])
     give_text(head, plan.text, store)
     return head, plan
