@@ -152,7 +152,7 @@ class SelfAttention(nn.Module):
         # With one batch axis: of more than one torch keeps the weights of all pairs.
         q, k, v = (part.reshape(-1, *part.shape[-3:]) for part in (q, k, v))
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        return self.out_proj(self.ln_inner(mixed.reshape(*h.shape[:-2], -1, h.shape[-1])))
+        return self.out_proj(self.ln_inner(mixed.reshape(*h.shape[:-2], mixed.shape[1], h.shape[-1])))
 
     def over_time(self, h: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
         # Tokens beside heads, not beside clips: a GPU's kernels take no more than 65535 entries of a batch.

@@ -15,7 +15,7 @@ from vcache.extract.weights import RandomWeightsRefused
 from vcache.heads.aim import AIM
 from vcache.heads.tail import FrozenTail
 from vcache.pipelines.extraction import run_extraction
-from vcache.pipelines.frozen_tail import SharedTails, give_tail, kept_dtype, tail_key
+from vcache.pipelines.frozen_tail import SharedTails, kept_dtype, tail_key, tail_of_store
 from vcache.pipelines.loading.loader import ClipLoader
 from vcache.pipelines.matching import HeadStoreMismatch, build_head_config, match
 from vcache.pipelines.read_plan import ReadPlan
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 def make_head(store: FeatureStore, **settings: object) -> AIM:
     head = AIM(build_head_config("aim", settings, store.manifest))
-    give_tail(head, store, CPU)
+    head.set_tail(tail_of_store(store, head.config.num_blocks, head.config.frozen_dtype, CPU))
     return head.eval()
 
 
