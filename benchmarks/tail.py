@@ -9,10 +9,11 @@ backward and AdamW, without dropout and drop path, so that all rows of one k mus
     whole         the patch embedding and the bottom N-k blocks are run in every step, frozen and without gradients, then the
                   same: what training without a cache does, its decoding left out
     written out   cached, with the block as the paper writes it on torch's own modules (tail_written_out.py)
-    products      the matrix products of "cached" alone, forward and backward, at the same shapes: the limit
+    products      the matrix products of "cached" alone, forward and backward, at the same shapes: the limit (of one block of k-1,
+                  and of the last one)
     float16, ...  cached, with the frozen weights kept in that dtype; "again" is with checkpointing
 
-"of whole" is the time of a row to that of "whole"; "of N" is its time to that of "cached" with all blocks, over k/N: 1 is in
+Of the last block only "written out" makes more than CLS. "of whole" is the time of a row to that of "whole"; "of N" is its time to that of "cached" with all blocks, over k/N: 1 is in
 proportion to the blocks. "alive" is the most bytes at once in tensors that a step makes (of a GPU: its allocator's peak above
 what was there), "kept" is what `activation_bytes` says. Every round times all rows of one k, so that a busy spell is shared.
 """
@@ -154,27 +155,33 @@ def drawn_head(config: AIM.Config, tail: FrozenTail, device: torch.device) -> AI
 
 
 class Products:
-    """The matrix products of one adapted block: of linear layers, adapters, and both attentions."""
+    """The matrix products of one adapted block: of linear layers, adapters, and both attentions.
 
-    def __init__(self, shape: TailShape, images: Tensor, tokens: int, autocast: str | None) -> None:
+    Of the `last` one queries, and all that comes behind the attention of frames, are of CLS alone.
+    """
+
+    def __init__(self, shape: TailShape, images: Tensor, tokens: int, autocast: str | None, *, last: bool) -> None:
         B, T, D = images.shape[0], images.shape[1], shape.block.width
-        self.rows, H = B * T * tokens, shape.block.num_heads
+        H, rows, wanted = shape.block.num_heads, B * T * tokens, B * T * (1 if last else tokens)
         dtype = getattr(torch, autocast) if autocast else torch.float32
 
         def noise(*size: int) -> Tensor:
             return torch.randn(*size, device=images.device, dtype=dtype)
 
-        sizes = [(3 * D, D), (D, D)] * 2 + [(4 * D, D), (D, 4 * D)]
-        self.linear = [(noise(self.rows, i), noise(o, i), noise(self.rows, o)) for o, i in sizes]
-        adapters = [(D // 4, D), (D, D // 4)] * 3
-        self.trained = [(noise(self.rows, i), noise(o, i), noise(self.rows, o)) for o, i in adapters]
-        self.attention = [noise(B * T * H, tokens, D // H), noise(B * tokens * H, T, D // H)]
+        over_time = [(rows, 3 * D, D), (rows, D, D)]
+        of_frames = [(rows, 2 * D, D), (wanted, D, D), (wanted, D, D)]
+        mlp = [(wanted, 4 * D, D), (wanted, D, 4 * D)]
+        self.linear = [(noise(n, i), noise(o, i), noise(n, o)) for n, o, i in over_time + of_frames + mlp]
+        adapters = [(n, o, i) for n in (rows, wanted, wanted) for o, i in ((D // 4, D), (D, D // 4))]
+        self.trained = [(noise(n, i), noise(o, i), noise(n, o)) for n, o, i in adapters]
+        among = ((B * T * H, wanted // (B * T), tokens), (B * tokens * H, T, T))
+        self.attention = [(noise(n, asking, D // H), noise(n, asked, D // H)) for n, asking, asked in among]
 
     def forward(self) -> None:
         for x, weight, _ in self.linear + self.trained:
             F.linear(x, weight)
-        for q in self.attention:
-            torch.bmm(torch.bmm(q, q.mT), q)
+        for q, k in self.attention:
+            torch.bmm(torch.bmm(q, k.mT), k)
 
     def forward_and_backward(self) -> None:
         self.forward()
@@ -182,11 +189,12 @@ class Products:
             grad @ weight
         for x, _, grad in self.trained:
             grad.mT @ x
-        for q in self.attention:
-            weights = torch.bmm(q, q.mT)
-            for _ in range(3):
-                torch.bmm(weights, q)
-            torch.bmm(q, q.mT)
+        for q, k in self.attention:
+            weights = torch.bmm(q, k.mT)  # as large as their gradients
+            torch.bmm(q, k.mT)
+            torch.bmm(weights, k)
+            for _ in range(2):
+                torch.bmm(weights.mT, q)
 
 
 def measure(backbone: Backbone, images: Tensor, k: int, args: argparse.Namespace) -> dict[str, Row]:
@@ -197,11 +205,13 @@ def measure(backbone: Backbone, images: Tensor, k: int, args: argparse.Namespace
         if row.compared and not args.autocast and (error := relative(logits, first)) > LARGEST_ERROR:
             raise SystemExit(f"k = {k}: the logits of {name} differ from those of cached by {error:.1e}")
         row.alive = alive(row, args)
-    products, of_products = Products(backbone.shape, images, 1 + backbone.side**2, args.autocast), list[float]()
+    tokens, of_products = 1 + backbone.side**2, list[float]()
+    block, last = (Products(backbone.shape, images, tokens, args.autocast, last=last) for last in (False, True))
     for _ in range(args.rounds):
         for row in rows.values():
             row.times.append(seconds(lambda row=row: row.step(args.autocast), images.device)[0])
-        of_products.append(k * seconds(products.forward_and_backward, images.device)[0])
+        below, above = (seconds(one.forward_and_backward, images.device)[0] for one in (block, last))
+        of_products.append((k - 1) * below + above)
     limit = Row(nn.Linear(1, 1), ClipFeatures)
     limit.times = of_products
     return rows | {"products": limit}
