@@ -13,9 +13,10 @@ backward and AdamW, without dropout and drop path, so that all rows of one k mus
                   and of the last one)
     float16, ...  cached, with the frozen weights kept in that dtype; "again" is with checkpointing
 
-Of the last block only "written out" makes more than CLS. "of whole" is the time of a row to that of "whole"; "of N" is its time to that of "cached" with all blocks, over k/N: 1 is in
-proportion to the blocks. "alive" is the most bytes at once in tensors that a step makes (of a GPU: its allocator's peak above
-what was there), "kept" is what `activation_bytes` says. Every round times all rows of one k, so that a busy spell is shared.
+Of the last block only "written out" makes more than CLS. "of whole" is the time of a row to that of "whole"; "of N" is its time
+to that of "cached" with all blocks, over k/N: 1 is in proportion to the blocks. "alive" is the most bytes at once in tensors that
+a step makes (of a GPU: its allocator's peak above what was there), "kept" is what `activation_bytes` says. Every round times all
+rows of one k, so that a busy spell is shared.
 """
 
 import argparse
