@@ -110,15 +110,7 @@ class FrozenTail(nn.Module):
         return self.shifted(self.ln_post(x[..., 0, :]) @ self.proj.to(x.dtype))
 
     def shifted(self, y: Float[Tensor, "*batch E"]) -> Float[Tensor, "*batch E"]:
-        """What the projection gives, with the bias that it may have: in the space of the backbone's embeddings.
-
-        Raises:
-            ValueError: the backbone makes its embedding with an attention pool, not with a projection.
-        """
-        if self.pool is not None:
-            raise ValueError(
-                "the backbone has no class token that is projected into the space of texts; choose another classifier than 'text'"
-            )
+        """What the projection gives, with the bias that it may have: in the space of the backbone's embeddings."""
         return y if self.proj_bias is None else y + self.proj_bias.to(y.dtype)
 
 

@@ -147,9 +147,13 @@ class TailHead(nn.Module):
         """Run these blocks from now on. What is trained of them begins with the backbone's weights.
 
         Raises:
-            ValueError: it is of another backbone than the configuration says.
+            ValueError: it is of another backbone than the configuration says, or makes no embeddings as text has them.
         """
         config, shape = self.config, tail.shape
+        if not shape.block.class_token and config.classifier == "text":
+            raise ValueError(
+                "the backbone has no class token that is projected into the space of texts; choose another classifier than 'text'"
+            )
         if shape.embed_dim is None and config.classifier == "text":
             raise ValueError("the classifier 'text' needs the backbone's proj, and the tail has none")
         there = (shape.num_layers, shape.block.width, shape.embed_dim or config.embed_dim)

@@ -13,6 +13,7 @@ from vcache.pipelines.frozen_tail import SharedTails, tail_key
 from vcache.pipelines.loading.residency import Residency
 from vcache.pipelines.runs import Run, RunError
 from vcache.pipelines.tail_check import check_tail
+from vcache.pipelines.settings import SettingError
 from vcache.pipelines.training.checkpoints import Checkpoints, common_number
 from vcache.pipelines.training.config import TrainingConfig
 from vcache.pipelines.training.engine import Position, TrainingLoop
@@ -204,7 +205,10 @@ class _Group:
         key = tail_key(prepared.requirements, prepared.head_config, self.store.manifest)
         if key is not None:
             tail = self.tails.of(key, self.device)
-            head.set_tail(tail)
+            try:
+                head.set_tail(tail)
+            except ValueError as error:  # of a backbone without a class token, with the classifier "text"
+                raise SettingError(f"head {prepared.config.head!r}: {error}.") from error
             check_tail(head, tail, prepared.plan, self.store, self.loader.split, self.device)
 
     def _run(self, member: Member, described: dict[str, Any], resume: bool, tail: FrozenTail | None) -> Run:

@@ -278,6 +278,28 @@ def test_drop_path_is_the_official_one_by_the_depth_in_the_whole_backbone(sizes,
         assert not torch.equal(got, x)
 
 
+@pytest.mark.parametrize("setting", ["temporal", "joint"])
+def test_temporal_and_joint_adapters_are_left_out_alike_and_the_spatial_one_never(
+    sizes, frozen_tail, setting: str
+) -> None:
+    """As the official block: with nearly everything left out, what is left is the block with the spatial adapter."""
+    block, off = frozen_tail.top(1)[0], {"temporal": False, "joint": False}
+    torch.manual_seed(5)
+    x = torch.randn(sizes.B, sizes.T, 1 + sizes.P, sizes.D)
+
+    def adapters(**settings: Any) -> BlockAdapters:
+        config = AIM.Config(num_classes=2, width=sizes.D, num_layers=sizes.L, blocks=1, **settings)
+        return BlockAdapters(config, sizes.L - 1).train()
+
+    dropping, spatial = adapters(**{**off, setting: True}, drop_path=1 - 1e-6), adapters(**off)
+    for parameter in dropping.parameters():
+        torch.nn.init.normal_(parameter)
+    spatial.load_state_dict(dropping.state_dict(), strict=False)
+    with torch.no_grad():
+        torch.testing.assert_close(dropping(block, x), spatial(block, x), rtol=0, atol=0)
+        assert not torch.equal(dropping.eval()(block, x), spatial(block, x))
+
+
 def test_drop_path_of_clips_leaves_out_whole_clips() -> None:
     adapters = BlockAdapters(AIM.Config(num_classes=2, drop_path=0.5, drop_path_of="clips"), 11)
     torch.manual_seed(0)

@@ -130,3 +130,38 @@ def test_checkpointing_changes_neither_gradients_nor_what_is_drawn(on_tail, feat
     (plain, plain_kept), (again, again_kept) = gradients(False), gradients(True)
     torch.testing.assert_close(again, plain, rtol=1e-6, atol=1e-6)
     assert again_kept < plain_kept / 2
+
+
+@pytest.mark.parametrize("changed", [{"num_layers": 4}, {"width": 12}, {"embed_dim": 11}])
+def test_a_tail_of_another_backbone_is_refused_and_nothing_is_taken_of_it(sizes, frozen_tail, changed):
+    own = {"num_layers": sizes.L, "width": sizes.D, "embed_dim": sizes.E}
+    head = FinetuneTop(FinetuneTop.Config(num_classes=sizes.K, num_heads=sizes.H, blocks=1, **(own | changed)))
+    before = {name: x.clone() for name, x in head.state_dict().items()}
+    with pytest.raises(ValueError, match=f"3 blocks of width {sizes.D} and embeddings of {sizes.E}; the head is for"):
+        head.set_tail(frozen_tail)
+    torch.testing.assert_close(head.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("blocks", [2, 3])
+@pytest.mark.parametrize("cut", [(slice(None), slice(1, None)), (slice(None), slice(None), slice(1, None))])
+def test_tokens_of_other_frames_or_patches_are_refused(on_tail, features, blocks, cut):
+    head = on_tail("finetune-top", blocks=blocks)
+    with pytest.raises(ValueError, match=r"tokens must be \(4, 16, 24\) per clip"):
+        head(ClipFeatures(tokens={-3: features.tokens[-3][cut]}, stem=features.stem[cut]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_norm_has_the_backbones_epsilon(on_tail, sizes, features, name):
+    """SigLIP's and EVA's is 1e-6, and that of local models may be any: here one that shows."""
+    head, block = (
+        on_tail(name, blocks=2),
+        BlockShape(width=sizes.D, num_heads=sizes.H, mlp_dim=2 * sizes.D, layer_norm_eps=0.5),
+    )
+    shape = TailShape(num_layers=sizes.L, num_blocks=2, block=block, embed_dim=sizes.E)
+    torch.manual_seed(6)
+    weights = {name: torch.randn_like(x) for name, x in FrozenTail(shape).state_dict().items()}
+    head.set_tail(FrozenTail.of(shape, weights))
+    cls = head.run_tail(features)[:, :, 0]
+    cls = cls.mean(dim=1) if head.mean_first else cls
+    normed = nn.functional.layer_norm(cls, (sizes.D,), weights["ln_post.weight"], weights["ln_post.bias"], eps=0.5)
+    torch.testing.assert_close(head.embed(features), normed if head.mean_first else normed.mean(dim=1))

@@ -6,6 +6,7 @@ from torch.nn.functional import cosine_similarity
 
 from vcache.heads.evl import EVL, EVLDecoderLayer
 from vcache.heads.finetune_top import FinetuneTop
+from vcache.heads.registry import get_head
 from vcache.heads.requirements import ClipFeatures
 from vcache.heads.text import ClassText, mean_of_templates
 
@@ -93,6 +94,14 @@ def test_evl_gives_trained_blocks_the_gradients_of_its_plain_formulation(on_tail
     expected = torch.autograd.grad(head(features).square().sum(), head.blocks.parameters())
     assert all(x.any() for x in got)
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "std"), [("aim", 0.01), ("finetune-top", 0.01), ("st-adapter", 0.02)])
+def test_linear_begins_as_wide_as_in_the_official_code(name, std):
+    torch.manual_seed(0)
+    linear = get_head(name)(get_head(name).Config(num_classes=40, train_blocks=False)).classifier.fc_cls
+    assert linear.weight.std().item() == pytest.approx(std, rel=0.05)
+    assert not linear.bias.any()
 
 
 @pytest.mark.parametrize(
