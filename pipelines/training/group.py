@@ -12,8 +12,8 @@ from vcache.pipelines.device import select_device
 from vcache.pipelines.frozen_tail import SharedTails, tail_key
 from vcache.pipelines.loading.residency import Residency
 from vcache.pipelines.runs import Run, RunError
-from vcache.pipelines.tail_check import check_tail
 from vcache.pipelines.settings import SettingError
+from vcache.pipelines.tail_check import check_tail
 from vcache.pipelines.training.checkpoints import Checkpoints, common_number
 from vcache.pipelines.training.config import TrainingConfig
 from vcache.pipelines.training.engine import Position, TrainingLoop
