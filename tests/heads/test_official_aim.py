@@ -102,6 +102,13 @@ def test_the_config_is_read_off_the_shapes_and_every_weight_is_taken(
         torch.testing.assert_close(ours, state[theirs], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("hidden", "width"), [(15, 26), (13, 23), (31, 39)])
+def test_a_bottleneck_whose_quotient_rounds_down_is_told_with_all_its_channels(hidden: int, width: int) -> None:
+    assert int(hidden / width * width) == hidden - 1
+    head = loaded(official_state(width=width, layers=1, hidden=hidden))
+    assert head.adapters["0"].S_Adapter.D_fc1.weight.shape == (hidden, width)
+
+
 def test_the_frozen_weights_may_be_kept_in_half_precision() -> None:
     head = loaded(official_state(), frozen_dtype="float16")
     assert head.tail.blocks["1"].attn.in_proj_weight.dtype == torch.float16
