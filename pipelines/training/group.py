@@ -12,7 +12,6 @@ from vcache.pipelines.device import select_device
 from vcache.pipelines.frozen_tail import SharedTails, tail_key
 from vcache.pipelines.loading.residency import Residency
 from vcache.pipelines.runs import Run, RunError
-from vcache.pipelines.settings import SettingError
 from vcache.pipelines.tail_check import check_tail
 from vcache.pipelines.training.checkpoints import Checkpoints, common_number
 from vcache.pipelines.training.config import TrainingConfig
@@ -205,10 +204,7 @@ class _Group:
         key = tail_key(prepared.requirements, prepared.head_config, self.store.manifest)
         if key is not None:
             tail = self.tails.of(key, self.device)
-            try:
-                head.set_tail(tail)
-            except ValueError as error:  # of a backbone without a class token, with the classifier "text"
-                raise SettingError(f"head {prepared.config.head!r}: {error}.") from error
+            head.set_tail(tail)
             check_tail(head, tail, prepared.plan, self.store, self.loader.split, self.device)
 
     def _run(self, member: Member, described: dict[str, Any], resume: bool, tail: FrozenTail | None) -> Run:
