@@ -40,6 +40,8 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "few-shot": cli_sweep.few_shot,
         "resume": cli_heads.resume,
         "import-head": cli_heads.import_head,
+    },
+    "Runs": {
         "eval": cli_runs.evaluate,
         "zero-shot": cli_zero_shot.zero_shot,
         "ensemble": cli_runs.ensemble,
@@ -54,7 +56,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "repair": cli_stores.repair,
         "text": cli_stores.text,
     },
-    "Demo": {"demo": cli_demo.demo},
+    "This machine": {"demo": cli_demo.demo},
 }
 """Panels of the help, and what each holds."""
 

@@ -1,4 +1,4 @@
-"""The README's tree is the disk's tree, and its commands exist."""
+"""The tree of docs/code.md is the disk's tree, and the commands of the README exist."""
 
 import re
 from pathlib import Path
@@ -9,13 +9,13 @@ from vcache.pipelines.cli import app
 
 REPO = Path(__file__).parents[1]
 README = (REPO / "README.md").read_text()
+TREE = (REPO / "docs" / "code.md").read_text().split("## The tree")[1].split("```")[1]
 
 
 def listed_paths() -> set[str]:
     """Paths of the fenced block under "The tree": folders end in a slash, files are indented below theirs."""
-    block = README.split("## The tree")[1].split("```")[1]
     folder, paths = "", set()
-    for line in block.strip("\n").splitlines():
+    for line in TREE.strip("\n").splitlines():
         name = line.split()[0]
         if not line.startswith(" "):
             folder = name if name.endswith("/") else ""
@@ -35,8 +35,7 @@ def test_every_module_is_in_the_tree_with_a_phrase() -> None:
     modules = {str(path.relative_to(REPO)) for folder in folders for path in (REPO / folder).rglob("*.py")}
     modules |= {str(path.relative_to(REPO)) for path in (REPO / "benchmarks").glob("*.py")}
     assert {module for module in modules if not module.endswith("__init__.py")} - listed_paths() == set()
-    block = README.split("## The tree")[1].split("```")[1]
-    assert all(len(line.split()) >= 3 for line in block.strip("\n").splitlines())
+    assert all(len(line.split()) >= 3 for line in TREE.strip("\n").splitlines())
 
 
 def test_every_command_of_the_readme_exists_with_its_options() -> None:

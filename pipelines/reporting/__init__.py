@@ -1,0 +1,1 @@
+"""What came of runs, for people to read: `vcache report` and `vcache compare`."""
