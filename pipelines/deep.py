@@ -10,7 +10,7 @@ import numpy as np
 
 from vcache.pipelines.reextraction import Reextraction
 from vcache.store.compare import Difference, compare
-from vcache.store.errors import CorruptStore, StoreError
+from vcache.store.errors import CannotRecompute, CorruptStore, StoreError
 from vcache.store.findings import Finding
 from vcache.store.layout import METADATA
 from vcache.store.origin import arrays_of
@@ -45,6 +45,21 @@ class DeepCheck:
     """Those of `rows` that are equal bit for bit in all arrays."""
     arrays: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By kind of array, as "tokens": values compared bit-equal or not, the largest errors, and the bound."""
+
+
+def version_notes(store: FeatureStore, origin: Reextraction) -> list[str]:
+    """Other versions than those that a store was made with, a sentence each.
+
+    Raises:
+        CannotRecompute: anything else differs that changes features.
+    """
+    notes = []
+    for name, stored, now in origin.differences:
+        what = f"{name} was {stored!r} when {store.path.name} was made, and is {now!r} here"
+        if not name.startswith(MAY_DIFFER):
+            raise CannotRecompute(f"{what}: the head would see other features. Put back what the store was made with.")
+        notes.append(f"{what}.")
+    return notes
 
 
 def check_deep(

@@ -17,7 +17,7 @@ from vcache.extract.views import EvaluationView, PreparedClip
 from vcache.heads.registry import get_head, list_heads
 from vcache.heads.requirements import ClipFeatures, HeadRequirements
 from vcache.pipelines.batches import ClipExtractor
-from vcache.pipelines.deep import MAY_DIFFER
+from vcache.pipelines.deep import version_notes
 from vcache.pipelines.device import select_device
 from vcache.pipelines.evaluation.class_choice import ClassChoice, choose_classes
 from vcache.pipelines.evaluation.evaluate import open_run_store
@@ -82,7 +82,7 @@ def explain(
         _check_frames(run, requirements, opened)
         target = find_video(opened, video=question.video, row=question.row, split=question.split, root=root)
         origin = Reextraction(opened, root=target.root, device=device, workers=1, same_key=False)
-        notes = [*notes_on_store(run, opened), *_version_notes(opened, origin)]
+        notes = [*notes_on_store(run, opened), *version_notes(opened, origin)]
         extractor = origin.extractor
         facts = extractor.backbone.facts
         clip = _prepared(extractor, target, requirements.pixels)
@@ -142,17 +142,6 @@ def _check_frames(run: Run, requirements: HeadRequirements, store: FeatureStore)
         )
     if requirements.num_frames not in (None, store.manifest.facts["request"]["frames"]):
         match(run.head, requirements, store, list(store.splits)[:1])
-
-
-def _version_notes(store: FeatureStore, origin: Reextraction) -> list[str]:
-    """Other versions are told; anything else that changes features is refused."""
-    notes = []
-    for name, stored, now in origin.differences:
-        what = f"{name} was {stored!r} when {store.path.name} was made, and is {now!r} here"
-        if not name.startswith(MAY_DIFFER):
-            raise ExplainError(f"{what}: the head would see other features. Put back what the store was made with.")
-        notes.append(f"{what}.")
-    return notes
 
 
 def _prepared(extractor: ClipExtractor, target: Target, pixels_per_frame: int) -> PreparedClip:

@@ -27,6 +27,7 @@ from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.runs import Run
 from vcache.pipelines.training.config import TrainingConfig
 from vcache.pipelines.training.train_head import train_head
+from vcache.store.errors import CannotRecompute
 from vcache.store.reader import FeatureStore
 
 T, GRID, P = 5, (4, 4), 16
@@ -221,7 +222,7 @@ def test_other_versions_are_told_and_other_weights_refused(run: Path, monkeypatc
         "versions.torch was '1.0' when tiny.zarr was made, and is '2.0' here.",
     )
     monkeypatch.setattr(Reextraction, "differences", [("weights", "aa", "bb")])
-    with pytest.raises(ExplainError, match=r"weights was 'aa' when tiny.zarr was made, and is 'bb' here"):
+    with pytest.raises(CannotRecompute, match=r"weights was 'aa' when tiny.zarr was made, and is 'bb' here"):
         explain(run, Question(video=VIDEO), device="cpu")
 
 
