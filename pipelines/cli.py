@@ -19,6 +19,7 @@ from vcache.pipelines import (
     cli_demo,
     cli_extract,
     cli_heads,
+    cli_predict,
     cli_runs,
     cli_stores,
     cli_sweep,
@@ -43,6 +44,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     },
     "Runs": {
         "eval": cli_runs.evaluate,
+        "predict": cli_predict.predict,
         "zero-shot": cli_zero_shot.zero_shot,
         "ensemble": cli_runs.ensemble,
         "explain": cli_runs.explain,

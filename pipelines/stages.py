@@ -45,6 +45,9 @@ class PreparedVideo:
     clips: tuple[PreparedClip, ...]
     damage: VideoError | None
     """What is wrong with the video, if it was taken all the same."""
+    num_video_frames: int = 0
+    """Of the whole file."""
+    fps: float | None = None
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ def prepared_clips(wanted: Sequence[tuple[ClipExtractor, View]], video: Video, d
         if alike not in made:
             made[alike] = view.prepare(decoded, distinct.index(rule), extractor.preprocessing, video.video_id)
         clips.append(made[alike])
-    return PreparedVideo(tuple(clips), decoded.damage)
+    return PreparedVideo(tuple(clips), decoded.damage, decoded.num_video_frames, decoded.fps)
 
 
 class _BackboneStage:

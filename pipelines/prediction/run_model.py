@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
+
+from vcache.extract.sampling import Sampling, StridedSampling
 from vcache.heads.registry import get_head
 from vcache.heads.requirements import HeadRequirements
 from vcache.pipelines.deep import version_notes
@@ -16,6 +19,7 @@ from vcache.pipelines.read_plan import ReadPlan
 from vcache.pipelines.reextraction import Reextraction
 from vcache.pipelines.runs import Run
 from vcache.pipelines.targets import is_multi_label
+from vcache.store.errors import StoreError
 from vcache.store.object_path import StorePath
 from vcache.store.reader import FeatureStore
 
@@ -50,8 +54,13 @@ def open_run_model(
             outputs=asked.outputs,
             store=opened.path,
             store_key=opened.manifest.key,
+            usual_frames=_usual_frames(opened, split, extractor.sampling),
             notes=notes,
         )
+
+
+_LOOKED_AT = 64
+"""Videos of a store whose length is looked at."""
 
 
 def _plan(run: Run, requirements: HeadRequirements, store: FeatureStore) -> tuple[str, ReadPlan]:
@@ -66,3 +75,20 @@ def _plan(run: Run, requirements: HeadRequirements, store: FeatureStore) -> tupl
             refused = refused or error
     assert refused is not None, "a store has a split"
     raise refused
+
+
+def _usual_frames(store: FeatureStore, split: str, sampling: Sampling) -> int | None:
+    """The window of a strided clip; else the length of the longest among some videos of the store, by the frames that were
+    taken of it, or None where these are not there any more."""
+    if isinstance(sampling, StridedSampling):
+        return sampling.num_frames * sampling.stride_frames
+    try:
+        rows = np.flatnonzero(store.committed_rows(split, ["frame_index"]))
+        rows = rows[:: max(1, len(rows) // _LOOKED_AT)]
+        index = store.read(split, "frame_index", rows.tolist()) if len(rows) else np.zeros((0, 2))
+    except StoreError:
+        return None
+    if sampling.num_frames == 1 or not len(index):
+        return None
+    between = (index[:, -1] - index[:, 0]).max() / (sampling.num_frames - 1)
+    return round(float(between) * sampling.num_frames) or None

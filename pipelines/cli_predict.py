@@ -1,0 +1,140 @@
+"""`vcache predict`: a trained head on new videos."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vcache.pipelines import console
+from vcache.pipelines.options import LOCATION, Device, Json
+from vcache.store.object_path import store_path
+
+
+def predict(
+    run: Annotated[
+        Path,
+        typer.Argument(help="A folder written by `vcache train-head`, `vcache import-head` or `vcache export`."),
+    ],
+    videos: Annotated[
+        list[str],
+        typer.Argument(
+            help="Video files, folders with videos in them or below, or ids of the run's store.", metavar="VIDEO..."
+        ),
+    ],
+    top: Annotated[int, typer.Option(min=1, help="How many of the most probable classes are told.")] = 5,
+    window: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Predict windows of this length along each video, as for recordings of minutes or hours, and draw a timeline.",
+        ),
+    ] = None,
+    stride: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="Between the beginnings of two windows. \\[default: --window]", show_default=False
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE|FOLDER",
+            help="Write the predictions: FILE.npz, a member for vcache ensemble, or FILE.csv; nothing unless asked. With "
+            "--window the folder of the timelines, a CSV and a PNG each. \\[default: RUN/timelines]",
+            show_default=False,
+        ),
+    ] = None,
+    views: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TxS",
+            help="Average T views along the video times S crops of each, as 3x1, whatever the store has. \\[default: 1x1]",
+            show_default=False,
+        ),
+    ] = None,
+    average: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WAY",
+            help="Average the views' softmax, logits or embeddings. Default: as the head's paper does, else softmax.",
+        ),
+    ] = None,
+    which: Annotated[
+        str, typer.Option(metavar="last|best", help="The last weights, or those that were best in validation.")
+    ] = "last",
+    store: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the store lies now, if it was moved; an imported head has none, and needs it.", metavar=LOCATION
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Clips in one forward pass. \\[default: as the store was made]", show_default=False),
+    ] = None,
+    decode_workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Videos decoded at the same time. \\[default: the cores]", show_default=False),
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """What a trained head says of new videos. Nothing is asked again: decoder, sampling, preprocessing, backbone and layers are
+    those that it was trained on.
+
+    A video is one clip, as in training, and the same clip has the scores that vcache eval gives it. A broken video is named with
+    its reason, and the others go on; the exit status is then 1. Of a folder, every video in it or below is taken.
+
+    \b
+    [bold]Examples:[/bold]
+    vcache predict runs/evl-1 VIDEO.mp4
+    vcache predict runs/evl-1 my-videos --out predictions.csv
+    vcache predict runs/evl-1 a.mp4 b.mp4 --views 3x1 --top 1 --json
+    vcache predict runs/evl-1 RECORDING.mp4 --window 4 --stride 2
+    """
+    from vcache.pipelines.prediction.predict import PredictConfig
+    from vcache.pipelines.prediction.predict import predict as run_prediction
+    from vcache.pipelines.prediction.screen import described, print_prediction, save_predictions, save_timelines
+    from vcache.pipelines.stored_views import ONE_VIEW, parse_grid
+
+    _check_out(out, window)
+    config = PredictConfig(
+        run=run,
+        videos=tuple(videos),
+        store=store_path(store) if store else None,
+        which=which,
+        views=parse_grid(views) if views else ONE_VIEW,
+        average=average,
+        window=window,
+        stride=stride,
+        batch_size=batch_size,
+        decode_workers=decode_workers,
+        device=device,
+    )
+    with console.stages() as on_stage:
+        found = run_prediction(config, on_stage=on_stage, on_note=_note)
+    sheets = save_timelines(found, out or run / "timelines", top) if window else []
+    saved = save_predictions(found, out) if out is not None and not window else None
+    (
+        console.print_json(described(found, top, saved, sheets))
+        if as_json
+        else print_prediction(found, top, saved, sheets)
+    )
+    if not found.is_complete:
+        raise typer.Exit(1)
+
+
+def _check_out(out: Path | None, window: float | None) -> None:
+    """Before anything is computed."""
+    if out is None:
+        return
+    if window is None and out.suffix not in (".npz", ".csv"):
+        raise typer.BadParameter(f"{out}: name a FILE.npz or a FILE.csv", param_hint="--out")
+    if window is not None and (out.suffix in (".npz", ".csv", ".png") or out.is_file()):
+        raise typer.BadParameter(
+            f"{out}: with --window name a folder, for a CSV and a PNG of each video", param_hint="--out"
+        )
+
+
+def _note(note: str) -> None:
+    console.err.print(f"note: {note}", soft_wrap=True, markup=False, highlight=False)
