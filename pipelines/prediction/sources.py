@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vcache.extract.datasets.base import VIDEO_SUFFIXES, Video
+from vcache.extract.video import Segment
 from vcache.pipelines.console import count
 from vcache.pipelines.finding import UnknownVideo, find_video
 from vcache.store.object_path import StorePath
@@ -30,7 +31,8 @@ def collect_videos(words: Sequence[str], store: StorePath | None, *, frame_folde
     Raises:
         UnknownVideo: there is no such file, folder or id, or a folder has no video in it.
     """
-    videos, num_others = [], 0
+    videos: list[Video] = []
+    num_others = 0
     for word in words:
         path = Path(word)
         if not path.exists():
@@ -41,8 +43,10 @@ def collect_videos(words: Sequence[str], store: StorePath | None, *, frame_folde
             num_others += others
         else:
             videos.append(_file(path))
-    once = {(video.path, video.segment): video for video in reversed(videos)}
-    return Collected(tuple(reversed(once.values())), num_others)
+    once: dict[tuple[str, Segment | None], Video] = {}
+    for video in videos:
+        once.setdefault((video.path, video.segment), video)
+    return Collected(tuple(once.values()), num_others)
 
 
 def _file(path: Path) -> Video:
@@ -53,9 +57,9 @@ def _in_folder(folder: Path) -> tuple[list[Video], int]:
     files = sorted(_files(folder))
     videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
     if not videos:
-        held = count(len(files), "file") if files else "nothing"
+        held = f", but {count(len(files), 'file')}" if files else ": it is empty"
         raise UnknownVideo(
-            f"{folder} has no video in it or below, but {held}. Videos in a folder are known by their names: "
+            f"{folder} has no video in it or below{held}. Videos in a folder are known by their names: "
             f"{', '.join(VIDEO_SUFFIXES)}. A file named by itself is read whatever its name."
         )
     return [_file(path) for path in videos], len(files) - len(videos)

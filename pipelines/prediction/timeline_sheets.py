@@ -133,7 +133,7 @@ def _draw_axis(image: Image.Image, timeline: Timeline, corner: tuple[int, int], 
     for number in range(int(end / step) + 1):
         x = left + round(number * step / end * (wide - 1))
         draw.line((x, top, x, top + 5), fill=INK)
-        word = clock(number * step)
+        word = clock(float(number * step))
         write(
             image,
             (max(left, min(x - text_width(word, TEXT) // 2, left + wide - text_width(word, TEXT))), top + 8),
