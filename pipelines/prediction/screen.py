@@ -1,5 +1,6 @@
 """What `vcache predict` prints, writes, or gives as JSON."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -169,18 +170,33 @@ def bar(share: float, width: int = _BAR) -> str:
 
 
 def _print_several(found: Prediction, read: list[VideoScores], num_top: int) -> None:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("video", overflow="fold", ratio=3)
-    table.add_column("class", overflow="fold", ratio=2)
+    """The names without the folder that all have in common, which is told above."""
+    names = [one.video.video_id for one in read]
+    folder = common_folder(names)
+    if folder:
+        console.out.print(f"{folder}/", style="bold", soft_wrap=True, markup=False, highlight=False)
+        names = [str(Path(name).relative_to(folder)) for name in names]
+    table = Table(box=None, pad_edge=False, expand=num_top > 1)
+    table.add_column("video", overflow="fold")
+    table.add_column("class", overflow="fold")
     table.add_column("", justify="right", no_wrap=True)
     if num_top > 1:
-        table.add_column("then", style="dim", overflow="ellipsis", no_wrap=True, ratio=3)
-    for one in read:
+        table.add_column("then", style="dim", overflow="ellipsis", no_wrap=True, ratio=1)
+    for name, one in zip(names, read, strict=True):
         (best, probability), *others = _top(found, one, num_top)
-        then = ", ".join(f"{name} {p:.0%}" for name, p in others)
-        row = (escape(one.video.video_id), escape(best), f"{probability:.1%}")
-        table.add_row(*row, escape(then)) if num_top > 1 else table.add_row(*row)
+        then = ", ".join(f"{other} {p:.0%}" for other, p in others)
+        row = (escape(name), escape(best), f"{probability:.1%}", escape(then))
+        table.add_row(*row[: 4 if num_top > 1 else 3])
     console.out.print(table)
+
+
+def common_folder(names: list[str]) -> str:
+    """Empty where they have none: of absolute and relative names, and of files of the working directory."""
+    paths = [Path(name) for name in names]
+    if len({path.is_absolute() for path in paths}) > 1:
+        return ""
+    common = os.path.commonpath([path.parent for path in paths])
+    return "" if common in (".", "/") else common
 
 
 def _print_timeline(timeline: Timeline) -> None:

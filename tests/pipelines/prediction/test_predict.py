@@ -12,7 +12,7 @@ import torch
 from vcache.pipelines.evaluation.predictions import Predictions
 from vcache.pipelines.finding import UnknownVideo
 from vcache.pipelines.prediction.predict import PredictConfig, predict
-from vcache.pipelines.prediction.screen import bar
+from vcache.pipelines.prediction.screen import bar, common_folder
 from vcache.pipelines.prediction.sources import collect_videos
 from vcache.pipelines.training.config import TrainingConfig
 from vcache.pipelines.training.train_head import train_head
@@ -145,3 +145,20 @@ def test_a_batch_size_changes_no_prediction(run: Path, video_folder: Path) -> No
 
 def test_bar() -> None:
     assert [bar(share, 2) for share in (0.0, 0.03, 0.5, 0.75, 1.0)] == ["", "", "█", "█▌", "██"]
+
+
+@pytest.mark.parametrize(
+    ("names", "folder"),
+    [
+        (["x/a.mp4", "x/y/b.mp4"], "x"),
+        ([".data/x/a.mp4", ".data/y/b.mp4"], ".data"),
+        (["../x/a.mp4", "../y/b.mp4"], ".."),
+        (["a.mp4", "b.mp4"], ""),
+        (["a.mp4", "x/b.mp4"], ""),
+        (["/x/a.mp4", "x/b.mp4"], ""),
+        (["/a.mp4", "/x/b.mp4"], ""),
+    ],
+)
+def test_the_folder_that_names_have_in_common(names: list[str], folder: str) -> None:
+    assert common_folder(names) == folder
+    assert all(Path(name).is_relative_to(folder) for name in names if folder)
