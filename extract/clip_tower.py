@@ -43,7 +43,7 @@ class ClipTower(Tower):
     def enter(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B N D"]:
         visual = self.visual
         patches = project_patches(images, visual.conv1, visual.grid_size)
-        cls = visual.class_embedding.expand(len(images), 1, -1)
+        cls = visual.class_embedding.expand(images.shape[0], 1, -1)
         return normed(visual.ln_pre, torch.cat([cls, patches], dim=1) + visual.positional_embedding)
 
     def run_block(

@@ -154,7 +154,7 @@ class DiST(nn.Module):
             last = at
         fused = last.u if last.carried is None else last.u + last.carried
         s = self.aggregated_spatial_cls_token.expand(*fused.shape[:2], -1)
-        g = self.aggregated_cls_token.expand(len(fused), 1, -1)
+        g = self.aggregated_cls_token.expand(fused.shape[0], 1, -1)
         fused = self._ways.before_pooling(fused)
         for pooling in self.adapooling_nets:
             s, g = self._ways.pool(cast(AdaptivePooling, pooling), fused, s, g)

@@ -33,6 +33,8 @@ def t_block(block: TBlock, z: Float[Tensor, "B c F h w"]) -> Float[Tensor, "B c 
             return gelu(z + block.conv(n))
         case TAda():
             factors = block.factors(n.mean(dim=(3, 4)).mT).mT  # (B, c, F)
+            if torch.compiler.is_exporting():  # of any number of clips; to the same result
+                return gelu(z + block.conv(n * factors[..., None, None]))
             calibrated = [_calibrated(block, n[i], factors[i]) for i in range(len(z))]
             return gelu(z + (torch.stack(calibrated) if calibrated else block.conv(n * factors[..., None, None])))
         case Joint():
@@ -76,7 +78,7 @@ def add_down(
     else:
         pool = F.avg_pool3d if lateral.down_sampling == "avg" else F.max_pool3d
         patches = lateral.linear_fuse(pool(z, (lateral.gamma, 1, 1)).flatten(3).permute(0, 2, 3, 1))
-    return m + torch.cat([lateral.cls_token.transpose(1, 2).expand(len(z), -1, -1, -1), patches], dim=2)
+    return m + torch.cat([lateral.cls_token.transpose(1, 2).expand(z.shape[0], -1, -1, -1), patches], dim=2)
 
 
 def add_up(

@@ -189,7 +189,7 @@ class EVLDecoder(nn.Module):
         Raises:
             ValueError: the features have other frames, tokens or width than the configuration says.
         """
-        query = self.cls_token.expand(len(features), -1)
+        query = self.cls_token.expand(features.num_clips, -1)
         for i, layer in enumerate(self.config.layers):
             x = self._read(features, layer)
             maps = features.maps[layer] if self.config.temporal_cross_attention else None
@@ -217,7 +217,7 @@ class EVLDecoder(nn.Module):
     @torch.no_grad()
     def attention(self, features: ClipFeatures) -> list[tuple[int, Float[Tensor, "B H T N"]]]:
         """(layer read, attention weights) of every decoder layer, first to last."""
-        query, weights = self.cls_token.expand(len(features), -1), []
+        query, weights = self.cls_token.expand(features.num_clips, -1), []
         for i, layer in enumerate(self.config.layers):
             x, block = self._read(features, layer), cast(EVLDecoderLayer, self.decoder_layers[i])
             maps = features.maps[layer] if self.config.temporal_cross_attention else None

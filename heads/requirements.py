@@ -109,9 +109,13 @@ class ClipFeatures:
     """What the backbone saw, before it was normalised; of F = T * HeadRequirements.pixels frames."""
 
     def __len__(self) -> int:
-        """Number of clips."""
+        return self.num_clips
+
+    @property
+    def num_clips(self) -> int:
+        """The number B; `len` makes it a constant where a head is exported for any number of clips."""
         for tensor in self._tensors():
-            return len(tensor)
+            return tensor.shape[0]
         raise ValueError("these ClipFeatures hold no feature, so they have no number of clips")
 
     def to(self, device: torch.device | str) -> "ClipFeatures":

@@ -83,7 +83,7 @@ class FrameConv(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T E"]) -> Float[Tensor, "B E"]:
         x = x.contiguous()
-        by_channel = x.view(len(x), x.shape[2], x.shape[1]) if self.scrambled else x.mT
+        by_channel = x.view(x.shape[0], x.shape[2], x.shape[1]) if self.scrambled else x.mT
         return (x + self.shift(by_channel).mT).mean(dim=1)
 
 
@@ -128,7 +128,7 @@ class _ClsTransformer(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         if tokens.shape[1] != self.pos_embed.shape[1]:
             raise ValueError(f"the head was made for clips of {self.pos_embed.shape[1] - 1} frames, got {x.shape[1]}")
         return self.transformer_enc(tokens + self.pos_embed)[:, 0]

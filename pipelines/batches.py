@@ -138,16 +138,8 @@ class ClipExtractor:
 
         Frame by frame, (B*T, *shape of a frame), but maps, which are clip by clip: (B, T-1, 2, P, P).
         """
-        layers = {kind: _layers(names, kind) for kind in ("tokens", "cls", "q", "k", "maps", "block_input")}
         images = self.preprocessing.normalise(self._to_device(clips))  # (B*T, 3, S, S)
-        taps = self.backbone(
-            images,
-            tokens=sorted({*layers["tokens"], *layers["cls"]}),
-            qk=sorted({*layers["q"], *layers["k"], *layers["maps"]}),
-            inputs=layers["block_input"],
-        )
-        computed = _by_array_name(taps) | _maps(taps, layers["maps"], len(clips))
-        return {name: computed[name] for name in names if name in computed}
+        return frame_features(self.backbone, images, len(images) // len(clips), names)
 
     def _to_device(self, clips: Sequence[PreparedClip]) -> torch.Tensor:
         """The pixels of all clips, uint8: a fourth of the bytes that normalised images would have."""
@@ -175,6 +167,21 @@ class ClipExtractor:
         return on_host, copied
 
 
+def frame_features(
+    backbone: FrozenBackbone, images: torch.Tensor, num_frames: int, names: Collection[str]
+) -> dict[str, torch.Tensor]:
+    """`ClipExtractor.features` of normalised images (B*T, 3, S, S), `num_frames` of each clip."""
+    layers = {kind: _layers(names, kind) for kind in ("tokens", "cls", "q", "k", "maps", "block_input")}
+    taps = backbone(
+        images,
+        tokens=sorted({*layers["tokens"], *layers["cls"]}),
+        qk=sorted({*layers["q"], *layers["k"], *layers["maps"]}),
+        inputs=layers["block_input"],
+    )
+    computed = _by_array_name(taps) | _maps(taps, layers["maps"], num_frames)
+    return {name: computed[name] for name in names if name in computed}
+
+
 def _layers(names: Iterable[str], kind: str) -> tuple[int, ...]:
     return tuple(int(name.split("/")[1]) for name in names if name.startswith(f"{kind}/"))
 
@@ -188,10 +195,10 @@ def _by_array_name(taps: Taps) -> dict[str, torch.Tensor]:
     return named | {f"k/{layer}": k for layer, k in taps.k.items()}
 
 
-def _maps(taps: Taps, layers: Iterable[int], num_clips: int) -> dict[str, torch.Tensor]:
+def _maps(taps: Taps, layers: Iterable[int], num_frames: int) -> dict[str, torch.Tensor]:
     """The cross-frame maps of whole clips, where the backbone saw only frames."""
 
     def clips(x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(0, (num_clips, -1))  # (B, T, H, N, d)
+        return x.unflatten(0, (-1, num_frames))  # (B, T, H, N, d)
 
     return {f"maps/{layer}": cross_frame_maps(clips(taps.q[layer]), clips(taps.k[layer])) for layer in layers}
