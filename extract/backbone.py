@@ -8,7 +8,7 @@ In float32, or in half precision as the official repositories run their frozen C
 x in float16 or bfloat16, LayerNorms in float32.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -39,6 +39,7 @@ __all__ = [
     "RandomWeightsRefused",
     "Taps",
     "UnsupportedBackbone",
+    "backbone_of",
     "check_backbone",
     "load_backbone",
 ]
@@ -64,6 +65,7 @@ class Taps:
 class FrozenBackbone(nn.Module):
     """An image tower in eval mode, without gradients, whatever is called on it."""
 
+    architecture: Architecture
     facts: BackboneFacts
     preprocess_config: dict[str, Any]
     """open_clip's preprocessing of these weights: size, mean, std, interpolation, resize_mode, ..."""
@@ -74,6 +76,7 @@ class FrozenBackbone(nn.Module):
 
     def __init__(self, visual: nn.Module, architecture: Architecture, precision: str = "float32") -> None:
         super().__init__()
+        self.architecture = architecture
         self.visual = visual.requires_grad_(False).eval()
         self.tower: Tower = tower_of(visual)
         self.facts = self.tower.facts(architecture.name)
@@ -202,6 +205,21 @@ def load_backbone(
     return FrozenBackbone(visual, architecture, precision).to(device)
 
 
+def backbone_of(
+    architecture: Architecture, weights: Mapping[str, Tensor], precision: str = "float32"
+) -> FrozenBackbone:
+    """The image tower of an architecture with these weights, which it keeps, on the CPU.
+
+    Raises:
+        RandomWeightsRefused: the weights do not fit it exactly.
+    """
+    visual = _on_meta(architecture)
+    if differs := misfit(visual.state_dict(), weights):
+        raise RandomWeightsRefused(f"the weights do not fit {architecture.name}: {differs}.")
+    _assign(visual, weights)
+    return FrozenBackbone(visual, architecture, precision)
+
+
 def check_backbone(model: str, pretrained: str | None, *, derive: bool = False) -> BackboneFacts:
     """The sizes of the image tower that `load_backbone` would load, known without looking for weights.
 
@@ -238,5 +256,9 @@ def _load(visual: nn.Module, architecture: Architecture, checkpoint: Checkpoint)
     check_activation(architecture, checkpoint)
     if differs := misfit(visual.state_dict(), checkpoint.weights):
         raise RandomWeightsRefused(f"{checkpoint.path} does not fit {architecture.name}: weights {differs}.")
-    visual.load_state_dict(checkpoint.weights, strict=True, assign=True)
+    _assign(visual, checkpoint.weights)
+
+
+def _assign(visual: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    visual.load_state_dict(weights, strict=True, assign=True)
     fill_buffers(visual)
