@@ -33,8 +33,6 @@ def t_block(block: TBlock, z: Float[Tensor, "B c F h w"]) -> Float[Tensor, "B c 
             return gelu(z + block.conv(n))
         case TAda():
             factors = block.factors(n.mean(dim=(3, 4)).mT).mT  # (B, c, F)
-            if torch.compiler.is_exporting():  # of any number of clips; to the same result
-                return gelu(z + block.conv(n * factors[..., None, None]))
             calibrated = [_calibrated(block, n[i], factors[i]) for i in range(len(z))]
             return gelu(z + (torch.stack(calibrated) if calibrated else block.conv(n * factors[..., None, None])))
         case Joint():

@@ -109,11 +109,11 @@ class ClipFeatures:
     """What the backbone saw, before it was normalised; of F = T * HeadRequirements.pixels frames."""
 
     def __len__(self) -> int:
-        return self.num_clips
+        return int(self.num_clips)
 
     @property
-    def num_clips(self) -> int:
-        """The number B; `len` makes it a constant where a head is exported for any number of clips."""
+    def num_clips(self) -> int | torch.SymInt:
+        """The number B; a symbol where a head is exported for any number of clips, which `len` would make a constant."""
         for tensor in self._tensors():
             return tensor.shape[0]
         raise ValueError("these ClipFeatures hold no feature, so they have no number of clips")

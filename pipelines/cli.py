@@ -45,6 +45,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Runs": {
         "eval": cli_runs.evaluate,
         "predict": cli_predict.predict,
+        "export": cli_predict.export,
         "zero-shot": cli_zero_shot.zero_shot,
         "ensemble": cli_runs.ensemble,
         "explain": cli_runs.explain,

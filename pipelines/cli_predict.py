@@ -1,4 +1,4 @@
-"""`vcache predict`: a trained head on new videos."""
+"""`vcache predict` and `export`: a trained head on new videos, here and elsewhere."""
 
 from pathlib import Path
 from typing import Annotated
@@ -138,3 +138,61 @@ def _check_out(out: Path | None, window: float | None) -> None:
 
 def _note(note: str) -> None:
     console.err.print(f"note: {note}", soft_wrap=True, markup=False, highlight=False)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A folder written by `vcache train-head` or `vcache import-head`.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="What is written. \\[default: exports/RUN]", show_default=False),
+    ] = None,
+    formats: Annotated[
+        list[str],
+        typer.Option(
+            "--format",
+            metavar="folder|onnx|torch",
+            help="onnx and torch add a compiled program of backbone and head to the folder, which is always written. "
+            "May be said twice.",
+        ),
+    ] = ["folder"],  # noqa: B006  (typer makes a list of its own)
+    store: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the store lies now, if it was moved; an imported head has none, and needs it.", metavar=LOCATION
+        ),
+    ] = None,
+    which: Annotated[
+        str, typer.Option(metavar="last|best", help="The last weights, or those that were best in validation.")
+    ] = "last",
+    as_json: Json = False,
+) -> None:
+    """A trained head with its backbone as one folder that predicts anywhere: without the run, its store, its videos and its
+    checkpoint.
+
+    The folder has the settings, the weights as safetensors, the class names, a model card, and the sha256 of every file. `vcache
+    predict FOLDER VIDEO...` gives the scores of the run, to the bit on the same machine. With --format onnx there is also a
+    program for onnxruntime, from uint8 frames to logits, which is compared with the model before it is kept; it needs `pip
+    install 'vcache\\[onnx]'`.
+
+    \b
+    [bold]Examples:[/bold]
+    vcache export runs/evl-1
+    vcache export runs/evl-1 --out my-model --format onnx
+    vcache predict my-model holiday.mp4
+    """
+    from vcache.pipelines.prediction.export import export_run
+    from vcache.pipelines.prediction.export_screen import described, print_exported
+
+    with console.stages() as on_stage:
+        exported = export_run(
+            run,
+            out=out,
+            formats=formats,
+            store=store_path(store) if store else None,
+            which=which,
+            on_stage=on_stage,
+        )
+    if as_json:
+        console.print_json(described(exported))
+        return
+    print_exported(exported)

@@ -17,7 +17,7 @@ from vcache.pipelines.prediction.export_files import (
     write_config,
     write_model,
 )
-from vcache.pipelines.prediction.export_onnx import ONNX, check_onnx, program_metadata, write_onnx
+from vcache.pipelines.prediction.export_onnx import ONNX, check_compilable, check_onnx, program_metadata, write_onnx
 from vcache.pipelines.prediction.export_torch import PT2, write_torch
 from vcache.pipelines.prediction.exported_folder import CARD, is_exported
 from vcache.pipelines.prediction.video_model import open_video_model
@@ -69,6 +69,8 @@ def export_run(
     on_stage("opening the run and its backbone")
     model = open_video_model(path, store=store, which=which, device="cpu")
     model = replace(model, head=settled_head(model.head))
+    if set(formats) - {FOLDER}:
+        check_compilable(model)
     if "onnx" in formats:
         check_onnx(model)
     assert model.store is not None, "a run is opened by a store"

@@ -8,6 +8,7 @@ into model.onnx.data beside it: one file of protobuf holds no more than 2 GB.
 
 import importlib.util
 import json
+import keyword
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -86,6 +87,21 @@ def write_onnx(folder: Path, model: VideoModel, metadata: Mapping[str, Any]) -> 
     return check_program(ONNX, run, model)
 
 
+def check_compilable(model: VideoModel) -> None:
+    """Whether there is a chance, before anything is computed or written.
+
+    Raises:
+        ExportError: torch has no way to write the head down as a program.
+    """
+    names = [name for name in model.head.state_dict() if any(map(keyword.iskeyword, name.split(".")))]
+    if names:
+        raise ExportError(
+            f"a compiled program cannot be made of head {model.name!r} of {model.source}: torch.export writes programs in Python, "
+            f"in which its weight {names[0]!r} has a word of the language in its name. Leave out --format: the folder alone does "
+            "everything that `vcache predict` needs."
+        )
+
+
 def compiled(model: VideoModel) -> torch.export.ExportedProgram:
     """The operations of torch from frames to logits, for any number of clips.
 
@@ -132,7 +148,9 @@ def _installed(name: str) -> bool:
 
 
 def _refusal(model: VideoModel, asked: str, error: Exception) -> str:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # the exporters wrap it in advice to their developers
+    first = f"{type(error).__name__}: {error}".splitlines()[0][:300]
     return (
         f"{asked} cannot be made of head {model.name!r} of {model.source}: {first.rstrip('.')}. Leave out --format: the folder "
         "alone does everything that `vcache predict` needs."

@@ -117,7 +117,7 @@ class VideoModel:
 def open_video_model(
     path: Path, *, store: StorePath | None = None, which: str = "last", device: str = "auto"
 ) -> VideoModel:
-    """The model of a run folder, by the manifest of its store.
+    """The model of a run folder, by the manifest of its store, or of a folder that `vcache export` wrote, by itself alone.
 
     Args:
         store: where the run's store lies now, if it was moved; of an imported run, which has none, the one to go by.
@@ -126,7 +126,11 @@ def open_video_model(
     Raises:
         RunError, StoreKeyMismatch, HeadStoreMismatch: as for an evaluation.
         CannotRecompute: the backbone of the store is not there, or gives other features now.
+        ExportedFolderError: a file of an exported folder is not as it was written.
     """
-    from vcache.pipelines.prediction.run_model import open_run_model  # it makes a VideoModel
+    from vcache.pipelines.prediction.exported_folder import is_exported, open_exported
+    from vcache.pipelines.prediction.run_model import open_run_model  # both make a VideoModel
 
+    if is_exported(path):
+        return open_exported(path, device)
     return open_run_model(path, store=store, which=which, device=device)
