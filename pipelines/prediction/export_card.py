@@ -24,7 +24,7 @@ _MOST_CLASSES = 20
 
 
 def model_card(source: Source, name: str, programs: Mapping[str, Any]) -> str:
-    """The text, in Markdown. `name` is that of the folder, `programs` are those that were compiled, with how they were checked."""
+    """The text, in Markdown, for a folder of this name; `programs` are those that were compiled, with how they were checked."""
     parts = [
         f"# {name}",
         _what(source),
@@ -107,9 +107,9 @@ def _validated(source: Source) -> str:
     chosen = next((line for line in reversed(log) if line.get("best")), log[-1]) if source.which == "best" else log[-1]
     values = [f"{shown} {chosen[f'val_{name}']:.1%}" for name, shown in _SHOWN.items() if chosen.get(f"val_{name}")]
     return (
-        f"In validation after epoch {chosen['epoch'] + 1}: {', '.join(values)}. These videos also chose settings and weights, where "
-        "those were chosen, and there is no interval: `vcache eval RUN` writes predictions, and a card that is exported after "
-        "it has them."
+        f"In validation after epoch {chosen['epoch'] + 1}: {', '.join(values)}. The same videos chose the weights, where they "
+        "are those of the best epoch. There is no interval: `vcache eval RUN` writes predictions, and a card that is exported "
+        "after it has them."
     )
 
 

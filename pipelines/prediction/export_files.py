@@ -91,7 +91,7 @@ def write_model(folder: Path, source: Source) -> None:
 
 
 def write_config(folder: Path, source: Source, exported: Mapping[str, Any]) -> None:
-    """config.json, after everything else, with the digests of all that is there; `exported` says how the programs were checked."""
+    """config.json, last, with the digests of all that is there; `exported` says how the programs were checked."""
     files = sorted(path for path in folder.iterdir() if path.name != CONFIG and not path.name.endswith(".part"))
     config = {
         "kind": KIND,

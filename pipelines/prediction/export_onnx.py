@@ -2,8 +2,8 @@
 
     frames uint8 (B, F, S, S, 3)  ->  logits float32 (B, K)        B is free, the rest fixed
 
-Its metadata hold, as JSON under "vcache", the classes and how frames are chosen and resized. Weights above EXTERNAL_ABOVE bytes go
-into model.onnx.data beside it: one file of protobuf holds no more than 2 GB.
+Its metadata hold, as JSON under "vcache", the classes and how frames are chosen and resized. Weights above EXTERNAL_ABOVE bytes
+go into model.onnx.data beside it: one file of protobuf holds no more than 2 GB.
 """
 
 import importlib.util
@@ -96,9 +96,9 @@ def check_compilable(model: VideoModel) -> None:
     names = [name for name in model.head.state_dict() if any(map(keyword.iskeyword, name.split(".")))]
     if names:
         raise ExportError(
-            f"a compiled program cannot be made of head {model.name!r} of {model.source}: torch.export writes programs in Python, "
-            f"in which its weight {names[0]!r} has a word of the language in its name. Leave out --format: the folder alone does "
-            "everything that `vcache predict` needs."
+            f"a compiled program cannot be made of head {model.name!r} of {model.source}: torch.export writes programs in "
+            f"Python, and its weight {names[0]!r} has a word of that language in its name. Leave out --format: the folder "
+            "alone does everything that `vcache predict` needs."
         )
 
 

@@ -3,8 +3,8 @@
     frames (B, F, S, S, 3) uint8, resized and cropped    ->  normalised, through the backbone, rounded as the store rounds
     ClipFeatures, by the code that makes them of a store ->  head  ->  logits (B, K)
 
-Normalising, taps, rounding, maps and features are those of the extractor and of the loader. A head with a formulation that is made
-for speed runs the one of its paper, which computes the same with torch's own operations.
+Normalising, taps, rounding, maps and features are those of the extractor and of the loader. A head with a formulation that is
+made for speed runs the one of its paper, which computes the same with torch's own operations.
 """
 
 import copy

@@ -1,7 +1,7 @@
 """A folder that `vcache export` wrote: all that a VideoModel is made of, with the digest of every file.
 
-FOLDER/config.json           what the weights do not tell: head, plan, arrays, sampling, preprocessing, backbone, where it comes from;
-                             the sha256 of every other file, and of itself without that line
+FOLDER/config.json           what the weights do not tell: head, plan, arrays, sampling, preprocessing, backbone, where it comes
+                             from; the sha256 of every other file, and of itself without that line
 FOLDER/classes.txt           class names, one a line, in the order of the logits
 FOLDER/head.safetensors      the head, with the text embeddings that it classifies by
 FOLDER/backbone.safetensors  the image tower of the backbone, in the precision in which it ran
