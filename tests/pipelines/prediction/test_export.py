@@ -12,10 +12,14 @@ import torch
 
 from vcache.extract.datasets.base import Video
 from vcache.extract.views import PreparedClip
+from vcache.heads.prompt_learning import ClassPrompts
+from vcache.heads.requirements import ClipFeatures
+from vcache.heads.text4vis import Text4Vis
 from vcache.pipelines.extraction import run_extraction
 from vcache.pipelines.prediction import export
 from vcache.pipelines.prediction.export import export_run
 from vcache.pipelines.prediction.export_check import ExportError, check_program
+from vcache.pipelines.prediction.export_files import settled_head
 from vcache.pipelines.prediction.export_program import ProgramInput
 from vcache.pipelines.prediction.exported_folder import ExportedFolderError, is_exported, open_exported
 from vcache.pipelines.prediction.video_model import VideoModel, open_video_model
@@ -164,3 +168,26 @@ def test_the_command_writes_a_folder_with_a_card(
     assert status == 1 and "is an exported folder already" in err
     status, _, err = vcache(f"export {run} --out {tmp_path / 'other'} --format pdf")
     assert status == 1 and "choose from: folder, onnx, torch" in err and not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["one context", "a context for each class"])
+def test_learnt_prompts_become_what_they_were_read_as(own: bool) -> None:
+    torch.manual_seed(5)
+    config = Text4Vis.Config(
+        num_classes=3, embed_dim=8, classifier="coop", context_length=2, context_width=6, class_specific_context=own
+    )
+    head = Text4Vis(config).eval()
+    mix = torch.randn(6, 8)
+    head.set_prompts(
+        ClassPrompts(
+            torch.randn(3, 7, 6),
+            torch.tensor([6, 4, 5]),
+            lambda tokens, ends: tokens.mean(dim=1) @ mix,
+            logit_scale=2.0,
+        )
+    )
+    features = ClipFeatures(embed=torch.randn(4, 5, 8))
+    settled = settled_head(head)
+    assert settled.config.classifier == "text" and not type(settled).requires(settled.config).prompts
+    with torch.no_grad():
+        torch.testing.assert_close(settled(features), head(features), rtol=0, atol=0)
