@@ -24,12 +24,13 @@ import numpy as np
 import torch
 
 from vcache.extract.backbone import BackboneFacts
-from vcache.pipelines.listing import describe_folder, describe_store
+from vcache.pipelines.listing import describe_store
 from vcache.pipelines.loading.loader import ClipLoader
 from vcache.pipelines.read_plan import ReadPlan
 from vcache.pipelines.request import ExtractionConfig
 from vcache.pipelines.setup import array_specs
 from vcache.pipelines.shards import missing_shards
+from vcache.pipelines.upkeep.store_listing import describe_folder
 from vcache.store.commits import CommitRecord, RowFailure, StoredFile
 from vcache.store.layout import CRC_BYTES, ArraySpec
 from vcache.store.manifest import Manifest, VideoTable

@@ -23,6 +23,7 @@ from vcache.pipelines import (
     cli_runs,
     cli_stores,
     cli_sweep,
+    cli_upkeep,
     cli_zero_shot,
     console,
 )
@@ -53,11 +54,13 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "correlation": cli_correlation.correlation,
     },
     "Stores": {
-        "ls": cli_stores.list_stores,
+        "ls": cli_upkeep.list_stores,
         "info": cli_stores.info,
         "verify": cli_stores.verify,
         "repair": cli_stores.repair,
         "text": cli_stores.text,
+        "rm": cli_upkeep.remove,
+        "gc": cli_upkeep.collect,
     },
     "This machine": {"demo": cli_demo.demo},
 }

@@ -1,4 +1,4 @@
-"""`vcache ls`, `info`, `verify`, `repair` and `text`: what lies in a store, whether it is whole, and the names of its classes."""
+"""`vcache info`, `verify`, `repair` and `text`: what lies in a store, whether it is whole, and the names of its classes."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,24 +9,6 @@ from vcache.pipelines import console
 from vcache.pipelines.options import Device, Json, MovedCheckpoint, MovedModel
 from vcache.pipelines.templates import ALL, EVERY_STORE, TEMPLATE_SETS
 from vcache.store.object_path import store_path
-
-
-def list_stores(
-    folder: Annotated[
-        str | None, typer.Argument(help="A folder, or s3://bucket/path. Default: $VCACHE_HOME.", metavar="FOLDER")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """The stores in a folder.
-
-    [bold]Example:[/bold]  vcache ls
-    """
-    from vcache.pipelines.listing import describe_folder, print_folder
-    from vcache.pipelines.stores import vcache_home
-
-    where = store_path(folder) if folder else vcache_home()
-    rows = describe_folder(where)
-    console.print_json(rows) if as_json else print_folder(where, rows)
 
 
 def info(store: Annotated[str, typer.Argument(help="A store.", metavar="STORE")], as_json: Json = False) -> None:

@@ -20,6 +20,7 @@ from vcache.pipelines.checkpoint_file import CheckpointError
 from vcache.pipelines.console import out
 from vcache.pipelines.runs import Run, check_free, next_run_folder
 from vcache.pipelines.settings import split_settings
+from vcache.pipelines.upkeep.register import note_run
 
 IMPORTERS = {name: f"vcache.pipelines.import_{name}" for name in ("actionclip", "aim", "dist", "evl", "text4vis")}
 """Heads with official checkpoints, and the module whose `read(file, settings, classes) -> ImportedHead` reads one."""
@@ -98,6 +99,7 @@ def import_head(config: ImportConfig) -> ImportSummary:
         if run.requirements().tail:  # the tower in the file
             run.save_tail(read.head.tail)
         run.save_head(read.head.state_dict())
+    note_run(folder, run_config)
     return ImportSummary(
         run=str(folder),
         file=str(config.file),

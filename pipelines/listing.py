@@ -1,22 +1,18 @@
-"""`vcache info` and `ls`: each description is a plain dict or list, printed as a table or as JSON."""
+"""`vcache info`: a description is a plain dict, printed as a table or as JSON."""
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from vcache.extract.layers import NO_LAYERS, STEM
 from vcache.pipelines.class_text import described_set, set_encoders, stored_sets
 from vcache.pipelines.console import out, size
-from vcache.pipelines.derivation import STEM_ARRAY
 from vcache.pipelines.stored_views import describe_view, failed_in_any, partial_in_any, view_definitions
-from vcache.pipelines.stores import open_stores
-from vcache.store.errors import StoreError
 from vcache.store.layout import ArraySpec
-from vcache.store.object_path import StorePath, store_path
+from vcache.store.object_path import StorePath
 from vcache.store.reader import FeatureStore
 
 
@@ -60,7 +56,7 @@ def _describe_split(store: FeatureStore, split: str) -> dict[str, Any]:
                 "stored": int(store.committed_rows(split, [name]).sum()),
                 "failed": sum(len(store.view(part).failures(name)) for part in parts),
             }
-            for name, spec in sorted(_declared(store, split).items(), key=_in_layer_order)
+            for name, spec in sorted(declared_arrays(store, split).items(), key=_in_layer_order)
         },
     }
 
@@ -71,7 +67,7 @@ def _complete_rows(store: FeatureStore, split: str, view: int) -> int:
     return int(store.committed_rows(split, names, view).sum())
 
 
-def _declared(store: FeatureStore, split: str) -> dict[str, ArraySpec]:
+def declared_arrays(store: FeatureStore, split: str) -> dict[str, ArraySpec]:
     """The arrays that any part of the split declares: one that is on its way into a new part is not gone from the others."""
     return {name: spec for part in store.parts(split) for name, spec in store.view(part).specs.items()}
 
@@ -156,63 +152,3 @@ def _stored(array: dict[str, Any] | None, num_videos: int) -> str:
         return "[yellow]none[/yellow]"
     stored, wanted = array["stored"], num_videos - array["failed"]
     return f"{stored}" if stored == wanted else f"[yellow]{stored} of {wanted}[/yellow]"
-
-
-def describe_folder(folder: StorePath) -> list[dict[str, Any]]:
-    """One row a store; a store that cannot be opened or is damaged has `error` in place of the facts."""
-    rows: list[dict[str, Any]] = []
-    for path, store in open_stores(folder):
-        if isinstance(store, StoreError):
-            rows.append({"path": str(path), "error": str(store)})
-            continue
-        try:
-            with store:
-                rows.append(_describe_row(path, store))
-        except StoreError as error:
-            rows.append({"path": str(path), "error": str(error)})
-    return rows
-
-
-def _describe_row(path: StorePath, store: FeatureStore) -> dict[str, Any]:
-    arrays = _declared(store, next(iter(store.splits)))
-    tokens = sorted(int(name.split("/")[1]) for name in arrays if name.startswith("tokens/"))
-    return {
-        "path": str(path),
-        "dataset": store.manifest.dataset,
-        "model": store.manifest.facts["backbone"]["model"],
-        "splits": store.splits,
-        "parts": {split: len(store.parts(split)) for split in store.splits},
-        "layers": tokens,
-        "stem": STEM_ARRAY in arrays,
-        "dtype": store.manifest.facts["request"]["dtype"],
-        "cross_frame": _cross_frame([*arrays, *store.manifest.constants]),
-        "size_bytes": store.size_bytes(),
-        "key": store.manifest.key,
-    }
-
-
-def _cross_frame(arrays: Iterable[str]) -> str:
-    kinds = {name.split("/")[0] for name in arrays}
-    return next((word for kind, word in (("q", "qk"), ("maps", "maps"), ("blocks", "derive")) if kind in kinds), "none")
-
-
-def print_folder(folder: StorePath, rows: list[dict[str, Any]]) -> None:
-    if not rows:
-        out.print(f"no stores in {folder}. Make one with:  vcache extract DATASET --layers -4:", soft_wrap=True)
-        return
-    table = Table(title=escape(str(folder)), title_justify="left")
-    for column in ("store", "videos", "layers", "dtype", "cross-frame", "size"):
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        name = escape(store_path(row["path"]).name)
-        if "error" in row:
-            table.add_row(name, f"[red]{escape(row['error'])}[/red]", "", "", "", "")
-            continue
-        splits = ", ".join(_sized(split, videos, row["parts"][split]) for split, videos in row["splits"].items())
-        layers = ",".join(([STEM] if row["stem"] else []) + [str(layer) for layer in row["layers"]]) or NO_LAYERS
-        table.add_row(name, splits, layers, row["dtype"], row["cross_frame"], size(row["size_bytes"]))
-    out.print(table)
-
-
-def _sized(split: str, num_videos: int, num_parts: int) -> str:
-    return f"{split} {num_videos}" + (f" in {num_parts} parts" if num_parts > 1 else "")

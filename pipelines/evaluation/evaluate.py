@@ -22,6 +22,7 @@ from vcache.pipelines.imported_runs import notes_on_store, open_named_store
 from vcache.pipelines.runs import Run, RunError
 from vcache.pipelines.stored_views import ViewGrid, changed_views, view_definitions
 from vcache.pipelines.stores import vcache_home
+from vcache.pipelines.upkeep.register import note_run
 from vcache.store.object_path import StorePath, store_path
 from vcache.store.reader import FeatureStore
 
@@ -115,6 +116,7 @@ def evaluate(
         ScoresError: the head gives no finite scores, or the videos have no labels.
     """
     run, on = Run.open(path), select_device(device)
+    note_run(run.path, run.config)  # it may have been moved, or come from another machine
     _check_half_classes(run, classes, half_classes)
     head = run.load_head(which)
     with open_run_store(run, store, classes) as opened:

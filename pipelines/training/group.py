@@ -33,6 +33,7 @@ from vcache.pipelines.training.stopping import TrainingStopped, stop_on_signals
 from vcache.pipelines.training.stream import open_stream, run_config
 from vcache.pipelines.training.tail_plan import plan_of_tails
 from vcache.pipelines.training.world import World, joined_world, state_digest
+from vcache.pipelines.upkeep.register import note_run
 from vcache.store.reader import FeatureStore
 
 OPTIMISER_BYTES = 12
@@ -217,10 +218,13 @@ class _Group:
             run.check_same(described)
             if tail is not None:
                 run.mend_tail(tail)
+            note_run(run.path, run.config)  # it may have been moved
             return run
         if resume:
             Run.forget_unbegun(member.run)
-        return self._held(Run.create(member.run, described, self.loader.class_names, tail))
+        run = self._held(Run.create(member.run, described, self.loader.class_names, tail))
+        note_run(run.path, described)
+        return run
 
     def _held(self, run: Run) -> Run:
         self.locks.enter_context(held_alone(run.path / "config.json"))

@@ -8,11 +8,11 @@ import torch
 
 from vcache.heads.registry import get_head
 from vcache.pipelines.extraction import run_extraction
-from vcache.pipelines.listing import describe_folder
 from vcache.pipelines.loading.loader import ClipLoader
 from vcache.pipelines.matching import HeadStoreMismatch, build_head_config, match
 from vcache.pipelines.read_plan import ReadPlan
 from vcache.pipelines.request import ExtractionConfig
+from vcache.pipelines.upkeep.store_listing import describe_folder
 from vcache.store.reader import FeatureStore
 from vcache.store.verify import verify_store
 
