@@ -62,7 +62,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "rm": cli_upkeep.remove,
         "gc": cli_upkeep.collect,
     },
-    "This machine": {"demo": cli_demo.demo},
+    "This machine": {"doctor": cli_upkeep.doctor, "demo": cli_demo.demo},
 }
 """Panels of the help, and what each holds."""
 

@@ -182,3 +182,30 @@ def _days(text: str | None) -> float:
     if not 0 <= days < float("inf"):
         raise typer.BadParameter(f"--older-than {text!r} is not a time such as 30d, 2w or 12h")
     return days
+
+
+def doctor(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="A folder whose disk is measured, beside that of $VCACHE_HOME.", metavar="FOLDER"),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Look, and measure nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What is installed, what the machine has, how fast it decodes, reads and computes, and what would be slow and why.
+
+    Takes some seconds. Exit status 1 if something is broken: a package that does not load, or no decoder that works.
+
+    [bold]Examples:[/bold]  vcache doctor  |  vcache doctor /data --json
+    """
+    if folder is not None and not folder.is_dir():
+        raise typer.BadParameter(f"{folder} is not a folder")
+    from vcache.pipelines.upkeep.diagnosis import diagnose, is_broken
+    from vcache.pipelines.upkeep.doctor import describe_examination, examine_machine, print_examination
+
+    with console.stages() as on_stage:
+        seen = examine_machine(folder, quick=quick, on_stage=on_stage)
+    findings = diagnose(seen)
+    console.print_json(describe_examination(seen, findings)) if as_json else print_examination(seen, findings)
+    if is_broken(findings):
+        raise typer.Exit(1)
