@@ -51,7 +51,7 @@ def accuracy_intervals(
         "top5": draws[:, cells % 3 < 2].sum(axis=1) / len(ranks),
         "mean_class_accuracy": mean_class,
     }
-    return {name: _interval(value, confidence) for name, value in values.items()}
+    return {name: percentiles(value, confidence) for name, value in values.items()}
 
 
 def precision_interval(
@@ -75,9 +75,10 @@ def precision_interval(
         counts = np.stack([np.bincount(row, minlength=num_videos) for row in drawn])
         precisions = resampled_average_precisions(scores, multi_hot > 0, counts)
         values.append(np.nanmean(precisions[~np.isnan(precisions).all(axis=1)], axis=1))
-    return {"mean_average_precision": _interval(np.concatenate(values), confidence)}
+    return {"mean_average_precision": percentiles(np.concatenate(values), confidence)}
 
 
-def _interval(values: Float[np.ndarray, " R"], confidence: float) -> Interval:
+def percentiles(values: Float[np.ndarray, " R"], confidence: float = 0.95) -> Interval:
+    """The middle `confidence` of what a metric is in R resamples."""
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(low=float(low), high=float(high), confidence=confidence, resamples=len(values))

@@ -18,11 +18,17 @@ _PLAIN_NAME = re.compile(r".+-\d+x\d+")
 """SPLIT-VIEWS; other weights and averages add their names behind."""
 
 
+class NoPredictions(EnsembleError):
+    """A run was not evaluated in the way that is asked for."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Members:
     """What n models say of the same M videos."""
 
     names: tuple[str, ...]
+    said: tuple[Predictions, ...]
+    """Of each member all that its file holds, in the common order."""
     probabilities: tuple[Tensor, ...]
     """Of each member (M, K), float64."""
     complements: tuple[Tensor, ...]
@@ -30,7 +36,7 @@ class Members:
     targets: Tensor
     """Int (M,), or Float (M, K) multi-hot."""
     first: Predictions
-    """Of the first member that names its videos, in the common order."""
+    """Of the first member that names its videos."""
     class_names: tuple[str, ...] | None
     notes: tuple[str, ...]
 
@@ -39,7 +45,7 @@ class Members:
         return self.targets.ndim == 2
 
     def only(self, rows: Tensor) -> "Members":
-        """The same of some videos, but for `first`."""
+        """The same of some videos, but for `said` and `first`."""
         return replace(
             self,
             probabilities=tuple(p[rows] for p in self.probabilities),
@@ -54,7 +60,8 @@ def find_predictions(path: Path, *, split: str | None = None, views: str | None 
     Where `vcache eval` was run in several ways, that of the last weights and the usual average, which has the plain name.
 
     Raises:
-        EnsembleError: nothing is there, or none or several of the run's files fit.
+        NoPredictions: none of the run's files fits.
+        EnsembleError: nothing is there, or several of the run's files fit.
     """
     if path.is_file():
         return path
@@ -77,7 +84,7 @@ def find_predictions(path: Path, *, split: str | None = None, views: str | None 
         f" --split {split}" if split else "",
         f" --views {views}" if views else "",
     ]
-    raise EnsembleError(f"{path} has no predictions{told}. Make them with:  vcache eval {path}{''.join(words)}")
+    raise NoPredictions(f"{path} has no predictions{told}. Make them with:  vcache eval {path}{''.join(words)}")
 
 
 def read_members(paths: Sequence[Path], *, common: bool = False) -> Members:
@@ -103,6 +110,7 @@ def read_members(paths: Sequence[Path], *, common: bool = False) -> Members:
     said = [member.says for member in aligned.members]
     return Members(
         names=names,
+        said=tuple(said),
         probabilities=tuple(p for p, _ in pairs),
         complements=tuple(q for _, q in pairs) if targets.ndim == 2 else (),
         targets=targets,
