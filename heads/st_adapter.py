@@ -48,7 +48,8 @@ class STAdapter(TailHead):
             super().__post_init__()
             object.__setattr__(self, "kernel", tuple(self.kernel))
             if len(self.kernel) != 3 or any(size < 1 or size % 2 == 0 for size in self.kernel):
-                raise ValueError(f"kernel ({self.kernel}) must be three odd numbers: frames, rows, columns")
+                sizes = ",".join(map(str, self.kernel))
+                raise ValueError(f"kernel ({sizes}) must be three odd numbers: frames, rows, columns")
             if not (self.before_mlp or self.before_attention):
                 raise ValueError(
                     "before_mlp and before_attention are both false, which leaves no adapter; set one of them"

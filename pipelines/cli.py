@@ -28,6 +28,7 @@ from vcache.pipelines import (
     cli_zero_shot,
     console,
 )
+from vcache.pipelines.completion import offer_completions
 
 # With OpenMP's default the idle threads of two torch pools spin against each other and against the decode threads:
 # measured twice the CPU time for nothing. Has to be set before torch loads its OpenMP library.
@@ -69,7 +70,6 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
 """Panels of the help, and what each holds."""
 
 app = typer.Typer(
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -108,18 +108,26 @@ def _flowing(text: str) -> str:
 
 for _panel, _commands in COMMANDS.items():
     for _name, _command in _commands.items():
+        offer_completions(_command)
         app.command(_name, help=_flowing(_command.__doc__ or ""), rich_help_panel=_panel)(_command)
 
 
 def main() -> None:
-    """Entry point: a foreseen error is one message and exit status 1 (2 for usage), an interruption 130."""
+    """Entry point.
+
+    Exit statuses of all commands:
+        0    done
+        1    a foreseen error in one message, or something was found wrong, failed or was left: `verify`, `sweep`
+        2    the line itself: no such command or option, a value that it does not take
+        130  stopped by Ctrl-C; 143 by SIGTERM. Nothing is lost, and the message says how to go on
+    """
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere if _rank() else sys.stdout):
         _run()
 
 
 def _run() -> None:
     try:
-        app()
+        app(prog_name="vcache")  # also of `python -m vcache.pipelines.cli`
     except KeyboardInterrupt:
         console.err.print("stopped")
         sys.exit(130)
@@ -147,3 +155,7 @@ def _message(error: Exception) -> str:
         f"{type(error).__name__}: {error}\n"
         "This is not an error vcache foresaw. Run again with VCACHE_TRACEBACK=1 to see where, and please report it."
     )
+
+
+if __name__ == "__main__":
+    main()

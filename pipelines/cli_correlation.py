@@ -12,7 +12,10 @@ from vcache.pipelines.options import Json
 def correlation(
     sources: Annotated[
         list[str],
-        typer.Argument(help="Stores, of which it is the text of the classes, and runs, of which it is the classifier."),
+        typer.Argument(
+            help="Stores, of which it is the text of the classes, and runs, of which it is the classifier.",
+            metavar="STORE|RUN",
+        ),
     ],
     classes: Annotated[
         str | None,

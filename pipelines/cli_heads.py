@@ -71,7 +71,7 @@ def heads(
 @takes(given_options)
 def train_head(
     given: dict[str, Any],
-    head: Annotated[str, typer.Argument(help="A head, see `vcache heads`.")],
+    head: Annotated[str, typer.Argument(help="A head, see `vcache heads`.", metavar="HEAD")],
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -116,7 +116,9 @@ def train_head(
 
 
 def resume(
-    run: Annotated[Path, typer.Argument(help="A run, sweep or few-shot folder that was stopped or killed.")],
+    run: Annotated[
+        Path, typer.Argument(help="A run, sweep or few-shot folder that was stopped or killed.", metavar="RUN|SWEEP")
+    ],
     store: Annotated[
         str | None, typer.Option(help="Where the store lies now, if it was moved.", metavar=LOCATION)
     ] = None,
@@ -148,9 +150,10 @@ def resume(
 
 def import_head(
     head: Annotated[
-        str, typer.Argument(help="A head with official checkpoints: actionclip, aim, dist, evl, text4vis.")
+        str,
+        typer.Argument(help="A head with official checkpoints: actionclip, aim, dist, evl, text4vis.", metavar="HEAD"),
     ],
-    file: Annotated[Path, typer.Argument(help="The checkpoint: .pth of torch, or .safetensors.")],
+    file: Annotated[Path, typer.Argument(help="The checkpoint: .pth of torch, or .safetensors.", metavar="FILE")],
     classes: Annotated[
         Path | None,
         typer.Option(help="Names of its classes: .json, .csv of index,name, or a name per line. Default: the store's."),

@@ -15,7 +15,7 @@ def compare(
         typer.Argument(
             help="Run folders, folders of `vcache sweep`, whose settings are compared by their means over seeds, or .npz of any "
             "model as `vcache ensemble` takes them. The first is the reference.",
-            metavar="RUN|SWEEP|FILE...",
+            metavar="RUN|SWEEP|FILE",
         ),
     ],
     split: Annotated[

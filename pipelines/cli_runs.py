@@ -11,7 +11,9 @@ from vcache.store.object_path import store_path
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A folder written by `vcache train-head` or `vcache import-head`.")],
+    run: Annotated[
+        Path, typer.Argument(help="A folder written by `vcache train-head` or `vcache import-head`.", metavar="RUN")
+    ],
     store: Annotated[
         str | None,
         typer.Option(
@@ -117,7 +119,7 @@ def ensemble(
         typer.Argument(
             help="Run folders whose predictions `vcache eval` has written, or a .npz of any model: an array scores (videos, "
             "classes), and where known video_ids, targets, class_names.",
-            metavar="RUN|FILE...",
+            metavar="RUN|FILE",
         ),
     ],
     split: Annotated[str | None, typer.Option(help="Take the runs' predictions of this split.")] = None,
@@ -179,7 +181,9 @@ def ensemble(
 
 
 def explain(
-    run: Annotated[Path, typer.Argument(help="A folder written by `vcache train-head` or `vcache import-head`.")],
+    run: Annotated[
+        Path, typer.Argument(help="A folder written by `vcache train-head` or `vcache import-head`.", metavar="RUN")
+    ],
     video: Annotated[
         str | None,
         typer.Argument(help="A video id or path of the run's store, or any video file.", metavar="VIDEO"),
@@ -237,7 +241,9 @@ def explain(
 
 
 def cka(
-    run: Annotated[Path, typer.Argument(help="A folder written by `vcache train-head` or `vcache import-head`.")],
+    run: Annotated[
+        Path, typer.Argument(help="A folder written by `vcache train-head` or `vcache import-head`.", metavar="RUN")
+    ],
     store: Annotated[
         str | None, typer.Argument(help="Where the run's store lies now. Default: where it was.", metavar="STORE")
     ] = None,

@@ -3,23 +3,25 @@
 The presets of a head are PRESETS in HEAD_presets.py beside this file, with _ for -. Nothing here trains or extracts.
 """
 
+from __future__ import annotations
+
 import difflib
 import importlib
 import importlib.util
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vcache.extract.layers import absolute_layer
 from vcache.heads.registry import get_head
-from vcache.heads.requirements import HeadRequirements
 from vcache.pipelines.clip_towers import CLIP_TOWERS
-from vcache.pipelines.extract_commands import cross_frame_words, extract_command, layers_word, option_words
-from vcache.pipelines.matching import HeadStoreMismatch
 from vcache.pipelines.settings import read_values
 from vcache.pipelines.templates import EVERY_STORE, TEMPLATE_SETS
-from vcache.store.manifest import Manifest
+
+if TYPE_CHECKING:  # imported late: these load torch and zarr, and a shell waits for the names of presets
+    from vcache.heads.requirements import HeadRequirements
+    from vcache.store.manifest import Manifest
 
 OURS = "ours"
 """The source of a row that is in no paper."""
@@ -85,6 +87,8 @@ class HeadPreset:
     @property
     def layers_and_cross_frame(self) -> tuple[str, str]:
         """The words of --layers and --cross-frame."""
+        from vcache.pipelines.extract_commands import layers_word
+
         tower, asked = CLIP_TOWERS[self.model], self._requirements
         layers = {absolute_layer(layer, tower.num_layers) for layer in (*asked.tokens, *asked.cls, *asked.maps)}
         word = layers_word(sorted(layers), tower.num_layers, stem=asked.stem)
@@ -113,6 +117,8 @@ class HeadPreset:
     @property
     def extract_line(self) -> str:
         """The `vcache extract` line that makes the store of this preset."""
+        from vcache.pipelines.extract_commands import cross_frame_words, option_words
+
         layers, cross_frame = self.layers_and_cross_frame
         words = ["vcache", "extract", self.dataset, "--layers", layers, *option_words(self.request)]
         return shlex.join(words + cross_frame_words(layers, cross_frame))
@@ -162,6 +168,9 @@ def check_store(preset: HeadPreset, manifest: Manifest, settings: Mapping[str, A
     Raises:
         HeadStoreMismatch: what the preset wants, what the store called `name` holds, and the `vcache extract` line to run.
     """
+    from vcache.pipelines.extract_commands import extract_command
+    from vcache.pipelines.matching import HeadStoreMismatch
+
     tower, facts, stored = CLIP_TOWERS[preset.model], manifest.facts["backbone"], manifest.facts["request"]
     asked = frames_of(preset.head, preset.frames) | {key: settings[key] for key in ("num_frames",) if key in settings}
     frames = read_values(get_head(preset.head).Config, asked).get("num_frames", preset.frames)

@@ -74,7 +74,8 @@ def extraction_config(
     dataset: Annotated[
         str,
         typer.Argument(
-            help="k400 (see vcache datasets), a folder of classes, a CSV path,label\\[,split], or a .txt of path label."
+            help="k400 (see vcache datasets), a folder of classes, a CSV path,label\\[,split], or a .txt of path label.",
+            metavar="DATASET",
         ),
     ],
     layers: Annotated[

@@ -1,21 +1,16 @@
 """Where stores live when nobody says: `$VCACHE_HOME`, else the user's cache folder."""
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from vcache.pipelines.store_home import vcache_home
 from vcache.store.errors import StoreError
 from vcache.store.layout import METADATA
 from vcache.store.object_path import ObjectPath, StorePath
 from vcache.store.reader import FeatureStore
 
-
-def vcache_home() -> Path:
-    """`$VCACHE_HOME`, else `$XDG_CACHE_HOME/vcache`, else `~/.cache/vcache`. Not created here."""
-    if home := os.environ.get("VCACHE_HOME"):
-        return Path(home).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vcache"
+__all__ = ["anything_at", "default_store_path", "open_stores", "store_paths", "vcache_home"]
 
 
 def default_store_path(dataset: str, model: str, num_frames: int, key: str) -> Path:

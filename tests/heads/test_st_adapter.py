@@ -92,8 +92,8 @@ def test_trained_parameters_are_as_many_as_in_the_official_models(num_classes, b
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"kernel": (3, 2, 1)}, "kernel ((3, 2, 1)) must be three odd numbers: frames, rows, columns"),
-        ({"kernel": (3, 1)}, "kernel ((3, 1)) must be three odd numbers: frames, rows, columns"),
+        ({"kernel": (3, 2, 1)}, "kernel (3,2,1) must be three odd numbers: frames, rows, columns"),
+        ({"kernel": (3, 1)}, "kernel (3,1) must be three odd numbers: frames, rows, columns"),
         ({"before_mlp": False}, "which leaves no adapter; set one of them"),
         ({"adapter_width": 0}, "adapter_width (0) must be at least 1"),
     ],
