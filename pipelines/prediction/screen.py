@@ -202,8 +202,10 @@ def common_folder(names: list[str]) -> str:
 def _print_timeline(timeline: Timeline) -> None:
     console.out.print(timeline.video.video_id, style="bold", soft_wrap=True, markup=False, highlight=False)
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1))
-    for name, justify in (("", "left"), ("time", "right"), ("class", "left"), ("probability", "right")):
-        table.add_column(name, justify=justify, no_wrap=name != "class", overflow="fold")  # type: ignore[arg-type]
+    table.add_column("")
+    table.add_column("time", justify="right", no_wrap=True)
+    table.add_column("class", overflow="fold")
+    table.add_column("probability", justify="right", no_wrap=True)
     stretches = timeline.stretches
     tenths = bool((timeline.stops[-1] - timeline.starts[0]) / len(timeline.starts) < 2)
     for first, last, best in stretches[:_MOST_STRETCHES]:
