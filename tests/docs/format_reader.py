@@ -147,7 +147,9 @@ class ShardFile:
         self.file, self.name = record["arrays"][name], name
         shape, chunk, rows = self.file["shape"], self.file["chunk"], store.manifest["rows_per_shard"]
         folder = store.path / part / f"view-{view}" / name
-        self.dtype = _declared_dtype(json.loads((folder / "zarr.json").read_bytes()), self.file, store.parts[part], rows)
+        self.dtype = _declared_dtype(
+            json.loads((folder / "zarr.json").read_bytes()), self.file, store.parts[part], rows
+        )
         self.chunk_bytes = int(np.prod(chunk, dtype=np.int64)) * self.dtype.itemsize
         self.chunks = int(np.prod(shape, dtype=np.int64) // np.prod(chunk, dtype=np.int64))
         self.data = folder.joinpath("c", str(record["shard"]), *("0" for _ in shape)).read_bytes()

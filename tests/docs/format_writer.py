@@ -1,4 +1,4 @@
-"""A writer of stores from docs/format.md alone: one process, float arrays, no partial rows. It imports no vcache and no Zarr library."""
+"""A writer of stores from docs/format.md alone: one process, float arrays, no partial rows. It imports neither vcache nor Zarr."""
 
 import fcntl
 import hashlib
@@ -140,8 +140,7 @@ def _write_table(folder: Path, table: Mapping[str, Any]) -> None:
 
 
 def _put_table_array(folder: Path, data: bytes, dtype: str, fill: Any, codec: str, num_rows: int) -> None:
-    configuration = {"configuration": {"endian": "little"}} if codec == "bytes" else {}
-    codecs = [{"name": codec, **configuration}, {"name": "crc32c"}]
+    codecs = [{"name": codec, "configuration": {"endian": "little"} if codec == "bytes" else {}}, {"name": "crc32c"}]
     chunk = {"name": "regular", "configuration": {"chunk_shape": [num_rows]}}
     _put(folder / "zarr.json", _array([num_rows], dtype, chunk, fill, codecs, ["video"]))
     _put(folder / "c" / "0", data + struct.pack("<I", crc32c(data)))

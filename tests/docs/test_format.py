@@ -58,7 +58,14 @@ def extract(worded_clip: Path) -> Any:
             model = f"local-dir:{worded_clip}"
             run_extraction(
                 ExtractionConfig(  # type: ignore[arg-type]
-                    **{"dataset": str(videos), "model": model, "pretrained": None, "store": store, **defaults, **options}
+                    **{
+                        "dataset": str(videos),
+                        "model": model,
+                        "pretrained": None,
+                        "store": store,
+                        **defaults,
+                        **options,
+                    }
                 )
             )
             return store
@@ -125,9 +132,23 @@ def test_the_reader_of_the_page_imports_neither_vcache_nor_zarr() -> None:
             name.partition(".")[0]
             for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text()))
             if isinstance(node, ast.Import | ast.ImportFrom)
-            for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+            for name in (
+                [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            )
         }
-        own = {"format_reader", "collections", "fcntl", "hashlib", "json", "numpy", "os", "pathlib", "secrets", "struct", "typing"}
+        own = {
+            "format_reader",
+            "collections",
+            "fcntl",
+            "hashlib",
+            "json",
+            "numpy",
+            "os",
+            "pathlib",
+            "secrets",
+            "struct",
+            "typing",
+        }
         assert imported <= own, imported - own
 
 
@@ -181,7 +202,9 @@ def test_tables_are_read_equal(stores: dict[str, Path], tmp_path: Path) -> None:
     with FeatureStore.open(stores["float32"]) as store:
         manifest = store.manifest
     fields = {"key": manifest.key, "spec": manifest.spec, "facts": manifest.facts, "rows_per_shard": 2}
-    create_store(tmp_path / "s", Manifest(**fields, dataset="d", class_names=(*"abcd",), splits={"train": 3}), {"train": table})
+    create_store(
+        tmp_path / "s", Manifest(**fields, dataset="d", class_names=(*"abcd",), splits={"train": 3}), {"train": table}
+    )
     with FeatureStore.open(tmp_path / "s") as store:
         more = {name: values[:1] for name, values in columns.items()}
         add_videos(store, "train", VideoTable(("new",), ("new.mp4",), np.array([3]), more))
@@ -209,7 +232,13 @@ def test_one_flipped_bit_of_any_file_is_found(stores: dict[str, Path], tmp_path:
     rng = np.random.default_rng(seed)
     path = tmp_path / "s.zarr"
     shutil.copytree(stores["float32"], path)
-    kinds = ["_commit/*/*.json", "*/view-*/tokens/2/c/*/0/0/0", "*/view-*/frame_index/c/*/0", "*/path/c/0", "constants/text/*/c/**/0"]
+    kinds = [
+        "_commit/*/*.json",
+        "*/view-*/tokens/2/c/*/0/0/0",
+        "*/view-*/frame_index/c/*/0",
+        "*/path/c/0",
+        "constants/text/*/c/**/0",
+    ]
     for pattern in kinds:
         file = rng.choice([file for file in sorted(path.glob(pattern)) if file.is_file()])
         sound = file.read_bytes()
@@ -273,7 +302,9 @@ def written(stores: dict[str, Path], tmp_path: Path) -> Path:
     with FeatureStore.open(stores["float32"]) as store:
         spec = {**store.manifest.spec, "model": "written by hand", "ünknown": [1, 1.0, 1e-7]}
         facts = {"backbone": store.manifest.facts["backbone"]}
-        facts["request"] = {word: store.manifest.facts["request"][word] for word in ("frames", "stride", "tsn", "dtype")}
+        facts["request"] = {
+            word: store.manifest.facts["request"][word] for word in ("frames", "stride", "tsn", "dtype")
+        }
     rng, path = np.random.default_rng(5), tmp_path / "written.zarr"
     T, D, labels = 4, facts["backbone"]["width"], {"train": np.arange(11) % 3, "val": np.arange(7) % 3}
     tables = {
