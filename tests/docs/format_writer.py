@@ -1,4 +1,4 @@
-"""A writer of stores from docs/format.md alone: one process, float arrays, no partial rows. It imports neither vcache nor Zarr."""
+"""A writer of stores from docs/format.md alone: one process, float arrays, no partial rows, neither vcache nor Zarr imported."""
 
 import fcntl
 import hashlib
