@@ -11,11 +11,26 @@ from vcache.pipelines.templates import ALL, EVERY_STORE, TEMPLATE_SETS
 from vcache.store.object_path import store_path
 
 
-def info(store: Annotated[str, typer.Argument(help="A store.", metavar="STORE")], as_json: Json = False) -> None:
-    """What a store holds: arrays, rows, failures, and how its features were made.
+def info(
+    store: Annotated[str, typer.Argument(help="A store.", metavar="STORE")],
+    other: Annotated[
+        str | None, typer.Argument(help="Another store: say what differs, and by how much.", metavar="[OTHER]")
+    ] = None,
+    videos: Annotated[int, typer.Option(min=1, help="With OTHER: how many videos of each split to compare.")] = 32,
+    as_json: Json = False,
+) -> None:
+    """What a store holds: arrays, rows, failures, and how its features were made. Of two, why their features differ.
 
-    [bold]Example:[/bold]  vcache info STORE.zarr
+    With OTHER: the fields of the keys that differ, and the errors of the arrays on the videos that both stores hold.
+
+    [bold]Examples:[/bold]  vcache info STORE.zarr  |  vcache info MINE.zarr THEIRS.zarr --videos 100
     """
+    if other is not None:
+        from vcache.pipelines.store_difference import compare_stores, print_difference
+
+        told = compare_stores(store_path(store), store_path(other), max_videos=videos)
+        console.print_json(told) if as_json else print_difference(told)
+        return
     from vcache.pipelines.listing import describe_store, print_store
 
     description = describe_store(store_path(store))
