@@ -80,6 +80,7 @@ def ours(csv: Path, weights: Path, store: Path, layers: str) -> None:
         ExtractionConfig(
             dataset=str(csv),
             layers=layers,
+            cross_frame="none" if layers == "none" else "qk",
             tsn=True,
             frames=FRAMES,
             model=MODEL,
