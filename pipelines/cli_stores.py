@@ -14,7 +14,7 @@ from vcache.store.object_path import store_path
 def info(
     store: Annotated[str, typer.Argument(help="A store.", metavar="STORE")],
     other: Annotated[
-        str | None, typer.Argument(help="Another store: say what differs, and by how much.", metavar="[OTHER]")
+        str | None, typer.Argument(help="Another store: say what differs, and by how much.", metavar="OTHER")
     ] = None,
     videos: Annotated[int, typer.Option(min=1, help="With OTHER: how many videos of each split to compare.")] = 32,
     as_json: Json = False,
