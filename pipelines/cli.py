@@ -49,6 +49,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "eval": cli_runs.evaluate,
         "predict": cli_predict.predict,
         "export": cli_predict.export,
+        "report": cli_report.report,
         "compare": cli_report.compare,
         "zero-shot": cli_zero_shot.zero_shot,
         "ensemble": cli_runs.ensemble,

@@ -1,4 +1,4 @@
-"""`vcache compare`: is one run better than another, or is it chance."""
+"""`vcache report` and `compare`: what came of runs, for people to read, and whether one is better than another or it is chance."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,73 @@ from typing import Annotated
 import typer
 
 from vcache.pipelines import console
-from vcache.pipelines.options import Device, Json
+from vcache.pipelines.options import LOCATION, Device, Json
+from vcache.store.object_path import store_path
+
+
+def report(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="A run folder, finished or not, or the folder of a sweep or few-shot.", metavar="RUN|SWEEP"
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write. Default: report.html in that folder.", metavar="FILE.html")
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the store lies now, if it was moved; an imported head has none, and needs it.", metavar=LOCATION
+        ),
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Where the videos lie, if they were moved.")] = None,
+    split: Annotated[str | None, typer.Option(help="Report on this split. Default: the validation split.")] = None,
+    videos: Annotated[
+        int, typer.Option(min=0, help="Show so many right and so many wrong videos, those that the head is surest of.")
+    ] = 6,
+    explain: Annotated[
+        int, typer.Option(min=0, help="Draw what the head looks at in so many of these videos.", metavar="N")
+    ] = 4,
+    no_explain: Annotated[
+        bool, typer.Option("--no-explain", help="Draw none of that: it takes the videos and the backbone.")
+    ] = False,
+    no_save: Annotated[
+        bool, typer.Option("--no-save", help="Keep no predictions in the run where they are made for the report.")
+    ] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Write one HTML file on a run or a sweep: results, curves, confusions, classes, videos, speed, settings and provenance.
+
+    The file needs nothing else: pictures are in it, and it asks for nothing over the network. Predictions are those that
+    `vcache eval` has saved; where there are none, or the split has other videos by now, they are made and saved as it does.
+    Without the store, the report says what the run alone knows. A sweep has its table, a plot for each setting, all curves, and
+    its best run in full.
+
+    \b
+    [bold]Examples:[/bold]
+    vcache report runs/evl-1
+    vcache report runs/sweep-1 --out sweep.html --no-explain
+    vcache report runs/evl-1 --store /mnt/k400.zarr --root /mnt/k400
+    """
+    from vcache.pipelines.reporting.report import ReportConfig, write_report
+    from vcache.pipelines.reporting.run_predictions import Asked
+    from vcache.pipelines.reporting.run_report import Options
+
+    asked = Asked(store=store_path(store) if store else None, split=split, device=device, save=not no_save)
+    options = Options(asked=asked, root=root, num_videos=videos, num_explained=0 if no_explain else explain)
+    with console.stages() as on_stage:
+        written = write_report(ReportConfig(path=run, out=out, options=options), on_stage)
+    for note in written.notes:
+        _note(note)
+    if as_json:
+        console.print_json(written.to_json())
+        return
+    console.out.print(written.result, soft_wrap=True, markup=False, highlight=False)
+    console.out.print(
+        f"{written.path}  ({console.size(written.size_bytes)})", soft_wrap=True, markup=False, highlight=False
+    )
 
 
 def compare(

@@ -5,7 +5,8 @@ queries, keys and pixels are made again, and the head reads them as it reads the
 head offers: explaining_attention.py, explaining_magnitude.py.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,45 +76,88 @@ def explain(
         UnknownVideo: neither the store nor the disk has the video.
         RunError, StoreKeyMismatch, HeadStoreMismatch, CannotRecompute: as for an evaluation, and for extracting rows again.
     """
+    with closing(explain_each(path, [question], store=store, root=root, device=device)) as found:
+        return next(found)
+
+
+def explain_each(
+    path: Path,
+    questions: Iterable[Question],
+    *,
+    store: StorePath | None = None,
+    root: Path | None = None,
+    device: str = "auto",
+) -> Generator[Explanation, None, None]:
+    """The same for several videos, of which head and backbone are loaded once, one after the other as they are asked for."""
     run, on = Run.open(path), select_device(device)
     way, head = _way_into(run), run.load_head().to(on)
     requirements = get_head(run.head).requires(head.config)
     with open_run_store(run, store) as opened:
         _check_frames(run, requirements, opened)
+        asked = choose_classes(run, opened)
+        asked.give(head, opened)
+        looking = _Looking(run, head, way, requirements, opened, asked, device)
+        for question in questions:
+            yield looking.at(question, root)
+
+
+def can_explain(run: Run) -> bool:
+    """Whether the head of a run offers anything to look at."""
+    return any(hasattr(get_head(run.head), name) for name in _WAYS)
+
+
+@dataclass
+class _Looking:
+    """A head and its store. The backbone is loaded with the first video, and again where the videos lie elsewhere."""
+
+    run: Run
+    head: nn.Module
+    way: _Way
+    requirements: HeadRequirements
+    store: FeatureStore
+    asked: ClassChoice
+    device: str
+    origin: Reextraction | None = None
+
+    def at(self, question: Question, root: Path | None) -> Explanation:
+        run, opened = self.run, self.store
         target = find_video(opened, video=question.video, row=question.row, split=question.split, root=root)
-        origin = Reextraction(opened, root=target.root, device=device, workers=1, same_key=False)
+        origin = self._origin(target.root)
         notes = [*notes_on_store(run, opened), *version_notes(opened, origin)]
         extractor = origin.extractor
         facts = extractor.backbone.facts
-        clip = _prepared(extractor, target, requirements.pixels)
-        computed = extractor.features([clip], way.arrays(requirements, facts.num_layers))
+        clip = _prepared(extractor, target, self.requirements.pixels)
+        computed = extractor.features([clip], self.way.arrays(self.requirements, facts.num_layers))
         notes += _row_notes(opened, target, computed, extractor)
-        classes, asked = opened.manifest.class_names, choose_classes(run, opened)
-        asked.give(head, opened)
-    shown = ExplainedClip(
-        run=path,
-        head=head,
-        question=question,
-        clip=clip,
-        computed=computed,
-        features=clip_features(requirements, computed, facts.num_layers, clip),
-        facts=facts,
-        tiling=Tiling(grid=facts.grid, patch=(facts.patch_size, facts.patch_size)),
-    )
-    return Explanation(
-        run=path,
-        head=type(head).__name__,
-        video_id=target.video.video_id,
-        split=target.split,
-        row=target.row,
-        truth=None if target.row is None else classes[target.video.label],
-        predictions=_predictions(head, shown.features, _names(run, asked)),
-        images=clip.images.permute(0, 2, 3, 1).contiguous().numpy(),
-        frame_index=tuple(clip.record["frame_index"].tolist()),
-        tiling=shown.tiling,
-        found=way.look(shown),
-        notes=tuple(notes),
-    )
+        shown = ExplainedClip(
+            run=run.path,
+            head=self.head,
+            question=question,
+            clip=clip,
+            computed=computed,
+            features=clip_features(self.requirements, computed, facts.num_layers, clip),
+            facts=facts,
+            tiling=Tiling(grid=facts.grid, patch=(facts.patch_size, facts.patch_size)),
+        )
+        return Explanation(
+            run=run.path,
+            head=type(self.head).__name__,
+            video_id=target.video.video_id,
+            split=target.split,
+            row=target.row,
+            truth=None if target.row is None else opened.manifest.class_names[target.video.label],
+            predictions=_predictions(self.head, shown.features, _names(run, self.asked)),
+            images=clip.images.permute(0, 2, 3, 1).contiguous().numpy(),
+            frame_index=tuple(clip.record["frame_index"].tolist()),
+            tiling=shown.tiling,
+            found=self.way.look(shown),
+            notes=tuple(notes),
+        )
+
+    def _origin(self, root: Path) -> Reextraction:
+        if self.origin is None or self.origin.root != root:
+            self.origin = Reextraction(self.store, root=root, device=self.device, workers=1, same_key=False)
+        return self.origin
 
 
 def _names(run: Run, asked: ClassChoice) -> Sequence[str]:

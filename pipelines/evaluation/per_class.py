@@ -46,7 +46,7 @@ def class_metrics(
     multi_label = targets.ndim == 2
     several = targets if multi_label else torch.nn.functional.one_hot(targets, len(class_names))
     relevant = several.numpy(force=True) > 0
-    sizes, counts = relevant.sum(axis=0), _confusions(scores.numpy(force=True), relevant)
+    sizes, counts = relevant.sum(axis=0), confusions(scores.numpy(force=True), relevant)
     precisions = average_precisions(scores.numpy(force=True), relevant) if multi_label else None
     rows = []
     for k, name in enumerate(class_names):
@@ -71,7 +71,7 @@ def worst_first(classes: Sequence[ClassMetrics]) -> list[ClassMetrics]:
     return [classes[place] for _, _, place in sorted(measured)]
 
 
-def _confusions(scores: Float[np.ndarray, "M K"], relevant: np.ndarray) -> Int[np.ndarray, "K K"]:
+def confusions(scores: Float[np.ndarray, "M K"], relevant: np.ndarray) -> Int[np.ndarray, "K K"]:
     """[k, j]: videos of class k in which j, the best of the classes that they do not have, is ahead of k; ties as in top-1."""
     rows = np.flatnonzero(~relevant.all(axis=1))  # a video of all classes is taken for no other
     scores = np.maximum(scores, np.finfo(scores.dtype).min)  # minus infinity is kept for what must not be chosen
