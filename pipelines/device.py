@@ -20,3 +20,9 @@ def select_device(name: str) -> torch.device:
             f"--device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices here. Use --device cpu."
         )
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """For a record of what something ran on: "cuda (NVIDIA H100 80GB HBM3)", "cpu (8 threads)"."""
+    what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    return f"{device.type} ({what})" if device.type in ("cuda", "cpu") else device.type

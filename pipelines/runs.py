@@ -42,7 +42,7 @@ WEIGHTS = {"last": "head.safetensors", "best": "best.safetensors"}
 _DIGESTS = {"train_digest": "train", "val_digest": "validate"}
 """Of config.json: of the videos that are read, and what for."""
 
-_MAY_CHANGE = ("versions", "training", "num_videos", "store")
+_MAY_CHANGE = ("versions", "device", "training", "num_videos", "store")
 """Of config.json: a store may have been moved, and grown by splits that the run does not read."""
 
 

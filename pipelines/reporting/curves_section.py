@@ -7,7 +7,7 @@ from vcache.pipelines.console import duration, size
 from vcache.pipelines.reporting.markup import Content, tag
 from vcache.pipelines.reporting.page import Section, caption, facts, note
 from vcache.pipelines.reporting.run_record import RunRecord
-from vcache.pipelines.reporting.svg_chart import Chart, Series, chart, percent, thinned
+from vcache.pipelines.reporting.svg_chart import Chart, Series, chart, percent, short_percent, thinned
 from vcache.pipelines.training.pace import LIMITED_SHARE
 
 _FEW_EPOCHS = 3
@@ -45,7 +45,7 @@ def _best(record: RunRecord) -> list[Content]:
 def _loss(record: RunRecord, over_steps: bool) -> Chart:
     train = _training(record, "train_loss", over_steps, "training")
     val = _validation(record, "val_loss", over_steps)
-    return Chart(title="Loss", under=_under(over_steps), series=[train, *val], word="{:.3g}".format, from_zero=True)
+    return Chart(title="Loss", under=_under(over_steps), series=[train, *val], from_zero=True)
 
 
 def _accuracy(record: RunRecord, over_steps: bool, chance: float | None) -> Chart:
@@ -53,10 +53,11 @@ def _accuracy(record: RunRecord, over_steps: bool, chance: float | None) -> Char
     train = [] if several else [_training(record, "train_top1", over_steps, "training")]
     return Chart(
         title="mAP" if several else "Top-1",
-        note="" if several else "training is measured with dropout and mixing on",
+        note="" if several else "of training while it goes on",
         under=_under(over_steps),
         series=[*train, *_validation(record, record.monitored, over_steps)],
         word=percent,
+        tick=short_percent,
         level=("chance", chance) if chance is not None else None,
         from_zero=True,
     )
@@ -66,7 +67,7 @@ def _rate(record: RunRecord) -> Chart:
     lines = [record.steps[place] for place in thinned(record.steps)]
     xs, ys = [line["step"] for line in lines], [line["lr"] for line in lines]
     series = Series(name="learning rate", xs=xs, ys=ys, colour=2)
-    return Chart(title="Learning rate", under="step", series=[series], word="{:.2g}".format, from_zero=True)
+    return Chart(title="Learning rate", under="step", series=[series], from_zero=True)
 
 
 def _under(over_steps: bool) -> str:
@@ -139,6 +140,13 @@ def _speed_charts(record: RunRecord) -> list[Content]:
         charts.append(Chart(title="Read, MB/s", under="step", series=[read], from_zero=True))
     waiting = Series(name="waiting", xs=xs, ys=of("waiting"), colour=1)
     charts.append(
-        Chart(title="Share of the time waiting for data", under="step", series=[waiting], word=percent, from_zero=True)
+        Chart(
+            title="Share of the time waiting for data",
+            under="step",
+            series=[waiting],
+            word=percent,
+            tick=short_percent,
+            from_zero=True,
+        )
     )
     return [chart(one) for one in charts] if len(lines) > 1 else []

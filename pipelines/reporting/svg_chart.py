@@ -12,8 +12,8 @@ from vcache.pipelines.reporting.markup import Content, Markup, tag
 
 WIDE, TALL = 360, 226
 """Of the view box: at the 350 pixels of a phone letters of 13 are drawn as such."""
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 8, 36
-_LETTER = 7.2
+_RIGHT, _TOP, _BOTTOM = 12, 8, 36
+_LETTER = 8
 """Width of a letter or digit, more or less."""
 MOST_POINTS = 240
 """Of a line; more are thinned, as no screen shows them apart."""
@@ -50,8 +50,10 @@ class Chart:
     """What the x axis is."""
     series: Sequence[Series]
     note: str = ""
-    word: Callable[[float], str] = "{:g}".format
-    """Of a value, at the axis and in the tooltips."""
+    word: Callable[[float], str] = "{:.3g}".format
+    """Of a value, in the tooltips."""
+    tick: Callable[[float], str] = "{:.4g}".format
+    """Of a value, at the axis."""
     place: Callable[[float], str] = "{:g}".format
     """Of a place, in the tooltips."""
     places: Sequence[str] = ()
@@ -59,23 +61,30 @@ class Chart:
     level: tuple[str, float] | None = None
     """A dashed line across the chart, as that of chance."""
     from_zero: bool = False
+    legend: bool = True
 
 
 @dataclass(frozen=True)
 class _Frame:
     x: Axis
     y: Axis
+    left: float
 
     def across(self, value: float) -> float:
-        return round(_LEFT + (WIDE - _LEFT - _RIGHT) * self.x.share(value), 1)
+        return round(self.left + (WIDE - self.left - _RIGHT) * self.x.share(value), 1)
 
     def down(self, value: float) -> float:
         return round(TALL - _BOTTOM - (TALL - _TOP - _BOTTOM) * self.y.share(value), 1)
 
 
 def percent(value: float) -> str:
-    """A share for the axis and the tooltips: "61.5%", "100%"."""
-    return f"{100 * value:.1f}".removesuffix(".0") + "%"
+    """A share with a digit behind the point: "61.5%"."""
+    return f"{100 * value:.1f}%"
+
+
+def short_percent(value: float) -> str:
+    """The same for an axis: "60%", "0.5%"."""
+    return f"{100 * value:.4g}%"
 
 
 def chart(wanted: Chart) -> Markup:
@@ -119,7 +128,8 @@ def _frame(wanted: Chart) -> _Frame:
         low, high = (min(xs), max(xs)) if xs and max(xs) > min(xs) else (around.low, around.high)
         ticks = tuple(tick for tick in around.ticks if low <= tick <= high)
         x = Axis(low=low, high=high, ticks=ticks, word=wanted.place)
-    return _Frame(x, axis_around(ys, wanted.word))
+    y = axis_around(ys, wanted.tick)
+    return _Frame(x, y, 10 + _LETTER * max(len(y.word(tick)) for tick in y.ticks))
 
 
 def _axes(frame: _Frame, wanted: Chart) -> list[Markup]:
@@ -127,17 +137,17 @@ def _axes(frame: _Frame, wanted: Chart) -> list[Markup]:
     every = 2 if len(frame.y.ticks) > 7 else 1
     for number, tick in enumerate(frame.y.ticks):
         y = frame.down(tick)
-        drawn.append(tag("line", x1=_LEFT, x2=WIDE - _RIGHT, y1=y, y2=y, class_="grid" if number else "axis"))
+        drawn.append(tag("line", x1=frame.left, x2=WIDE - _RIGHT, y1=y, y2=y, class_="grid" if number else "axis"))
         if number % every == 0:
-            drawn.append(tag("text", frame.y.word(tick), x=_LEFT - 6, y=y + 4, text_anchor="end"))
+            drawn.append(tag("text", frame.y.word(tick), x=frame.left - 6, y=y + 4, text_anchor="end"))
     words = [wanted.places[int(tick)] if wanted.places else wanted.place(tick) for tick in frame.x.ticks]
     widest = max((len(word) for word in words), default=1) * _LETTER + 8
-    room = (WIDE - _LEFT - _RIGHT) / max(1, len(words))
+    room = (WIDE - frame.left - _RIGHT) / max(1, len(words))
     every = max(1, math.ceil(widest / room))
     for number, (tick, word) in enumerate(zip(frame.x.ticks, words, strict=True)):
         if number % every == 0:
             drawn.append(_tick_word(frame.across(tick), bottom + 15, word))
-    return [*drawn, tag("text", wanted.under, x=(WIDE + _LEFT) / 2, y=TALL - 4, text_anchor="middle")]
+    return [*drawn, tag("text", wanted.under, x=(WIDE + frame.left) / 2, y=TALL - 4, text_anchor="middle")]
 
 
 def _tick_word(x: float, y: float, word: str) -> Markup:
@@ -148,7 +158,7 @@ def _tick_word(x: float, y: float, word: str) -> Markup:
 
 def _level(frame: _Frame, value: float) -> Markup:
     y = frame.down(value)
-    return tag("line", x1=_LEFT, x2=WIDE - _RIGHT, y1=y, y2=y, class_="level")
+    return tag("line", x1=frame.left, x2=WIDE - _RIGHT, y1=y, y2=y, class_="level")
 
 
 def _series(frame: _Frame, one: Series, wanted: Chart) -> list[Content]:
@@ -197,7 +207,7 @@ def _legend(wanted: Chart) -> Markup | None:
     entries = [tag("li", tag("span", style=f"background:{colour}"), name) for name, colour in named.items()]
     if wanted.level:
         entries.append(tag("li", tag("span", class_="dashed"), f"{wanted.level[0]} {wanted.word(wanted.level[1])}"))
-    return tag("ul", entries, class_="legend") if len(entries) > 1 else None
+    return tag("ul", entries, class_="legend") if wanted.legend and len(entries) > 1 else None
 
 
 def css_colour(number: int) -> str:

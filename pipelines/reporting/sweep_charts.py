@@ -7,7 +7,7 @@ from vcache.pipelines.few_shot import FewShot
 from vcache.pipelines.line_chart import COLOURS
 from vcache.pipelines.reporting.markup import Markup
 from vcache.pipelines.reporting.run_record import RunRecord
-from vcache.pipelines.reporting.svg_chart import Chart, Series, chart, percent, thinned
+from vcache.pipelines.reporting.svg_chart import Chart, Series, chart, percent, short_percent, thinned
 from vcache.pipelines.training.sweep import Sweep
 from vcache.pipelines.training.sweep_results import METRICS, MemberResult, SettingSummary, summarise
 
@@ -44,6 +44,7 @@ def _setting_chart(
         under=name,
         series=series,
         word=percent,
+        tick=short_percent,
         places=values,
         level=("zero-shot", level) if level is not None else None,
     )
@@ -103,7 +104,7 @@ def _heads_chart(results: Sequence[MemberResult], metric: str) -> Chart:
     )
     runs = [(heads.index(one.head) + 0.06, value) for one in results if (value := one.metrics.get(metric)) is not None]
     points = Series(name="", xs=[x for x, _ in runs], ys=[y for _, y in runs], line=False, small=True, tip="run")
-    return Chart(title="head", under="head", series=[line, points], word=percent, places=heads)
+    return Chart(title="head", under="head", series=[line, points], word=percent, tick=short_percent, places=heads)
 
 
 def _zero_shot(sweep: Sweep, metric: str) -> float | None:
@@ -120,10 +121,10 @@ def curve_charts(results: Sequence[MemberResult], metric: str, best: str | None)
     records = [(one, RunRecord.open(Path(one.run))) for one in results if (Path(one.run) / "config.json").is_file()]
     few = len(labels) <= len(COLOURS)
     charts = []
-    for title, field, word in (
-        (f"Validation {METRICS[metric]}", f"val_{metric}", percent),
-        ("Validation loss", "val_loss", "{:.3g}".format),
-        ("Training loss", "train_loss", "{:.3g}".format),
+    for title, field, words in (
+        (f"Validation {METRICS[metric]}", f"val_{metric}", {"word": percent, "tick": short_percent}),
+        ("Validation loss", "val_loss", {}),
+        ("Training loss", "train_loss", {}),
     ):
         series = []
         for result, record in records:
@@ -140,5 +141,5 @@ def curve_charts(results: Sequence[MemberResult], metric: str, best: str | None)
                 )
             )
         if any(y is not None for one in series for y in one.ys):
-            charts.append(chart(Chart(title=title, under="epoch", series=series, word=word)))
+            charts.append(chart(Chart(title=title, under="epoch", series=series, legend=not charts, **words)))
     return charts

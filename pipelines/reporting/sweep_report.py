@@ -82,7 +82,7 @@ def _settings_section(
         *([Column("least to most", numeric=True)] if metric else []),
         Column("runs", numeric=True),
         Column("parameters", numeric=True),
-        Column("time of a run", numeric=True),
+        Column("time", numeric=True),
     ]
     cells = [_setting_row(row, names, heads, metrics, metric) for row in rows]
     place = next((place for place, row in enumerate(rows) if row.label == best), None)

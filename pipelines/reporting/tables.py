@@ -50,7 +50,7 @@ def bar(share: float) -> Markup:
 
 
 def _cell(place: int, column: Column, cell: Cell) -> Markup:
-    value = None if cell.value is None else f"{cell.value:.10g}"
+    value, kind = None if cell.value is None else f"{cell.value:.10g}", "num" if column.numeric else None
     if place == 0:
-        return tag("th", cell.content, scope="row", data_value=value)
-    return tag("td", cell.content, class_="num" if column.numeric else None, data_value=value)
+        return tag("th", cell.content, scope="row", class_=kind, data_value=value)
+    return tag("td", cell.content, class_=kind, data_value=value)

@@ -31,9 +31,11 @@ STEP_FIELDS = (
     "steps_per_second",
     "read_bytes_per_second",
     "waiting",
+    "source",
     "time",
 )
-"""Of a line of steps.jsonl. Loss and top-1 are means over the epoch so far, `time` is in seconds since 1970."""
+"""Of a line of steps.jsonl. Loss and top-1 are means over the epoch so far, `source` is where the batches are read from ("disk",
+"RAM" or "GPU memory"), `time` is in seconds since 1970."""
 
 
 class LogError(ValueError):
@@ -94,7 +96,7 @@ class RunLog:
         if not self.is_due(head.step, head.num_steps):
             return
         self._last_step = head.step
-        speeds = (report.steps_per_second, report.read_bytes_per_second, report.waiting)
+        speeds = (report.steps_per_second, report.read_bytes_per_second, report.waiting, report.source)
         values = (head.epoch, head.step, head.lr, head.loss, head.train_top1, *speeds, round(time.time(), 3))
         _append(self.run / STEPS, dict(zip(STEP_FIELDS, values, strict=True)))
         scalars = {

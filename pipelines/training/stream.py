@@ -3,10 +3,12 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 import torch
 
+from vcache.pipelines.device import device_name
 from vcache.pipelines.frozen_tail import tail_key
 from vcache.pipelines.loading.buffers import BatchBuffers
 from vcache.pipelines.loading.epoch_order import EpochOrder
@@ -157,6 +159,7 @@ def run_config(head: PreparedHead, store: FeatureStore, stream: Stream, world: W
         "train_digest": train.digest,
         "val_digest": stream.val.digest if stream.val else None,
         "store_spec": store.manifest.spec,
-        "versions": {"torch": torch.__version__},
+        "versions": {"vcache": version("vcache"), "torch": torch.__version__},
+        "device": device_name(world.device),
         "training": replace(config, store=store.path.resolve()).to_json(),
     }
