@@ -72,8 +72,9 @@ def axis_around(values: Sequence[float], word: Callable[[float], str] = "{:g}".f
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     if high - low < 1e-9 * max(1.0, abs(high)):
         low, high = low - 0.5, high + 0.5
-    power = 10.0 ** math.floor(math.log10((high - low) / 3))
-    step = max(factor * power for factor in (1, 2, 5) if factor * power <= (high - low) / 3)
+    third = (high - low) / 3 * (1 + 1e-9)  # of 0.3 to 0.6 it is a bit below 0.1, and its logarithm is not
+    power = 10.0 ** math.floor(math.log10(third))
+    step = max(factor * power for factor in (1, 2, 5) if factor * power <= third)
     first, last = math.floor(low / step), math.ceil(high / step)
     ticks = tuple(round(number * step, 12) for number in range(first, last + 1))
     return Axis(low=ticks[0], high=ticks[-1], ticks=ticks, word=word)

@@ -76,14 +76,14 @@ def _under(over_steps: bool) -> str:
 
 def _training(record: RunRecord, field: str, over_steps: bool, name: str) -> Series:
     lines: Sequence[Mapping[str, Any]] = record.steps if over_steps else record.epochs
-    lines = [lines[place] for place in thinned(lines)]  # type: ignore[arg-type]
+    lines = [lines[place] for place in thinned(lines)]
     xs = [line["step"] if over_steps else line["epoch"] + 1 for line in lines]
     return Series(name=name, xs=xs, ys=[line.get(field) for line in lines])
 
 
 def _validation(record: RunRecord, field: str, over_steps: bool) -> list[Series]:
     lines = [line for line in record.epochs if line.get(field) is not None]
-    lines = [lines[place] for place in thinned(lines)]  # type: ignore[arg-type]
+    lines = [lines[place] for place in thinned(lines)]
     xs = [line["step"] if over_steps else line["epoch"] + 1 for line in lines]
     return [Series(name="validation", xs=xs, ys=[line[field] for line in lines], colour=1)] if lines else []
 

@@ -15,6 +15,7 @@ WIDE, TALL = 360, 226
 _RIGHT, _TOP, _BOTTOM = 12, 8, 36
 _LETTER = 8
 """Width of a letter or digit, more or less."""
+Number = float | int
 MOST_POINTS = 240
 """Of a line; more are thinned, as no screen shows them apart."""
 
@@ -25,9 +26,9 @@ class Series:
 
     name: str
     """In the legend; empty: not in it."""
-    xs: Sequence[float]
-    ys: Sequence[float | None]
-    errors: Sequence[float | None] = ()
+    xs: Sequence[Number]
+    ys: Sequence[Number | None]
+    errors: Sequence[Number | None] = ()
     """Half the length of an error bar; None or nothing: no bar."""
     colour: int = 0
     """Place among COLOURS."""
@@ -101,7 +102,7 @@ def chart(wanted: Chart) -> Markup:
     return tag("figure", tag("figcaption", wanted.title, note), picture, _legend(wanted))
 
 
-def thinned(values: Sequence[float], most: int = MOST_POINTS) -> list[int]:
+def thinned(values: Sequence[object], most: int = MOST_POINTS) -> list[int]:
     """Places of at most so many of the values, evenly spread, the last among them."""
     step = max(1, math.ceil(len(values) / most))
     return list(range(len(values) - 1, -1, -step))[::-1]
@@ -109,7 +110,7 @@ def thinned(values: Sequence[float], most: int = MOST_POINTS) -> list[int]:
 
 def _known(one: Series) -> list[tuple[int, float, float]]:
     pairs = zip(one.xs, one.ys, strict=True)
-    return [(i, float(x), y) for i, (x, y) in enumerate(pairs) if y is not None and math.isfinite(y)]
+    return [(i, float(x), float(y)) for i, (x, y) in enumerate(pairs) if y is not None and math.isfinite(y)]
 
 
 def _frame(wanted: Chart) -> _Frame:
@@ -128,8 +129,8 @@ def _frame(wanted: Chart) -> _Frame:
         low, high = (min(xs), max(xs)) if xs and max(xs) > min(xs) else (around.low, around.high)
         ticks = tuple(tick for tick in around.ticks if low <= tick <= high)
         x = Axis(low=low, high=high, ticks=ticks, word=wanted.place)
-    y = axis_around(ys, wanted.tick)
-    return _Frame(x, y, 10 + _LETTER * max(len(y.word(tick)) for tick in y.ticks))
+    upright = axis_around(ys, wanted.tick)
+    return _Frame(x, upright, 15.0 + _LETTER * max(len(upright.word(tick)) for tick in upright.ticks))
 
 
 def _axes(frame: _Frame, wanted: Chart) -> list[Markup]:
@@ -150,7 +151,7 @@ def _axes(frame: _Frame, wanted: Chart) -> list[Markup]:
     return [*drawn, tag("text", wanted.under, x=(WIDE + frame.left) / 2, y=TALL - 4, text_anchor="middle")]
 
 
-def _tick_word(x: float, y: float, word: str) -> Markup:
+def _tick_word(x: float, y: Number, word: str) -> Markup:
     """In the middle below its place, and within the picture."""
     half = len(word) * _LETTER / 2
     return tag("text", word, x=round(min(max(x, half), WIDE - half), 1), y=y, text_anchor="middle")

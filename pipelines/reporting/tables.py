@@ -11,7 +11,7 @@ class Cell:
     """What is shown, and the number that it is sorted by."""
 
     content: Content
-    value: float | None = None
+    value: float | int | None = None
 
 
 @dataclass(frozen=True)

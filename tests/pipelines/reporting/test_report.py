@@ -1,0 +1,165 @@
+"""vcache report: what it shows is what the run and `vcache eval` know, also where something is missing."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+from vcache.pipelines.evaluation.evaluate import evaluate
+from vcache.pipelines.evaluation.head_evaluation import Evaluation
+from vcache.pipelines.evaluation.predictions import Predictions
+from vcache.pipelines.evaluation.saving import save_predictions
+from vcache.pipelines.reporting.class_sections import classes_section, confusion_section
+from vcache.pipelines.reporting.markup import join
+from vcache.pipelines.runs import Run
+
+VCache = Callable[..., tuple[int, str, str]]
+
+
+def text_of(file: Path) -> str:
+    """What a reader sees, without pictures, style and script."""
+    html = re.sub(r"<(style|script)>.*?</\1>", "", file.read_text(), flags=re.DOTALL)
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", html)).split())
+
+
+def with_config(run: Path, **fields: object) -> Path:
+    config = {**json.loads((run / "config.json").read_text()), **fields}
+    (run / "config.json").write_text(json.dumps(config))
+    return run
+
+
+def test_a_report_has_what_eval_says_and_what_config_json_says(evl_run: Path, vcache: VCache) -> None:
+    status, out, err = vcache(f"report {evl_run} --device cpu --explain 2")
+    assert (status, err) == (0, "")
+    file, metrics = evl_run / "report.html", evaluate(evl_run, device="cpu").metrics
+    text, config = text_of(file), Run.open(evl_run).config
+    assert f"top-1 {100 * metrics.monitored:.1f}%" in text and f"top-1 {100 * metrics.monitored:.1f}%" in out
+    assert f"loss {metrics.loss:.3f}" in text
+    for known in (
+        config["store_key"],
+        config["store"],
+        config["store_spec"]["weights_sha256"],
+        "mpeg4"[:0],
+        "vcache 0.1.0",
+    ):
+        assert known in text
+    assert "lr 0.01 default 0.0004" in text and "mlp_dropout 0.5" in text
+    assert text.count("head's query, layer") == 2
+    assert "default" not in re.findall(r"weight_decay \S+ (\S+)", text)
+    html = file.read_text()
+    assert "http" not in re.sub(r"http-equiv", "", html) and 'src="data:image/jpeg' in html
+    assert Predictions.load(evl_run / "predictions" / "val-1x1.npz").metrics() == metrics
+
+
+def test_saved_predictions_are_shown_and_those_of_another_store_are_made_again(evl_run: Path, vcache: VCache) -> None:
+    evaluation = evaluate(evl_run, device="cpu")
+    # As of a head that is always right, which nobody would get by evaluating.
+    scores = 9 * (evaluation.predictions.target_tensor()[:, None] == evaluation.predictions.target_tensor().unique())
+    perfect = replace(evaluation.predictions, scores=scores.float().numpy())
+    save_predictions(replace(evaluation, predictions=perfect), evl_run)
+    assert vcache(f"report {evl_run} --device cpu --no-explain")[0] == 0
+    assert "top-1 100.0%" in text_of(evl_run / "report.html")
+    for other in (replace(perfect, store_key="0" * 16), replace(perfect, class_names=("a", "b", "c"))):
+        save_predictions(replace(evaluation, predictions=other), evl_run)
+        assert vcache(f"report {evl_run} --device cpu --no-explain")[0] == 0
+        assert f"top-1 {evaluation.metrics.monitored:.1%}" in text_of(evl_run / "report.html")
+
+
+def test_without_its_store_a_run_tells_what_it_knows_itself(evl_run: Path, vcache: VCache, tmp_path: Path) -> None:
+    save_predictions(evaluate(evl_run, device="cpu"), evl_run)
+    with_config(evl_run, store=str(tmp_path / "gone.zarr"))
+    status, _, err = vcache(f"report {evl_run} --device cpu")
+    assert status == 0 and "Reported from the run alone: the store of" in err and "gone.zarr, is not there" in err
+    text = text_of(evl_run / "report.html")
+    assert "Without the store there are no frames to show." in text and "(not there now)" in text
+    assert "circles" not in text and "most confused with" in text  # predictions are saved
+    shutil.rmtree(evl_run / "predictions")
+    assert "No predictions are saved in the run" in vcache(f"report {evl_run}")[2]
+    text = text_of(evl_run / "report.html")
+    assert "in the validation after epoch 3" in text and "most confused with" not in text
+
+
+def test_a_store_that_is_named_has_to_be_there(evl_run: Path, vcache: VCache, tmp_path: Path) -> None:
+    status, _, err = vcache(f"report {evl_run} --store {tmp_path / 'other.zarr'}")
+    assert status == 1 and "other.zarr" in err and not (evl_run / "report.html").exists()
+
+
+def test_an_unfinished_run_is_reported_as_far_as_it_came(evl_run: Path, vcache: VCache) -> None:
+    (evl_run / "head.safetensors").unlink()
+    lines = (evl_run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (evl_run / "metrics.jsonl").write_text(lines[0])
+    assert vcache(f"report {evl_run}")[0] == 0
+    text = text_of(evl_run / "report.html")
+    assert "The training is not finished : 1 epoch of 3 epochs" in text and "vcache resume" in text
+    (evl_run / "metrics.jsonl").unlink()
+    (evl_run / "steps.jsonl").unlink()
+    assert vcache(f"report {evl_run}")[0] == 0
+    assert "no log of its training" in text_of(evl_run / "report.html")
+
+
+def test_a_run_without_validation_and_one_without_videos(
+    evl_run: Path, vcache: VCache, tmp_path: Path, float32_store: Path
+) -> None:
+    rows = [json.loads(line) for line in (evl_run / "metrics.jsonl").read_text().splitlines()]
+    blank = [{name: None if name.startswith("val_") else value for name, value in row.items()} for row in rows]
+    (evl_run / "metrics.jsonl").write_text("".join(json.dumps({**row, "best": False}) + "\n" for row in blank))
+    status, _, err = vcache(f"report {evl_run} --device cpu --root {tmp_path / 'nowhere'}")
+    assert status == 0 and "Attention is not drawn for" in err and "--root" in err
+    text = text_of(evl_run / "report.html")
+    assert "no split to validate on" in text and "could not be shown" in text
+
+
+def test_a_sweep_has_its_table_its_failures_and_its_best_run(
+    finished_sweep: Path, vcache: VCache, tmp_path: Path
+) -> None:
+    out = tmp_path / "sweep.html"
+    status, _, err = vcache(f"report {finished_sweep} --out {out} --no-save --videos 1 --device cpu")
+    assert (status, err) == (0, "")
+    text, html = text_of(out), out.read_text()
+    rows = [line.split("|") for line in (finished_sweep / "results.md").read_text().splitlines() if "±" in line]
+    means = [cell.strip(" *") for row in rows for cell in row if re.match(r" [*\d.]+ ± ", cell)]
+    assert len(means) >= 4 and all(mean in text for mean in means)
+    assert "lr=1e30 seed=0 : " in text and "failed" in text
+    assert 'href="#best-result"' in html and 'id="best-result"' in html
+    assert len(re.findall(r'id="([^"]+)"', html)) == len(set(re.findall(r'id="([^"]+)"', html)))
+    assert set(re.findall(r'href="#([^"]+)"', html)) <= set(re.findall(r'id="([^"]+)"', html))
+    assert not (finished_sweep / "linear-lr0.1-seed0" / "predictions").exists()
+
+
+@pytest.mark.parametrize("num_classes", [10, 64, 400])
+@pytest.mark.parametrize("several", [False, True])
+def test_many_classes_make_no_large_file(
+    made_predictions: Callable[..., Predictions], num_classes: int, several: bool
+) -> None:
+    predictions = made_predictions(4 * num_classes, num_classes, several=several)
+    evaluation = Evaluation(
+        metrics=predictions.metrics(), kinds=(), predictions=predictions, which="last", num_failed=0
+    )
+    names = predictions.class_names or ()
+    html = join([confusion_section(evaluation, names, "a").content, classes_section(evaluation, "b").content])
+    assert len(html) < 700_000
+    assert "<0>" not in html and "class &lt;0&gt;" in html
+    assert html.count("<tbody>") == (2 if num_classes == 10 else 3)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("report {tmp}/nothing", "is not there"),
+        ("report {tmp}", "neither a run nor a sweep"),
+        ("report {run}/..", "holds 1 run. Name one of them, as in:  vcache report"),
+        ("report {run}/config.json", "is a file; a report is of the folder"),
+        ("report {run} --out {tmp}", "is a folder. Name a file:"),
+        ("report {run} --out {tmp}/no/such.html", "is not there, so such.html cannot be written"),
+        ("report {run} --split tset", "has no split 'tset'"),
+    ],
+)
+def test_errors_say_what_to_do(trained_evl: Path, vcache: VCache, tmp_path: Path, line: str, words: str) -> None:
+    (tmp_path / "empty").mkdir()
+    status, out, err = vcache(line.format(tmp=tmp_path, run=trained_evl))
+    assert (status, out) == (1, "") and words in err
