@@ -26,7 +26,7 @@ class FrameSource:
     """Where frames come from; what cannot be shown has its reason in `troubles`."""
 
     def __init__(self, store: FeatureStore, root: Path | None = None) -> None:
-        self.store, self.root = store, root or Path(store.manifest.facts["root"])
+        self.store, self.root = store, root or Path(store.manifest.facts.get("root", "."))
         self.troubles: list[str] = []
 
     def frames(self, split: str, video_id: str) -> Frames | None:

@@ -163,3 +163,13 @@ def test_errors_say_what_to_do(trained_evl: Path, vcache: VCache, tmp_path: Path
     (tmp_path / "empty").mkdir()
     status, out, err = vcache(line.format(tmp=tmp_path, run=trained_evl))
     assert (status, out) == (1, "") and words in err
+
+
+def test_a_head_with_a_temporal_encoder_and_stored_pixels(dist_run: Path, vcache: VCache, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(dist_run, tmp_path / "dist"))
+    status, _, err = vcache(f"report {run} --device cpu --explain 1")
+    assert (status, err) == (0, "")
+    text, html = text_of(run / "report.html"), (run / "report.html").read_text()
+    assert text.count("head's temporal features, layer") == 1 and "could not be shown" not in text
+    videos = Predictions.load(run / "predictions" / "val-1x1.npz").video_ids or ()
+    assert any(f'alt="Frames of {video}"' in html for video in videos)
