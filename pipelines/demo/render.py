@@ -1,5 +1,7 @@
 """The world of moving shapes as video files: H.264 in MP4, in split folders, with a CSV that `vcache extract` reads.
 
+    python -m vcache.pipelines.demo.render FOLDER --train 160 --val 80      # the same with larger numbers adds videos
+
     world/world.csv                        path,label,split, e.g. train/moves_left/00001.mp4,moves left,train
                                            or, labelled by appearance, train/red_star/00032.mp4,red star,train
     world/train/moves_left/00001.mp4
@@ -9,10 +11,12 @@
 The frames, before and after the encoder, are a function of the parameters alone, whatever the number of processes.
 """
 
+import argparse
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,7 +28,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from vcache.pipelines.demo.motions import MOTIONS, UnknownName, check_level, draw_clip, random_clip
+from vcache.pipelines.demo.motions import LEVELS, MOTIONS, UnknownName, check_level, draw_clip, random_clip
 from vcache.pipelines.demo.stills import COMBINATIONS, appearance
 
 # The model that goes with the world, to be loaded as f"local-dir:{TINY_CLIP}".
@@ -88,6 +92,8 @@ def render_world(
 ) -> Path:
     """Render the clips that `folder` lacks and return the path of its CSV. About 20 ms of one core per clip.
 
+    A world grows: with more clips and nothing else changed, those that are there stay as they are.
+
     Args:
         train, val: number of clips; the classes take turns.
         level: "easy", or "hard" with distracting objects and more shake.
@@ -97,7 +103,7 @@ def render_world(
         progress: called in this process with the number of clips that are there and the number of all.
 
     Raises:
-        WorldMismatch: the folder holds a world of other parameters; nothing is changed.
+        WorldMismatch: the folder holds a world of other parameters, or of more clips; nothing is changed.
         UnknownName: no such level or labels.
     """
     check_level(level)
@@ -168,13 +174,13 @@ def _codec() -> str:
 
 
 def _is_finished(folder: Path, world: World) -> bool:
-    """Whether the folder is complete with these parameters; raises WorldMismatch if it is so with others."""
+    """Whether the folder is complete with these parameters or fewer clips; raises WorldMismatch if it is so with others."""
     if not (folder / "world.json").is_file():
         return False
     # Older folders do not say what they are labelled by: there were motions alone.
     there, asked = {"labels": "motion", **json.loads((folder / "world.json").read_text())}, asdict(world)
     different = [name for name in asked if there.get(name) != asked[name]]
-    if different:
+    if not all(name in SPLITS and there.get(name, 0) <= asked[name] for name in different):
         differences = ", ".join(f"{name} {there.get(name)} instead of {asked[name]}" for name in different)
         raise WorldMismatch(
             f"{folder} holds a world of moving shapes with {differences}.\n"
@@ -236,3 +242,29 @@ def _write_text(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
     partial.replace(path)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Render a world as the command line asks, and say what is there and which model knows it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vcache.pipelines.demo.render", description="Videos of moving shapes, to try vcache on."
+    )
+    parser.add_argument("folder", type=Path, help="gets train/CLASS/*.mp4, val/CLASS/*.mp4 and world.csv")
+    parser.add_argument("--train", type=int, default=400, metavar="N", help="videos to train on (default: 400)")
+    parser.add_argument("--val", type=int, default=112, metavar="N", help="videos to validate on (default: 112)")
+    parser.add_argument(
+        "--level", choices=tuple(LEVELS), default="easy", help="hard: other shapes lie about, more shake"
+    )
+    parser.add_argument("--labels", choices=tuple(CLASSES), default="motion", help="what the classes are")
+    parser.add_argument("--seed", type=int, default=0)
+    asked = vars(parser.parse_args(argv))
+    try:
+        csv = render_world(**asked)
+    except WorldMismatch as error:
+        sys.exit(f"error: {error}")
+    classes = len(CLASSES[asked["labels"]])
+    print(f"{asked['folder']}  train {asked['train']}, val {asked['val']} videos of {classes} classes; listed in {csv}")
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,7 @@ import torch
 
 from vcache.extract.datasets.registry import load_dataset
 from vcache.pipelines.demo.motions import MOTIONS, UnknownName, draw_clip, random_clip
-from vcache.pipelines.demo.render import CLASSES, World, WorldMismatch, clip_frames, render_world, write_video
+from vcache.pipelines.demo.render import CLASSES, World, WorldMismatch, clip_frames, main, render_world, write_video
 from vcache.pipelines.demo.stills import COMBINATIONS, HELD_OUT, SEEN, appearance, combination_name
 
 
@@ -107,6 +107,23 @@ def test_a_finished_world_is_used_again_and_what_was_removed_comes_back(world: P
     assert calls == [(23, 24), (24, 24)]
     assert digests(world) == before
     assert (world / "train/moves_right/00000.mp4").stat().st_mtime_ns == kept.st_mtime_ns
+
+
+def test_a_world_grows_by_the_clips_that_it_lacks(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([str(tmp_path), "--train", "4", "--val", "1"])
+    assert capsys.readouterr().out == (
+        f"{tmp_path}  train 4, val 1 videos of 10 classes; listed in {tmp_path / 'world.csv'}\n"
+    )
+    stays = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.mp4")}
+    main([str(tmp_path), "--train", "13", "--val", "11"])
+    assert len(stays) == 5
+    assert {path: path.stat().st_mtime_ns for path in stays} == stays
+    assert digests(tmp_path) == digests(world)
+    assert (tmp_path / "world.csv").read_text() == (world / "world.csv").read_text()
+    with pytest.raises(SystemExit, match="holds a world of moving shapes with train 13 instead of 12, "):
+        main([str(tmp_path), "--train", "12", "--val", "12"])
 
 
 def test_other_parameters_in_the_same_folder_are_refused(world: Path) -> None:
