@@ -1,14 +1,8 @@
-"""The tree of docs/code.md is the disk's tree, and the commands of the README exist."""
+"""The tree of docs/code.md is the disk's tree. Commands, links and Python on the pages: tests/docs/."""
 
-import re
 from pathlib import Path
 
-from typer.main import get_command
-
-from vcache.pipelines.cli import app
-
 REPO = Path(__file__).parents[1]
-README = (REPO / "README.md").read_text()
 TREE = (REPO / "docs" / "code.md").read_text().split("## The tree")[1].split("```")[1]
 
 
@@ -36,12 +30,3 @@ def test_every_module_is_in_the_tree_with_a_phrase() -> None:
     modules |= {str(path.relative_to(REPO)) for path in (REPO / "benchmarks").glob("*.py")}
     assert {module for module in modules if not module.endswith("__init__.py")} - listed_paths() == set()
     assert all(len(line.split()) >= 3 for line in TREE.strip("\n").splitlines())
-
-
-def test_every_command_of_the_readme_exists_with_its_options() -> None:
-    commands = get_command(app).commands  # type: ignore[attr-defined]
-    lines = re.findall(r"^    vcache (\S+)(.*?)(?:#.*)?$", README, flags=re.MULTILINE)
-    assert {name for name, _ in lines} >= {"extract", "train-head", "eval"}
-    for name, rest in lines:
-        options = {option for parameter in commands[name].params for option in parameter.opts}
-        assert set(re.findall(r"--[a-z-]+", rest)) <= options, f"vcache {name}{rest}"
