@@ -1,4 +1,4 @@
-"""`vcache report` and `compare`: what came of runs, for people to read, and whether one is better than another or it is chance."""
+"""`vcache report` and `compare`: what came of runs, and whether one is better than another or it is chance."""
 
 from pathlib import Path
 from typing import Annotated
