@@ -15,7 +15,7 @@ from vcache.pipelines.stored_views import parse_grid
 from vcache.pipelines.training.sweep import Sweep, is_sweep
 
 _NOT_OF_THE_SETTING = frozenset(
-    ("seed", "data_seed", "train_digest", "store", "num_videos", "versions", "training", "num_processes")
+    ("seed", "data_seed", "train_digest", "store", "num_videos", "versions", "device", "training", "num_processes")
 )
 """Of a run's config.json: what trainings of one setting may differ in. `training` says the same again, as it was asked."""
 

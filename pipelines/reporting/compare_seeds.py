@@ -21,7 +21,7 @@ class SeedSpread:
     """Sample standard deviations; None of one training."""
     low: float | None = None
     high: float | None = None
-    """Welch's interval for the difference; None unless both have two trainings."""
+    """Welch's interval for the difference; None unless both have two trainings, and some differ."""
     p_value: float | None = None
     confidence: float = 0.95
 
@@ -34,9 +34,10 @@ def seed_spread(first: Sequence[float], second: Sequence[float], confidence: flo
         return found
     parts = [stds[0] ** 2 / len(first), stds[1] ** 2 / len(second)]
     difference, error = statistics.fmean(second) - statistics.fmean(first), math.sqrt(sum(parts))
-    if not error:  # all trainings of either setting came to the same number
-        p_value = 0.0 if difference else 1.0
-        return SeedSpread(first_std=0.0, second_std=0.0, low=difference, high=difference, p_value=p_value)
+    if (
+        not error
+    ):  # all trainings of either setting came to the same number: t would be infinite, of however few of them
+        return found
     freedom = sum(parts) ** 2 / (parts[0] ** 2 / (len(first) - 1) + parts[1] ** 2 / (len(second) - 1))
     reach = error * student_quantile((1 + confidence) / 2, freedom)
     return SeedSpread(

@@ -76,7 +76,11 @@ def _of_seeds(comparison: Comparison, pair: Pair, first: MeasureDifference, told
     by_videos = excludes_zero(first.interval.low, first.interval.high)
     start = f"{pair.other} against {reference}: {told} over videos"
     if spread.low is None or spread.high is None or p_value is None:
-        return f"{start}. One of them was trained once, so what another seed would change is not known."
+        if spread.first_std is None or spread.second_std is None:
+            return f"{start}. One of them was trained once, so what another seed would change is not known."
+        return (
+            f"{start}. No two seeds of either differ in it, so how far others would is not known: train more of them."
+        )
     over_seeds = f"[{100 * spread.low:+.1f}, {100 * spread.high:+.1f}] over seeds (Welch p = {p_word(p_value)}{after})"
     by_seeds = p_value < ALPHA
     verdict = {

@@ -3,18 +3,22 @@
 import csv
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, top_k_accuracy_score
 
 from vcache.pipelines.evaluation.alignment import EnsembleError
-from vcache.pipelines.reporting.compare_entrants import CompareError, Entrant, group_names, groups_of
+from vcache.pipelines.reporting.compare_entrants import CompareError, Entrant, entrants, group_names, groups_of
+from vcache.pipelines.reporting.compare_seeds import seed_spread
 from vcache.pipelines.reporting.compare_words import conclusions
 from vcache.pipelines.reporting.comparing import CompareConfig, run_comparison
 from vcache.pipelines.reporting.comparison import Comparison
+from vcache.pipelines.runs import Run
 
 M, K = 60, 7
 Vcache = Callable[..., tuple[int, str, str]]
@@ -167,6 +171,22 @@ def test_trainings_that_differ_in_the_seed_alone_are_one_setting() -> None:
     assert groups_of([*found, run("again", "a", 1)], each=False) == [[0], [1], [2], [3], [4]]
     names = ["a-1", "b-1", "a-2", "x.npz"]
     assert group_names(found, names, [[0, 2], [1], [3]]) == ["a", "b-1", "x.npz"]
+
+
+def test_seeds_of_one_setting_stay_one_setting_on_another_machine(tmp_path: Path) -> None:
+    for place, (lr, seed, device) in enumerate([(1, 0, "cpu"), (2, 0, "cpu"), (1, 1, "H100"), (2, 1, "H100")]):
+        config = {"head": "linear", "recipe": {"lr": lr}, "seed": seed, "device": device}
+        Run.create(tmp_path / str(place), config, None).save_head({"weight": torch.zeros(1)})
+    found = entrants([tmp_path / str(place) for place in range(4)], on_note=lambda note: None)
+    assert groups_of(found, each=False) == [[0, 2], [1, 3]]
+
+
+def test_seeds_that_agree_to_the_last_video_prove_nothing_of_other_seeds(tmp_path: Path) -> None:
+    worse, better = predictions(tmp_path / "a.npz", 1, 0.0), predictions(tmp_path / "b.npz", 2, 6.0)
+    pair = compared(worse, better).pairs[0]
+    first = replace(pair.measures[0], p_value=None, seeds=seed_spread([0.2, 0.2], [0.9, 0.9]))
+    found = replace(compared(worse, better), pairs=(replace(pair, measures=(first,), p_holm=first.tested),))
+    assert "No two seeds of either differ" in conclusions(found)[0] and "More than" not in conclusions(found)[0]
 
 
 def test_a_sweep_is_compared_by_the_means_of_its_settings(vcache: Vcache, float32_store: Path, tmp_path: Path) -> None:
