@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vcache.extract.datasets.base import Video
 from vcache.extract.video import VideoError
 from vcache.extract.views import EvaluationView, PreparedClip
 from vcache.heads.registry import get_head, list_heads
@@ -145,7 +146,7 @@ class _Looking:
             video_id=target.video.video_id,
             split=target.split,
             row=target.row,
-            truth=None if target.row is None else opened.manifest.class_names[target.video.label],
+            truth=None if target.row is None else _truth(target.video, opened.manifest.class_names),
             predictions=_predictions(self.head, shown.features, _names(run, self.asked)),
             images=clip.images.permute(0, 2, 3, 1).contiguous().numpy(),
             frame_index=tuple(clip.record["frame_index"].tolist()),
@@ -227,6 +228,11 @@ def _row_notes(
             f"See:  vcache verify {store.path} --deep"
         )
     return notes
+
+
+def _truth(video: Video, names: Sequence[str]) -> str:
+    """The name of its class, or of its several classes."""
+    return " + ".join(names[k] for k in video.classes or (video.label,))
 
 
 @torch.inference_mode()

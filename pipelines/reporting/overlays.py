@@ -31,8 +31,7 @@ class Overlay:
     """One video."""
 
     video_id: str
-    truth: str
-    """Its label, or several."""
+    labels: tuple[str, ...]
     predictions: tuple[tuple[str, float], ...]
     rows: tuple[tuple[str, Image.Image], ...]
     """(what it is, a strip of frames)."""
@@ -61,19 +60,19 @@ def draw_overlays(
     try:
         found = explain_each(record.path, questions, store=store, root=root, device=device)
         for video, explanation in zip(videos, found, strict=True):
-            drawn.append(_overlay(explanation, " + ".join(video.labels)))
+            drawn.append(_overlay(explanation, video.labels))
             on_video(len(drawn))
     except _EXPECTED as error:
         on_note(f"Attention is not drawn for {len(videos) - len(drawn)} of {len(videos)} videos: {error}")
     return drawn
 
 
-def _overlay(explanation: Explanation, truth: str) -> Overlay:
+def _overlay(explanation: Explanation, labels: tuple[str, ...]) -> Overlay:
     found = explanation.found
     rows = _attention_rows(explanation, found) if isinstance(found, Attention) else _magnitude_rows(explanation, found)
     return Overlay(
         video_id=explanation.video_id,
-        truth=truth,
+        labels=labels,
         predictions=explanation.predictions,
         rows=tuple(rows),
         notes=explanation.notes,

@@ -34,7 +34,7 @@ def videos_section(
         for example in chosen:
             cards.append(_card(example, source, predictions.split))
             on_video(done := done + 1)
-        content += [tag("h3", words), caption(which, "; first, middle and last frames of the clip." if source else ".")]
+        content += [tag("h3", words), caption(which, "; frames spread evenly over the clip." if source else ".")]
         content.append(tag("ul", cards, class_="videos") if cards else tag("p", "There is none."))
     if source is None:
         content.insert(0, note("Without the store there are no frames to show."))
@@ -78,14 +78,14 @@ def overlays_section(overlays: Sequence[Overlay], anchor: str) -> Section:
 
 def _overlay(one: Overlay) -> Markup:
     predicted = ", ".join(f"{name} {percent(p)}" for name, p in one.predictions)
-    right = bool(one.predictions) and one.predictions[0][0] == one.truth
+    right = bool(one.predictions) and one.predictions[0][0] in one.labels
     rows = (
         tag("tr", tag("th", words, scope="row"), tag("td", picture(image, f"{one.video_id}: {words}")))
         for words, image in one.rows
     )
     return tag(
         "div",
-        tag("h3", one.truth or one.video_id),
+        tag("h3", " + ".join(one.labels) or one.video_id),
         caption(one.video_id, ": predicted ", tag("span", predicted, class_="good" if right else "bad")),
         scroll(tag("table", tag("tbody", rows)), f"Heat maps of {one.video_id}"),
         map(note, one.notes),
