@@ -20,6 +20,7 @@ function sortBy(table, heads, head, column) {
   const rows = [...body.rows].sort((a, b) => {
     const [x, y] = [key(a), key(b)];
     if (x === "" || y === "") return (x === "") - (y === "");
+    if (numeric && (isNaN(x) || isNaN(y))) return isNaN(x) - isNaN(y);
     const order = numeric ? Number(x) - Number(y) : x.localeCompare(y, "en");
     return ascending ? order : -order;
   });
