@@ -1,9 +1,10 @@
 """How a training went, epoch by epoch, and how fast it was."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vcache.pipelines.console import duration, size
+from vcache.pipelines.console import count, duration, size
 from vcache.pipelines.reporting.markup import Content, tag
 from vcache.pipelines.reporting.page import Section, caption, facts, note
 from vcache.pipelines.reporting.run_record import RunRecord
@@ -24,20 +25,35 @@ def curves_section(record: RunRecord, anchor: str, chance: float | None = None) 
         _accuracy(record, over_steps, chance),
         _rate(record),
     ]
-    shown = [chart(one) for one in charts if any(series.ys for series in one.series)]
-    return Section(anchor, "Curves", [tag("div", shown, class_="charts"), *_best(record)])
+    shown = [chart(one) for one in charts if one.has_points]
+    return Section(anchor, "Curves", [tag("div", shown, class_="charts"), *_lost(record), *_best(record)])
+
+
+def _lost(record: RunRecord) -> list[Content]:
+    """Where a loss stopped being a number, which is drawn as a gap and could be overlooked."""
+    for line in record.epochs:
+        for name, words in (("train_loss", "training"), ("val_loss", "validation")):
+            value = line.get(name)
+            if value is not None and not math.isfinite(value):
+                return [note(f"The loss of {words} after epoch {line['epoch'] + 1} is no finite number.")]
+    return []
 
 
 def _best(record: RunRecord) -> list[Content]:
     best = record.best_epoch
     if best is None:
-        return [note("The run had no split to validate on: only numbers of training are known.")]
+        return (
+            []
+            if record.validated
+            else [note("The run had no split to validate on: only numbers of training are known.")]
+        )
     name = "mAP" if record.monitored == "val_mean_average_precision" else "top-1"
-    value, last = best[record.monitored], record.epochs[-1][record.monitored]
+    value, last = best[record.monitored], record.validated[-1]
     return [
         caption(
             f"Validation in training sees one view of each video. Its best {name}, {percent(value)}, came after epoch "
-            f"{best['epoch'] + 1}; the last epoch has {percent(last)}. Results in this report are of the last weights."
+            f"{best['epoch'] + 1}; the last is "
+            f"{percent(last[record.monitored])}. Results in this report are of the last weights."
         )
     ]
 
@@ -99,9 +115,9 @@ def speed_section(record: RunRecord, anchor: str) -> Section:
     rate = epochs[-1]["step"] / seconds if seconds else 0.0
     sources = list(dict.fromkeys(line["source"] for line in steps if line.get("source")))
     rows: list[tuple[str, Content]] = [
-        ("Time", f"{duration(seconds)} for {len(epochs)} epochs, validation included"),
-        ("Steps", f"{epochs[-1]['step']:,}, {rate:.3g} per second with validation"),
-        ("Clips", f"{rate * batch:,.3g} per second in training" if batch else "not known"),
+        ("Time", f"{duration(seconds)} for {count(len(epochs), 'epoch')}, validation included"),
+        ("Steps", f"{epochs[-1]['step']:,}, {_per_second(rate)} with validation"),
+        ("Clips", f"{_per_second(rate * batch)} in training" if batch else "not known"),
         ("Read from", ", ".join(sources) or _where(read)),
         (
             "Read",
@@ -113,6 +129,10 @@ def speed_section(record: RunRecord, anchor: str) -> Section:
         ("Limited by", "reading" if seconds and waiting / seconds > LIMITED_SHARE else "computing"),
     ]
     return Section(anchor, "Speed", [facts(rows), tag("div", _speed_charts(record), class_="charts")])
+
+
+def _per_second(rate: float) -> str:
+    return f"{rate:,.0f} per second" if rate >= 100 else f"{rate:.3g} per second"
 
 
 def _where(read: int) -> str:

@@ -67,6 +67,11 @@ class RunRecord:
         return "val_mean_average_precision" if several else "val_top1"
 
     @property
+    def validated(self) -> list[dict[str, Any]]:
+        """The epochs after which there was a validation."""
+        return [epoch for epoch in self.epochs if epoch.get(self.monitored) is not None]
+
+    @property
     def best_epoch(self) -> dict[str, Any] | None:
         """The epoch of best.safetensors; None without validation."""
         return next((epoch for epoch in reversed(self.epochs) if epoch.get("best")), None)

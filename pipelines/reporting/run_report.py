@@ -98,9 +98,9 @@ def result_line(record: RunRecord, evaluation: Evaluation | None) -> str:
         videos = f"{count(metrics.num_videos, 'video')} of {predictions.scores.shape[1]} classes"
         value = f"{metrics.monitored_name} {percent(metrics.monitored)} {_interval(evaluation, name)}"
         return f"{value} on {predictions.split}, {videos}"
-    if record.epochs and (value := record.epochs[-1].get(record.monitored)) is not None:
-        name = "mAP" if record.monitored == "val_mean_average_precision" else "top-1"
-        return f"{name} {percent(value)} in the validation after epoch {record.epochs[-1]['epoch'] + 1}"
+    if record.validated:
+        last, name = record.validated[-1], "mAP" if record.monitored == "val_mean_average_precision" else "top-1"
+        return f"{name} {percent(last[record.monitored])} in the validation after epoch {last['epoch'] + 1}"
     return "not evaluated"
 
 
@@ -149,12 +149,12 @@ def _progress(record: RunRecord) -> Markup:
         return tag("p", "The head was imported: it was trained elsewhere.")
     done = count(len(record.epochs), "epoch")
     steps = f", {record.epochs[-1]['step']:,} steps" if record.epochs else ""
-    of = f" of {record.planned}" if record.planned not in ("", done) else ""
+    of = f", of {record.planned} planned" if record.planned not in ("", done) else ""
     if record.finished:
-        return tag("p", f"Trained for {done}{of}{steps}.")
+        return tag("p", f"Trained for {done}{steps}{of}.")
     resume = tag("code", f"vcache resume {record.path}")
     return tag(
-        "p", tag("strong", "The training is not finished"), f": {done}{of}{steps} so far. Go on with ", resume, "."
+        "p", tag("strong", "The training is not finished"), f": {done}{steps} so far{of}. Go on with ", resume, "."
     )
 
 

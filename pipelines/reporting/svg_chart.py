@@ -64,6 +64,11 @@ class Chart:
     from_zero: bool = False
     legend: bool = True
 
+    @property
+    def has_points(self) -> bool:
+        """Whether there is anything to draw but the axes."""
+        return any(_known(one) for one in self.series)
+
 
 @dataclass(frozen=True)
 class _Frame:

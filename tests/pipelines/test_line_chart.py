@@ -22,6 +22,12 @@ def test_an_axis_holds_its_values_between_few_round_numbers(values: list[float])
     assert f"{steps[0]:.0e}"[0] in "125"
 
 
+def test_an_axis_of_values_a_rounding_apart_from_a_round_step() -> None:
+    for low in range(1, 40):
+        axis = axis_around([low / 10, low / 10 + 0.3])
+        assert len(axis.ticks) >= 4 and axis.low <= low / 10 + 1e-9 and low / 10 + 0.3 <= axis.high + 1e-9
+
+
 def test_of_nothing_the_axis_goes_around_zero_to_one() -> None:
     assert axis_around([]).low == 0 and axis_around([]).high == 1
 

@@ -6,10 +6,16 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from html import unescape
+from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.stats import binomtest
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix
+from viewed import D, K, viewed_store
 
+from vcache.heads.linear import LinearHead
 from vcache.pipelines.evaluation.evaluate import evaluate
 from vcache.pipelines.evaluation.head_evaluation import Evaluation
 from vcache.pipelines.evaluation.predictions import Predictions
@@ -17,6 +23,7 @@ from vcache.pipelines.evaluation.saving import save_predictions
 from vcache.pipelines.reporting.class_sections import classes_section, confusion_section
 from vcache.pipelines.reporting.markup import join
 from vcache.pipelines.runs import Run
+from vcache.store.writer import record_facts
 
 VCache = Callable[..., tuple[int, str, str]]
 
@@ -173,3 +180,130 @@ def test_a_head_with_a_temporal_encoder_and_stored_pixels(dist_run: Path, vcache
     assert text.count("head's temporal features, layer") == 1 and "could not be shown" not in text
     videos = Predictions.load(run / "predictions" / "val-1x1.npz").video_ids or ()
     assert any(f'alt="Frames of {video}"' in html for video in videos)
+
+
+def test_videos_with_several_classes_are_told_by_map(tmp_path: Path, vcache: VCache) -> None:
+    def multi_hot(labels: np.ndarray) -> np.ndarray:
+        hot = np.eye(K, dtype=np.uint8)[labels]
+        hot[::3] |= np.roll(hot[::3], 1, axis=1)
+        return hot
+
+    with viewed_store(tmp_path / "several.zarr", columns={"multi_hot": multi_hot}) as store:
+        record_facts(store, {"multi_label": True})
+        manifest = store.manifest
+    config = {"head": "linear", "head_config": {"num_classes": K, "width": D}, "store": str(tmp_path / "several.zarr")}
+    config |= {"dataset": "toy", "store_key": manifest.key, "store_spec": manifest.spec, "train_split": "train"}
+    run = Run.create(tmp_path / "run", config, manifest.class_names)
+    run.save_head(LinearHead(LinearHead.Config(num_classes=K, width=D)).state_dict())
+    status, _, err = vcache(f"report {run.path} --device cpu")
+    assert status == 0, err
+    text, metrics = text_of(run.path / "report.html"), evaluate(run.path, device="cpu").metrics
+    assert f"mAP {100 * metrics.monitored:.1f}%" in text and "top-1" not in text
+    assert "videos may have several classes" in text and "mean of 3x1 views" in text
+
+
+def test_an_imported_head_is_reported_on_the_store_that_is_named(
+    evl_run: Path, vcache: VCache, float32_store: Path
+) -> None:
+    for name in ("metrics.jsonl", "steps.jsonl"):
+        (evl_run / name).unlink()
+    nothing = dict.fromkeys(("store", "store_key", "store_spec", "recipe", "train_split", "dataset"))
+    with_config(
+        evl_run, **nothing, imported={"file": "evl.pth", "extract": "vcache extract DATASET", "trained_along": {}}
+    )
+    status, _, err = vcache(f"report {evl_run} --no-explain")
+    assert status == 0, err
+    assert "--store" in err and "not evaluated" in text_of(evl_run / "report.html")
+    assert vcache(f"report {evl_run} --no-explain --device cpu --store {float32_store}")[0] == 0
+    text = text_of(evl_run / "report.html")
+    assert "of 3 classes" in text and "The head was imported" in text and "evl.pth" in text
+
+
+def changed_log(run: Path, change: Callable[[int, dict[str, object]], dict[str, object]]) -> None:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(change(i, line)) + "\n" for i, line in enumerate(lines)))
+
+
+def test_losses_that_are_no_numbers_are_said_and_draw_no_empty_chart(evl_run: Path, vcache: VCache) -> None:
+    changed_log(evl_run, lambda i, line: line | {"train_loss": float("nan") if i > 0 else 1.5})
+    assert vcache(f"report {evl_run} --device cpu --no-explain")[0] == 0
+    text = text_of(evl_run / "report.html")
+    assert "The loss of training after epoch 2 is no finite number." in text and "Loss, over epoch" in text
+    changed_log(evl_run, lambda i, line: line | {"train_loss": float("inf"), "val_loss": float("nan")})
+    assert vcache(f"report {evl_run} --device cpu --no-explain")[0] == 0
+    text = text_of(evl_run / "report.html")
+    assert "The loss of training after epoch 1" in text and "Loss, over epoch" not in text
+
+
+def test_an_epoch_without_validation_is_passed_over(evl_run: Path, vcache: VCache) -> None:
+    known = json.loads((evl_run / "metrics.jsonl").read_text().splitlines()[1])["val_top1"]
+    changed_log(evl_run, lambda i, line: {k: None if i == 2 and k.startswith("val_") else v for k, v in line.items()})
+    (evl_run / "head.safetensors").unlink()
+    status, out, _ = vcache(f"report {evl_run}")
+    assert status == 0 and f"top-1 {known:.1%} in the validation after epoch 2" in out
+
+
+def cells_of(html: str, label: str) -> list[list[str]]:
+    """The rows of the body of the table with this label."""
+    body = re.search(rf'aria-label="{label}"[^>]*>.*?<tbody>(.*?)</tbody>', html, re.DOTALL)
+    assert body is not None
+    rows = re.findall(r"<tr.*?</tr>", body[1], re.DOTALL)
+    return [[unescape(re.sub("<[^>]+>", "", one)) for one in re.findall(r"<t[hd].*?</t[hd]>", row)] for row in rows]
+
+
+def test_the_numbers_of_a_page_are_those_of_scikit_learn_and_of_the_logs(evl_run: Path, vcache: VCache) -> None:
+    assert vcache(f"report {evl_run} --device cpu --no-explain")[0] == 0
+    told = json.loads(vcache(f"eval {evl_run} --device cpu --json")[1])
+    html, text = (evl_run / "report.html").read_text(), text_of(evl_run / "report.html")
+    with np.load(evl_run / "predictions" / "val-1x1.npz") as there:
+        targets, best, names = there["targets"], there["scores"].argmax(axis=1), there["class_names"].tolist()
+    matrix = [[int(cell) for cell in row[1:]] for row in cells_of(html, "Confusion matrix")]
+    assert matrix == confusion_matrix(targets, best, labels=range(len(names))).tolist()
+    assert f"top-1 {accuracy_score(targets, best):.1%} [" in text and f"top-1 {told['top1']:.1%} [" in text
+    assert f"mean class accuracy {balanced_accuracy_score(targets, best):.1%} [" in text
+    classes = {row[0]: row[1:4] for row in cells_of(html, "Classes")}
+    assert len(classes) == len(set(targets.tolist()))
+    for name, (number, right, interval) in classes.items():
+        of_class = targets == names.index(name)
+        hits = int((best[of_class] == targets[of_class]).sum())
+        low, high = binomtest(hits, int(of_class.sum())).proportion_ci(0.95, "wilson")
+        assert (number, right) == (str(of_class.sum()), f"{hits / of_class.sum():.1%}")
+        assert interval == f"{100 * low:.0f} to {100 * high:.0f}%"
+    lines = [json.loads(line) for line in (evl_run / "metrics.jsonl").read_text().splitlines()]
+    waiting, seconds = (sum(line[name] for line in lines) for name in ("waiting_seconds", "seconds"))
+    values = [line["val_top1"] for line in lines]
+    assert f"{waiting / seconds:.1%} of the time" in text and f"Steps {lines[-1]['step']}, " in text
+    assert f"Its best top-1, {max(values):.1%}, came after epoch {values.index(max(values)) + 1}; the last is" in text
+    assert f"the last is {values[-1]:.1%}." in text
+
+
+EVIL = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(2)>',
+    "</script><script>x",
+    "x" * 200,
+    "\U0001f600 'a' &amp;",
+)
+
+
+def test_no_name_of_a_class_or_video_becomes_markup(evl_run: Path, vcache: VCache, tmp_path: Path) -> None:
+    scores, targets = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32), np.arange(20) % 5
+    key = Run.open(evl_run).config["store_key"]
+    made = Predictions(scores=scores, kind="softmax", targets=targets, class_names=EVIL, split="val", views="1x1")
+    videos = tuple(f"{number} <b>'\"&" for number in range(20))
+    (evl_run / "predictions").mkdir()
+    replace(made, video_ids=videos, store_key=key).save(evl_run / "predictions" / "val-1x1.npz")
+    (evl_run / "classes.txt").write_text("\n".join(EVIL) + "\n")
+    with_config(evl_run, store=str(tmp_path / "<i>gone.zarr"))
+    assert vcache(f"report {evl_run}")[0] == 0
+    html = (evl_run / "report.html").read_text()
+    found: list[str] = []
+
+    class Elements(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            found.extend([tag, *(name for name, _ in attrs if name.startswith("on"))])
+
+    Elements().feed(html)
+    assert found.count("script") == 1 and not {"img", "onerror"} & set(found)
+    assert "<b>'" not in html and "<i>gone" not in html
+    assert {row[0] for row in cells_of(html, "Classes")} == set(EVIL)
