@@ -30,7 +30,7 @@ from torch import Tensor
 from vcache.heads.registry import get_head
 from vcache.heads.requirements import HeadRequirements
 from vcache.heads.tail import FrozenTail
-from vcache.pipelines.console import count
+from vcache.pipelines.missing_run import why_no_run
 from vcache.pipelines.settings import build
 from vcache.pipelines.tail_file import TAIL, TailFileError, TailKey, read_tail, tail_bytes
 from vcache.pipelines.training.logs import METRICS, read_log
@@ -90,14 +90,7 @@ class Run:
     def open(cls, path: Path) -> "Run":
         """A complete run; RunError says what is missing otherwise."""
         if not (path / "config.json").is_file():
-            if of_sweep := sorted(config.parent for config in path.glob("*/config.json")):
-                command = shlex.join(["vcache", "eval", str(of_sweep[0])])
-                raise RunError(
-                    f"{path} is not a run folder: it holds {count(len(of_sweep), 'run')}. Name one of them, as in:  {command}"
-                )
-            raise RunError(
-                f"{path} is not a run folder: it has no config.json. `vcache train-head` writes one with --out."
-            )
+            raise RunError(why_no_run(path))
         if not (path / "head.safetensors").is_file():
             raise RunError(
                 f"{path} has no head.safetensors: its training did not finish. Go on with:  "

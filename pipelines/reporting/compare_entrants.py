@@ -42,7 +42,7 @@ def entrants(paths: Sequence[Path], on_note: Callable[[str], None]) -> list[Entr
 
     Raises:
         CompareError: a sweep has no run that is done.
-        RunError: a run is not complete.
+        RunError: a folder is no run, or a run is not complete.
     """
     found: list[Entrant] = []
     sweeps = [path for path in paths if is_sweep(path)]
@@ -50,7 +50,7 @@ def entrants(paths: Sequence[Path], on_note: Callable[[str], None]) -> list[Entr
         if path in sweeps:
             found += _of_sweep(path, on_note, with_folder=len(sweeps) > 1)
         else:
-            found.append(_of_run(path) if (path / "config.json").is_file() else Entrant(path=path))
+            found.append(_of_run(path) if path.is_dir() else Entrant(path=path))
     return found
 
 

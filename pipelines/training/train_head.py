@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
+from vcache.pipelines.missing_run import why_no_run
 from vcache.pipelines.runs import RunError, check_free, next_run_folder, read_config
 from vcache.pipelines.training.config import TrainingConfig
 from vcache.pipelines.training.group import Member, TrainingEvents, train_group
@@ -70,7 +71,7 @@ def begun_config(run: Path) -> TrainingConfig:
         RunError: there is no run, or it is complete.
     """
     if not (run / "config.json").is_file():
-        raise RunError(f"{run} is not a run folder: it has no config.json. `vcache train-head` writes one with --out.")
+        raise RunError(why_no_run(run))
     if (run / "head.safetensors").is_file():
         raise RunError(
             f"{run} is complete: there is nothing to resume. Evaluate it with:  vcache eval {shlex.quote(str(run))}"

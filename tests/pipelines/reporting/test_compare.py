@@ -18,7 +18,7 @@ from vcache.pipelines.reporting.compare_seeds import seed_spread
 from vcache.pipelines.reporting.compare_words import conclusions
 from vcache.pipelines.reporting.comparing import CompareConfig, run_comparison
 from vcache.pipelines.reporting.comparison import Comparison
-from vcache.pipelines.runs import Run
+from vcache.pipelines.runs import Run, RunError
 
 M, K = 60, 7
 Vcache = Callable[..., tuple[int, str, str]]
@@ -227,6 +227,10 @@ def test_what_cannot_be_compared_is_refused_with_a_way_out(tmp_path: Path) -> No
     assert compared(a, fewer, common=True).num_videos == 50
     with pytest.raises(EnsembleError, match="is not there"):
         compared(a, tmp_path / "nowhere")
+    (tmp_path / "runs/evl-1").mkdir(parents=True)
+    (tmp_path / "runs/evl-1/config.json").write_text("{}")
+    with pytest.raises(RunError, match=r"holds 1 run. Name one of them, as in:  .*runs/evl-1"):
+        compared(tmp_path / "runs")
 
 
 def test_other_views_are_part_of_what_is_compared(tmp_path: Path) -> None:
