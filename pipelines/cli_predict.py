@@ -13,12 +13,14 @@ from vcache.store.object_path import store_path
 def predict(
     run: Annotated[
         Path,
-        typer.Argument(help="A folder written by `vcache train-head`, `vcache import-head` or `vcache export`."),
+        typer.Argument(
+            help="A folder written by `vcache train-head`, `vcache import-head` or `vcache export`.", metavar="RUN"
+        ),
     ],
     videos: Annotated[
         list[str],
         typer.Argument(
-            help="Video files, folders with videos in them or below, or ids of the run's store.", metavar="VIDEO..."
+            help="Video files, folders with videos in them or below, or ids of the run's store.", metavar="VIDEO"
         ),
     ],
     top: Annotated[int, typer.Option(min=1, help="How many of the most probable classes are told.")] = 5,
@@ -141,7 +143,9 @@ def _note(note: str) -> None:
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A folder written by `vcache train-head` or `vcache import-head`.")],
+    run: Annotated[
+        Path, typer.Argument(help="A folder written by `vcache train-head` or `vcache import-head`.", metavar="RUN")
+    ],
     out: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="What is written. \\[default: exports/RUN]", show_default=False),

@@ -89,5 +89,7 @@ def _listed_row(store: FeatureStore, split: str, name: str, root: Path) -> int |
 
 def _nearest(store: FeatureStore, splits: list[str], name: str) -> str:
     ids = {video_id: split for split in reversed(splits) for video_id in store.videos(split).ids}
-    near = difflib.get_close_matches(name, ids, n=1, cutoff=0.0)
-    return f"The nearest id is {near[0]!r} of split {ids[near[0]]!r}." if near else ""
+    near = difflib.get_close_matches(name, ids, n=1, cutoff=0.5)
+    if near:
+        return f"The nearest id is {near[0]!r} of split {ids[near[0]]!r}."
+    return f"Ids look like this: {next(iter(ids))!r}." if ids else ""

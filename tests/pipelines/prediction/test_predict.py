@@ -55,6 +55,7 @@ def test_folders_are_searched_in_order_and_nothing_is_taken_twice(mixed: Path, f
     ("word", "words"),
     [
         ("val/jump/j9.mp4", r"neither a video of tiny.zarr nor a file. The nearest id is 'val/jump/j"),
+        ("holiday.mp4", r"neither a video of tiny.zarr nor a file. Ids look like this: '.*/.*/.*mp4'\."),
         ("empty", r"has no video in it or below: it is empty. .* \.mp4, \.mkv"),
         ("texts", r"has no video in it or below, but 1 file. "),
     ],
