@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from vcache.pipelines.prediction.export_torch import PT2, write_torch
 from vcache.pipelines.prediction.exported_folder import CARD, is_exported
 from vcache.pipelines.prediction.video_model import open_video_model
 from vcache.pipelines.runs import Run, write_text
-from vcache.store.files import published_folder
+from vcache.store.files import published_folder, remove_stale_temporaries
 from vcache.store.manifest import read_manifest
 from vcache.store.object_path import StorePath
 
@@ -78,6 +79,7 @@ def export_run(
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.is_dir():
         folder.rmdir()  # empty, which _check saw
+    remove_stale_temporaries(folder.parent.glob(f".{escape(folder.name)}.*.tmp"))  # of exports that were killed
     with published_folder(folder) as temporary:
         programs = _programs(temporary, source, formats, on_stage)
         on_stage(f"writing {console.size(estimated_bytes(model))} of weights")

@@ -16,6 +16,8 @@ TOLERANCE = 1e-4
 ROUNDED = {"bfloat16": 8.0, "int8": 8.0}
 """How many times that is allowed where features are stored more coarsely than float16: a value that lies between two steps may be
 rounded to the other one, for a difference of a millionth."""
+_CLIPS = 3
+"""Of the batch that is compared, another number than the program was traced with (export_onnx.py), whatever the model's batch."""
 Run = Callable[[UInt8[np.ndarray, "B F S S 3"]], Float[np.ndarray, "B K"]]
 """A program that was loaded from its file."""
 
@@ -45,13 +47,13 @@ def check_program(name: str, run: Run, model: VideoModel) -> Checked:
     Raises:
         ExportError: it gives other logits.
     """
-    taken, batch = ProgramInput.of(model), min(3, model.extractor.batch_size)
-    clips = taken.random_clips(model, batch)
-    wanted = model.scores(clips)
+    taken, batch = ProgramInput.of(model), min(_CLIPS, model.extractor.batch_size)
+    clips = taken.random_clips(model, _CLIPS)
+    wanted = torch.cat([model.scores(clips[i : i + batch]) for i in range(0, _CLIPS, batch)])
     alone, together = (torch.from_numpy(run(taken.frames(some).numpy())) for some in (clips[:1], clips))
     got = torch.cat([alone, together])
-    if got.shape != (1 + batch, wanted.shape[1]):
-        raise ExportError(f"{name} gives logits of shape {tuple(together.shape)} for {batch} clips: it is not kept.")
+    if got.shape != (1 + _CLIPS, wanted.shape[1]):
+        raise ExportError(f"{name} gives logits of shape {tuple(together.shape)} for {_CLIPS} clips: it is not kept.")
     difference = float((got - torch.cat([wanted[:1], wanted])).abs().max())
     largest = float(wanted.abs().max())
     tolerance = TOLERANCE * max(1.0, largest) * max(ROUNDED.get(spec.dtype, 1.0) for spec in model.arrays)
@@ -60,4 +62,4 @@ def check_program(name: str, run: Run, model: VideoModel) -> Checked:
             f"{name} gives other logits than the model: they differ by {difference:.1e}, and {tolerance:.1e} is allowed. It is "
             "not kept. The folder without it does everything that `vcache predict` needs:  leave out --format."
         )
-    return Checked(max_difference=difference, tolerance=tolerance, largest_logit=largest, num_clips=1 + batch)
+    return Checked(max_difference=difference, tolerance=tolerance, largest_logit=largest, num_clips=1 + _CLIPS)

@@ -42,6 +42,7 @@ from vcache.pipelines.setup import versions_of
 from vcache.pipelines.tail_file import TAIL, read_tail
 from vcache.store.key import spec_difference
 from vcache.store.layout import ArraySpec
+from vcache.store.object_path import StorePath
 
 CONFIG, CLASSES, CARD = "config.json", "classes.txt", "README.md"
 HEAD, BACKBONE, CONSTANTS = "head.safetensors", "backbone.safetensors", "constants.safetensors"
@@ -55,25 +56,33 @@ class ExportedFolderError(ValueError):
 
 
 def is_exported(path: Path) -> bool:
-    """Whether `vcache export` wrote this folder, as far as its config.json says."""
+    """Whether `vcache export` wrote this folder, as far as its config.json says, or a backbone in it, which no run has: a folder
+    with a damaged config.json is named as what it is."""
     try:
         config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("kind") == KIND
+        config = None
+    return (isinstance(config, dict) and config.get("kind") == KIND) or (path / BACKBONE).is_file()
 
 
-def open_exported(path: Path, device: str = "auto") -> VideoModel:
+def open_exported(
+    path: Path, device: str = "auto", *, store: StorePath | None = None, which: str = "last"
+) -> VideoModel:
     """The model of an exported folder, to the bit that of the run it was exported from, on the same machine.
 
     Every file is read and compared with its digest first: 350 MB of ViT-B take a second.
 
+    Args:
+        store, which: what was asked of a run; a folder has no store, and weights of one kind.
+
     Raises:
-        ExportedFolderError: it is no such folder, of a newer version, or a file is missing or not as it was written.
+        ExportedFolderError: it is no such folder, of a newer version, or a file is missing or not as it was written; or a store
+            was named, or the best weights are wanted of a folder that has the last ones.
         DecoderError: the decoder of the features is not installed.
     """
     on = select_device(device)
     config = read_exported_config(path)
+    _check_asked(path, config, store, which)
     notes = _check_files(path, config)
     try:
         return _model(path, config, on, notes)
@@ -106,6 +115,19 @@ def read_exported_config(path: Path) -> dict[str, Any]:
             f"{path} has format {config['format_version']}, and this vcache reads up to {FORMAT_VERSION}. Update vcache."
         )
     return config
+
+
+def _check_asked(path: Path, config: Mapping[str, Any], store: StorePath | None, which: str) -> None:
+    """What is asked of runs alone is refused, rather than answered by something else."""
+    if store is not None:
+        raise ExportedFolderError(
+            f"--store {store}: {path} is an exported folder, which has no store. Leave --store out."
+        )
+    if which not in ("last", held := config["run"]["which"]):  # "last" is also what is asked where nothing is said
+        raise ExportedFolderError(
+            f"--which {which}: {path} has the {held} weights of its run alone. Export the others to a folder of their own:  "
+            f"vcache export RUN --which {which} --out FOLDER"
+        )
 
 
 def config_digest(config: Mapping[str, Any]) -> str:

@@ -126,11 +126,11 @@ def open_video_model(
     Raises:
         RunError, StoreKeyMismatch, HeadStoreMismatch: as for an evaluation.
         CannotRecompute: the backbone of the store is not there, or gives other features now.
-        ExportedFolderError: a file of an exported folder is not as it was written.
+        ExportedFolderError: a file of an exported folder is not as it was written, or it has no such weights.
     """
     from vcache.pipelines.prediction.exported_folder import is_exported, open_exported
     from vcache.pipelines.prediction.run_model import open_run_model  # both make a VideoModel
 
     if is_exported(path):
-        return open_exported(path, device)
+        return open_exported(path, device, store=store, which=which)
     return open_run_model(path, store=store, which=which, device=device)

@@ -111,6 +111,55 @@ def test_a_flipped_byte_is_refused_by_name(folder: Path, tmp_path: Path, name: s
         open_exported(copy, "cpu")
 
 
+@pytest.mark.parametrize("damage", ["gone", "no JSON", "another kind"])
+def test_a_damaged_config_is_named_where_a_run_might_be_too(folder: Path, tmp_path: Path, damage: str) -> None:
+    shutil.copytree(folder, copy := tmp_path / "copy")
+    text = (copy / "config.json").read_text()
+    (copy / "config.json").unlink()
+    if damage != "gone":
+        (copy / "config.json").write_text(
+            text[1:] if damage == "no JSON" else text.replace("vcache export", "vcache exporT")
+        )
+    with pytest.raises(ExportedFolderError, match=r"config\.json"):
+        open_video_model(copy, device="cpu")
+
+
+def test_what_is_asked_of_runs_alone_is_refused(folder: Path, run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportedFolderError, match=r"has the last weights .* vcache export RUN --which best"):
+        open_video_model(folder, which="best", device="cpu")
+    with pytest.raises(ExportedFolderError, match="Leave --store out"):
+        open_video_model(folder, store=tmp_path / "x.zarr", device="cpu")
+    if (run / "best.safetensors").exists():
+        best = export_run(run, out=tmp_path / "best", which="best").folder
+        for which in ("last", "best"):  # the default, which asks for nothing, and what it has
+            assert open_video_model(best, which=which, device="cpu").class_names
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(run: Path, tmp_path: Path) -> None:
+    left = tmp_path / ".mine[1].0123456789ab.tmp"
+    left.mkdir()
+    (left / "backbone.safetensors").write_bytes(b"half")
+    (tmp_path / ".other.0123456789ab.tmp").mkdir()
+    export_run(run, out=tmp_path / "mine[1]")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.0123456789ab.tmp", "mine[1]"]
+
+
+def test_programs_are_compared_in_batches_of_three_where_the_model_has_smaller_ones(run: Path) -> None:
+    model = open_video_model(run, device="cpu")
+    clips = ProgramInput.of(model).random_clips(model, 3)
+    scores = torch.cat([model.scores(clips[i : i + 1]) for i in range(3)]).numpy()
+    model.extractor.batch_size = 1
+    asked: list[int] = []
+
+    def only_one(frames: Any) -> Any:
+        asked.append(len(frames))
+        return scores[: len(frames)] if len(frames) == 1 else scores[: len(frames)] + 1.0
+
+    with pytest.raises(ExportError, match="gives other logits"):
+        check_program("model.onnx", only_one, model)
+    assert asked == [1, 3]
+
+
 def test_a_changed_model_card_is_told_and_changes_nothing(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, copy := tmp_path / "copy")
     (copy / "README.md").write_text("mine")
