@@ -1,5 +1,6 @@
 """`vcache predict` and `export`: a trained head on new videos, here and elsewhere."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -99,7 +100,7 @@ def predict(
     from vcache.pipelines.prediction.screen import described, print_prediction, save_predictions, save_timelines
     from vcache.pipelines.stored_views import ONE_VIEW, parse_grid
 
-    _check_out(out, window)
+    _check_out(run, out, window)
     config = PredictConfig(
         run=run,
         videos=tuple(videos),
@@ -117,6 +118,8 @@ def predict(
         found = run_prediction(config, on_stage=on_stage, on_note=_note)
     sheets = save_timelines(found, out or run / "timelines", top) if window else []
     saved = save_predictions(found, out) if out is not None and not window else None
+    if out is not None and not window and saved is None:
+        _note(f"no video could be read: {out} is not written.")
     (
         console.print_json(described(found, top, saved, sheets))
         if as_json
@@ -126,8 +129,22 @@ def predict(
         raise typer.Exit(1)
 
 
-def _check_out(out: Path | None, window: float | None) -> None:
+def _check_out(run: Path, out: Path | None, window: float | None) -> None:
     """Before anything is computed."""
+    _check_name(out, window)
+    if (written := run / "timelines" if window and out is None and run.is_dir() else out) is None:
+        return
+    above = next(path for path in (written.absolute(), *written.absolute().parents) if path.exists())
+    if window is None and written.is_dir():
+        raise typer.BadParameter(f"{written} is a folder: name a file that can be written", param_hint="--out")
+    if (above != written.absolute() or window) and not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        raise typer.BadParameter(
+            f"{written} cannot be written: {above} is {'not writable' if above.is_dir() else 'a file'}. Name another place.",
+            param_hint="--out",
+        )
+
+
+def _check_name(out: Path | None, window: float | None) -> None:
     if out is None:
         return
     if window is None and out.suffix not in (".npz", ".csv"):

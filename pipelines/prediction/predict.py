@@ -21,6 +21,10 @@ _MUCH_LONGER = 4
 """Times the stretch that clips are usually of, from which on a clip of a video says little of it: it is told."""
 
 
+_MOST_NOTES = 3
+"""On long videos, before they are only counted."""
+
+
 class PredictError(ValueError):
     """Something that cannot be predicted as asked."""
 
@@ -139,13 +143,17 @@ class _Predictor:
     on_note: Callable[[str], None]
 
     def whole(self, collected: Collected) -> tuple[VideoScores, ...]:
-        done = []
+        done, num_long = [], 0
         self.on_stage(f"0/{count(len(collected.videos), 'video')}")
         for one in self._scores(collected.videos):
             done.append(one)
             self.on_stage(f"{len(done)}/{count(len(collected.videos), 'video')}")
             if note := _long_note(self.model, one):
-                self.on_note(note)
+                num_long += 1
+                if num_long <= _MOST_NOTES:
+                    self.on_note(note)
+        if num_long > _MOST_NOTES:
+            self.on_note(f"The same holds for {count(num_long - _MOST_NOTES, 'more video')}.")
         return tuple(done)
 
     def in_windows(self, collected: Collected) -> tuple[tuple[VideoScores, ...], tuple[Timeline, ...]]:

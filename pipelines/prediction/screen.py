@@ -13,7 +13,7 @@ from rich.table import Table
 from vcache.pipelines import console
 from vcache.pipelines.console import count
 from vcache.pipelines.evaluation.predictions import Predictions
-from vcache.pipelines.prediction.predict import PredictError, Prediction
+from vcache.pipelines.prediction.predict import Prediction
 from vcache.pipelines.prediction.stream import VideoScores
 from vcache.pipelines.prediction.timeline_sheets import clock, draw_timeline, write_timeline_csv
 from vcache.pipelines.prediction.windows import Timeline
@@ -24,15 +24,13 @@ _MOST_STRETCHES = 20
 """Lines of a timeline on the screen."""
 
 
-def save_predictions(found: Prediction, out: Path) -> Path:
+def save_predictions(found: Prediction, out: Path) -> Path | None:
     """The predictions of the videos that could be read: an npz, a member for `vcache ensemble`, or a CSV.
 
-    Raises:
-        PredictError: there is nothing to write.
-    """
+    None, and no file, where no video could be read: the failures say why."""
     read = [one for one in found.whole if one.scores is not None]
     if not read:
-        raise PredictError(f"none of {count(len(found.whole), 'video')} could be read: {out} is not written.")
+        return None
     predictions = Predictions(
         scores=torch.stack([one.scores for one in read if one.scores is not None]).numpy(),
         kind="sigmoid" if found.model.multi_label else "softmax",

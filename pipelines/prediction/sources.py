@@ -67,7 +67,8 @@ def _in_folder(folder: Path) -> tuple[list[Video], int]:
 
 def _files(folder: Path) -> Iterator[Path]:
     for path in folder.rglob("*"):
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+        broken_link = path.is_symlink() and not path.exists()  # is listed, and then named as missing
+        if (path.is_file() or broken_link) and not any(part.startswith(".") for part in path.relative_to(folder).parts):
             yield path
 
 

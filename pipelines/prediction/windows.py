@@ -26,8 +26,12 @@ SEEKABLE = (".mp4", ".mov", ".m4v", ".mkv", ".webm")
 _ROUNDING = 1e-6
 
 
+NO_WINDOWS = "no_windows"
+"""Kind of the VideoError of a file that has no windows; the other kinds are those of extract/video.py."""
+
+
 class WindowError(ValueError):
-    """Windows that cannot be cut."""
+    """Windows that cannot be cut of what was named."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,8 +100,8 @@ def cut_windows(model: VideoModel, decoder: Decoder, video: Video, window: float
     """The windows of a video, as videos of their own.
 
     Raises:
-        VideoError: the video cannot be used.
-        WindowError: it is a segment already, or nothing says how long a frame is shown.
+        VideoError: the video cannot be used, or (NO_WINDOWS) nothing says how long a frame of it is shown.
+        WindowError: it is a segment already, or windows begin more often than frames.
     """
     if video.segment is not None:
         raise WindowError(f"{video.video_id} is a segment of a file. Name the file to predict windows of all of it.")
@@ -107,9 +111,13 @@ def cut_windows(model: VideoModel, decoder: Decoder, video: Video, window: float
         model.extractor.request(begin, (view.clip_rule(model.extractor.sampling, video.video_id),))
     )
     if not decoded.fps:
+        raise VideoError(
+            NO_WINDOWS, "the file does not say how many frames are shown in a second: predict it without --window"
+        )
+    if stride * decoded.fps < 1 - _ROUNDING:
         raise WindowError(
-            f"{video.video_id} does not say how many frames are shown in a second, so it has no windows in seconds. Leave "
-            "--window out."
+            f"{video.video_id} has {decoded.fps:g} frames in a second, and --stride {stride:g} would begin several windows with "
+            f"each. Say at least --stride {math.ceil(1000 / decoded.fps) / 1000:g}."
         )
     bounds = window_bounds(decoded.num_video_frames / decoded.fps, window, stride)
     return tuple(

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 
 from vcache.pipelines.evaluation.predictions import Predictions
 from vcache.pipelines.finding import UnknownVideo
+from vcache.pipelines.prediction import predict as prediction
 from vcache.pipelines.prediction.predict import PredictConfig, predict
 from vcache.pipelines.prediction.screen import bar, common_folder
 from vcache.pipelines.prediction.sources import collect_videos
+from vcache.pipelines.prediction.video_model import open_video_model
 from vcache.pipelines.training.config import TrainingConfig
 from vcache.pipelines.training.train_head import train_head
 from vcache.store.errors import CannotRecompute
@@ -116,6 +119,53 @@ def test_a_csv_is_written_and_other_names_are_refused_before_anything_is_loaded(
     assert status == 2 and "name a folder" in err
     status, _, err = vcache(f"predict {tmp_path / 'none'} {video_folder}")
     assert status == 1 and "is not a run folder" in err
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_loaded(
+    vcache: Vcache, video_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.npz").mkdir()
+    for words, reason in [
+        (f"--out {tmp_path / 'file' / 'p.csv'}", "is a file"),
+        (f"--out {tmp_path / 'folder.npz'}", "is a folder"),
+        (f"--window 2 --out {tmp_path / 'file' / 'below'}", "is a file"),
+    ]:
+        status, out, err = vcache(f"predict nothing {video_folder} {words}", columns=200)
+        assert status == 2 and reason in err and out == ""
+
+
+def test_where_no_video_can_be_read_the_reasons_are_told_all_the_same(
+    vcache: Vcache, run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "none.mp4").write_bytes(b"")
+    out = tmp_path / "p.csv"
+    status, printed, err = vcache(f"predict {run} {tmp_path / 'none.mp4'} --json --out {out} --device cpu")
+    told = json.loads(printed)
+    assert status == 1 and told["videos"][0]["failure"]["kind"] == "empty" and told["saved"] is None
+    assert "no video could be read" in err and not out.exists()
+
+
+def test_broken_links_are_named_and_loops_of_links_end(video_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "links"
+    folder.mkdir()
+    shutil.copy(video_folder / "val/wave/w1.mp4", folder / "two\nlines [x].mp4")
+    (folder / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    (folder / "self.mp4").symlink_to("self.mp4")
+    (folder / "loop").symlink_to(".")
+    found = collect_videos([str(folder)], None)
+    assert [Path(video.path).name for video in found.videos] == ["gone.mp4", "self.mp4", "two\nlines [x].mp4"]
+
+
+def test_many_long_videos_are_counted_after_a_few_notes(run: Path, video_folder: Path, tmp_path: Path) -> None:
+    for number in range(5):
+        shutil.copy(video_folder / "val/jump/j1.mp4", tmp_path / f"{number}.mp4")
+    model = open_video_model(run, device="cpu")
+    notes: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prediction, "open_video_model", lambda *_, **__: replace(model, usual_frames=2))
+        predict(PredictConfig(run=run, videos=(str(tmp_path),), device="cpu"), on_note=notes.append)
+    assert len(notes) == 4 and notes[-1] == "The same holds for 2 more videos."
 
 
 def test_videos_of_the_store_need_not_be_there_but_its_backbone_does(

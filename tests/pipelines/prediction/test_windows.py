@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vcache.extract.datasets.base import Video
-from vcache.extract.video import Segment, VideoError
+from vcache.extract.video import DecodedVideo, DecodeRequest, Segment, VideoError
 from vcache.pipelines.batches import ClipExtractor
+from vcache.pipelines.decoding import decode_here
+from vcache.pipelines.prediction import predict as prediction
 from vcache.pipelines.prediction.predict import PredictConfig, PredictError, predict
 from vcache.pipelines.prediction.timeline_sheets import (
     clock,
@@ -24,7 +26,7 @@ from vcache.pipelines.prediction.timeline_sheets import (
     shown_classes,
     write_timeline_csv,
 )
-from vcache.pipelines.prediction.windows import Timeline, window_bounds
+from vcache.pipelines.prediction.windows import Timeline, WindowError, window_bounds
 from vcache.pipelines.training.config import TrainingConfig
 from vcache.pipelines.training.train_head import train_head
 
@@ -75,6 +77,33 @@ def test_windows_have_the_scores_of_the_frames_cut_out_by_hand(run: Path, record
         expected = found.model.probabilities(found.model.scores([clip]).double())[0]
         np.testing.assert_allclose(probabilities, expected.numpy(), atol=1e-6)
     assert np.ptp(timeline.probabilities, axis=0).max() > 1e-4
+
+
+def test_a_video_that_does_not_tell_its_frame_rate_costs_itself(
+    run: Path, recording: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Timeless:
+        """A decoder of files without a frame rate."""
+
+        def decode(self, request: DecodeRequest) -> DecodedVideo:
+            return replace(decode_here(request), fps=None)
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(prediction, "new_decoder", lambda *_: Timeless())
+    found = predict(PredictConfig(run=run, videos=(str(recording),), window=2.0, device="cpu", decode_workers=1))
+    (failed,) = found.failures
+    assert (
+        failed.failure is not None and failed.failure.kind == "no_windows" and "without --window" in str(failed.failure)
+    )
+    assert found.timelines == () and not found.is_complete
+
+
+def test_windows_that_begin_more_often_than_frames_are_refused(run: Path, recording: Path) -> None:
+    config = PredictConfig(run=run, videos=(str(recording),), window=2.0, stride=1e-9, device="cpu", decode_workers=1)
+    with pytest.raises(WindowError, match=r"12 frames in a second, .* Say at least --stride 0\.084"):
+        predict(config)
 
 
 def made_timeline(**fields: object) -> Timeline:
