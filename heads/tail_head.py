@@ -63,7 +63,8 @@ class TailConfig:
     frozen_dtype: FrozenDtype = "auto"
     """In which the frozen weights are kept. "auto": in that in which the backbone ran when the store was made."""
     checkpointing: bool = False
-    """Keep only what enters each block for the backward pass, and run the block again there: less memory, a third more time."""
+    """Keep only what enters each block for the backward pass, and run the block again there: less memory, and half as much time
+    again."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", tuple(self.grid))
