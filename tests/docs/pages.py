@@ -14,7 +14,7 @@ PAGES = tuple(
 )
 """All pages for users, from the root of the repository."""
 
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(r"^```(\w*)[^\n`]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _INDENTED = re.compile(r"(?:^    .*\n(?:\n(?=    ))?)+", re.MULTILINE)
 # What may stand before `vcache` on its line.
 _LAUNCHERS = ("torchrun", "srun")
@@ -62,6 +62,17 @@ def fenced(page: str, language: str) -> list[tuple[int, str]]:
     """Line number and text of the fenced blocks of one language; "" for those without any."""
     text = text_of(page)
     return [(_line(text, match.start(2)), match[2]) for match in _FENCE.finditer(text) if match[1] == language]
+
+
+def languages(page: str) -> set[str]:
+    """Of all fenced blocks; "" for those without any."""
+    return {match[1] for match in _FENCE.finditer(text_of(page))}
+
+
+def inline(page: str) -> list[str]:
+    """Code within sentences and tables, as `vcache info A B`; a line break in it is a space."""
+    text = re.sub(r"(?m)^    .*$", "", _FENCE.sub("", text_of(page)))
+    return [re.sub(r"\s+", " ", code) for code in re.findall(r"`([^`]+)`", text)]
 
 
 def commands(page: str) -> list[Command]:

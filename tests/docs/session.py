@@ -56,6 +56,13 @@ class Session:
         done = subprocess.run(["bash", "-ec", text], cwd=self.folder, capture_output=True, text=True, timeout=60)
         return done.returncode, done.stdout + done.stderr
 
+    def as_in_the_root(self, printed: str) -> str:
+        """The text with paths from the root of the clone, as a page has them."""
+        clone = (self.folder / "pipelines").resolve().parent
+        for root in (self.folder, clone):
+            printed = printed.replace(f"{root}/", "").replace(str(root), ".")
+        return printed
+
     def _vcache(self, words: list[str]) -> tuple[int, str]:
         self.monkeypatch.setattr(sys, "argv", ["vcache", *words])
         return _caught(main)

@@ -8,6 +8,7 @@ import pytest
 from pages import Command, commands
 from session import Session, prepare
 
+from vcache.pipelines.demo.motions import MOTIONS
 from vcache.pipelines.demo.render import render_world
 
 RUN = ("README.md", "docs/tutorial.md")
@@ -18,6 +19,22 @@ NOT_RUN = {
     "make check": "has a step of its own in .ci/run",
     "make test-slow": "takes minutes",
 }
+
+RESULTS = {
+    rf"\b(?:{'|'.join(MOTIONS)})\b".replace(" ", "[ _]"): "CLASS",
+    r"limited by \w+ [\d.]+%(?: \(.*?\))?": "limited by ONE",
+    r"; the best was [\d.]+% after epoch \d+": "",
+    # Sweeps have one seed here.
+    r", mean ± standard deviation over seeds": "",
+    r"(?:\* |\*\*)?([\d.]+)(?: ± [\d.]+)?(?:\*\*)?(?= +[│|])": r"\1",
+    r"(?<=\d)-(?=\d+\.\d)": " ",
+}
+"""What comes out otherwise where videos and epochs are few, and what stands for it on both sides."""
+DIFFERS = {
+    "CLASS N N%": "a class without a mistake, as there are after 15 epochs",
+    "extract N/N N videos/s N frame/s ETA N:N": "the README's bar is of an earlier version, before it had the dataset's name",
+}
+"""Lines, as `masked` has them, that a page may show though they are not printed here, and why."""
 
 
 def make_videos(folder: Path) -> None:
@@ -53,15 +70,19 @@ def check(session: Session, command: Command) -> None:
     status, printed = session.run(command)
     expected = 1 if command.output.startswith("error: ") else 0
     assert status == expected, f"{command}\nended with {status}:\n{printed}"
-    shown = {line for line in masked(command.output) if not line.startswith("[...")}
-    there = masked(printed)
-    missing = [line for line in shown if line not in there]
-    assert len(missing) <= len(shown) / 2, f"{command}\nshows what is not printed: {missing}\nbut:\n{printed}"
+    shown = [line for line in masked(command.output) if not line.startswith("[...")]
+    there = masked(session.as_in_the_root(printed))
+    missing = [line for line in shown if line not in there and line not in DIFFERS]
+    assert missing == [], f"{command}\nshows what is not printed: {missing}\nbut:\n{printed}"
 
 
 def masked(text: str) -> list[str]:
-    """Lines without what differs with data and machine: numbers with their units, plurals, bars and blanks."""
-    numbers = re.sub(r"(?<![\w.])(?<!\w-)-?\d+(?:[.,]\d+)*(?:e-\d+)?(?: ?(?:ms|min|[kMGT]?B|s)\b(?:/s)?)?", "N", text)
+    """Lines without what differs with data and machine: numbers with their units, plurals, bars, blanks, classes, what limits."""
+    for pattern, stands_in in RESULTS.items():
+        text = re.sub(pattern, stands_in, text)
+    numbers = re.sub(
+        r"(?<![\w.])(?<!\w-)[-+]?\d+(?:[.,]\d+)*(?:e-\d+)?(?: ?(?:ms|min|[kMGT]?B|s)\b(?:/s)?)?", "N", text
+    )
     plain = re.sub(r"\b(N \w+?)s?\b", r"\1", numbers)
     lines = [re.sub(r"[\s━─╸█▉▊▋▌▍▎▏]+", " ", line).strip() for line in plain.splitlines()]
     return [line for line in lines if line]
@@ -80,4 +101,6 @@ def test_a_line_that_fails_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         check(session, Command("page.md", 1, "exit 3"))
     with pytest.raises(AssertionError, match="shows what is not printed"):
         check(session, Command("page.md", 1, "echo 12 videos", output="12 clips"))
+    with pytest.raises(AssertionError, match="not printed: .'N clip'"):
+        check(session, Command("page.md", 1, "seq 4; echo 12 videos", output="1\n2\n3\n4\n12 clips"))
     check(session, Command("page.md", 1, "echo 12 videos", output="11 videos"))

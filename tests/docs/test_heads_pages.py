@@ -91,9 +91,3 @@ def test_presets_that_are_named_exist_and_are_counted(head: str) -> None:
         assert any(name.endswith(ending) for name in there), ending
     counted = re.search(r"(?:All|The) (\d+) presets", text)
     assert int(counted[1]) == len(there) if counted else not there
-
-
-@pytest.mark.parametrize("path", sorted(PAGES.glob("*.md")), ids=lambda path: path.stem)
-def test_links_lead_somewhere(path: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
-        assert target.startswith("https://") or (path.parent / target).exists(), target
