@@ -43,7 +43,7 @@ def check_onnx(model: VideoModel) -> None:
     """
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise ExportError(
-            f"--format onnx needs {', '.join(missing)}, not installed here. Install with:  pip install 'vcache[onnx]'"
+            f"--format onnx needs {', '.join(missing)}, not installed here. Install with:  pip install {' '.join(missing)}"
         )
     if (dtype := model.extractor.backbone.dtype) != torch.float32:
         name = str(dtype).removeprefix("torch.")
