@@ -223,7 +223,9 @@ def _weights(path: Path, config: Mapping[str, Any], device: torch.device) -> Sto
         tensors = {name: x.to(device) for name, x in load((path / CONSTANTS).read_bytes()).items()}
     projections = {
         int(layer): QueryKeyProjection(
-            *(tensors.pop(f"projections/{layer}/{name}") for name in PROJECTION), facts["num_heads"], facts["ln_eps"]
+            **{name: tensors.pop(f"projections/{layer}/{name}") for name in PROJECTION},
+            num_heads=facts["num_heads"],
+            ln_eps=facts["ln_eps"],
         )
         for layer, facts in config["projections"].items()
     }
@@ -231,7 +233,9 @@ def _weights(path: Path, config: Mapping[str, Any], device: torch.device) -> Sto
 
 
 def _extractor(config: Mapping[str, Any], backbone: FrozenBackbone, class_names: tuple[str, ...]) -> ClipExtractor:
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in config["preprocessing"].items()}
+    values: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in config["preprocessing"].items()
+    }
     return ClipExtractor(
         VideoDataset(config["store"]["dataset"], Path("/"), class_names, ()),
         sampling_from_dict(config["sampling"]),
@@ -244,7 +248,8 @@ def _extractor(config: Mapping[str, Any], backbone: FrozenBackbone, class_names:
 
 
 def _array(values: Mapping[str, Any]) -> ArraySpec:
-    return ArraySpec(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return ArraySpec(**fields)
 
 
 def _version_notes(config: Mapping[str, Any], extractor: ClipExtractor) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vcache.pipelines.few_shot import FewShot
 from vcache.pipelines.line_chart import COLOURS
@@ -120,9 +121,10 @@ def curve_charts(results: Sequence[MemberResult], metric: str, best: str | None)
     labels = list(dict.fromkeys(result.label for result in results))
     records = [(one, RunRecord.open(Path(one.run))) for one in results if (Path(one.run) / "config.json").is_file()]
     few = len(labels) <= len(COLOURS)
-    charts = []
+    charts: list[Markup] = []
+    of_metric: dict[str, Any] = {"word": percent, "tick": short_percent}
     for title, field, words in (
-        (f"Validation {METRICS[metric]}", f"val_{metric}", {"word": percent, "tick": short_percent}),
+        (f"Validation {METRICS[metric]}", f"val_{metric}", of_metric),
         ("Validation loss", "val_loss", {}),
         ("Training loss", "train_loss", {}),
     ):

@@ -125,12 +125,18 @@ def _setting_row(
     for name in metrics:
         spread = row.metrics.get(name)
         cells.append(
-            Cell(percent_of(spread) or ("failed" if row.num_failed == row.num_runs else "-"), spread and spread.mean)
+            Cell(
+                percent_of(spread) or ("failed" if row.num_failed == row.num_runs else "-"),
+                spread.mean if spread else None,
+            )
         )
     if metric:
         spread = row.metrics.get(metric)
         cells.append(
-            Cell(f"{100 * spread.least:.1f} to {100 * spread.most:.1f}" if spread else "", spread and spread.least)
+            Cell(
+                f"{100 * spread.least:.1f} to {100 * spread.most:.1f}" if spread else "",
+                spread.least if spread else None,
+            )
         )
     runs = str(row.num_runs) if row.num_done == row.num_runs else f"{row.num_done} of {row.num_runs}"
     cells.append(Cell(runs, row.num_done))

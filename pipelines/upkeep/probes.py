@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 if TYPE_CHECKING:
+    import av
     import torch
 
 VIDEO_FRAMES, VIDEO_WIDTH, VIDEO_HEIGHT = 300, 340, 256
@@ -76,14 +77,14 @@ def make_video(path: Path) -> Path:
 
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=Fraction(30))
-        stream.width, stream.height, stream.pix_fmt = VIDEO_WIDTH, VIDEO_HEIGHT, "yuv420p"  # type: ignore[attr-defined]
+        stream = cast("av.VideoStream", container.add_stream(codec, rate=Fraction(30)))
+        stream.width, stream.height, stream.pix_fmt = VIDEO_WIDTH, VIDEO_HEIGHT, "yuv420p"
         noise = np.random.default_rng(0).integers(0, 256, (VIDEO_HEIGHT, 2 * VIDEO_WIDTH, 3), dtype=np.uint8)
         noise = noise.reshape(VIDEO_HEIGHT // 32, 32, -1, 3).repeat(32, axis=0)[:, 0][:VIDEO_HEIGHT]
         for number in range(VIDEO_FRAMES):
             image = np.ascontiguousarray(noise[:, number : number + VIDEO_WIDTH])
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))  # type: ignore[attr-defined]
-        container.mux(stream.encode())  # type: ignore[attr-defined]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
     return path
 
 
