@@ -161,9 +161,9 @@ def check_allowed(doomed: Iterable[Doomed], *, force: bool) -> None:
 
 def _refusal(item: Doomed) -> str:
     runs = "\n".join(f"  {told_run(run)}" for run in item.used_by)
-    uses = "refers" if len(item.used_by) == 1 else "refer"
+    uses = "refers to it and is" if len(item.used_by) == 1 else "refer to it and are"
     return (
-        f"{item.path} is not removed: {count(len(item.used_by), 'run')} {uses} to it and is evaluated on it.\n{runs}\n"
+        f"{item.path} is not removed: {count(len(item.used_by), 'run')} {uses} evaluated on it.\n{runs}\n"
         "Remove these first, or in the same command; or remove it all the same with --force."
     )
 
