@@ -52,14 +52,17 @@ def list_stores(
 
 def remove(
     paths: Annotated[list[str], typer.Argument(help="Stores, runs and sweeps.", metavar="STORE|RUN...")],
-    force: Annotated[bool, typer.Option("--force", help="Also stores that runs refer to.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also stores that runs refer to, and what else lies in a folder.")
+    ] = False,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Remove stores, runs and sweeps, after showing what goes and who uses it.
 
     A store that a run refers to is refused with the names of the runs, unless they are removed with it or
-    --force is given; so is what a process writes or trains now, and whatever is no store or run of vcache.
+    --force is given, and so is a folder with files in it that vcache did not write. What a process writes or
+    trains now, and whatever is no store or run of vcache, is refused in any case.
 
     [bold]Examples:[/bold]  vcache rm STORE.zarr  |  vcache rm runs/evl-1 runs/evl-2 STORE.zarr --yes
     """

@@ -4,10 +4,11 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from vcache.pipelines.upkeep.register import RUN_CONFIG, Note, notes_beside, read_notes, register_folder
+from vcache.pipelines.upkeep.register import RUN_CONFIG, Note, is_file, notes_beside, read_notes, register_folder
 from vcache.store.layout import METADATA
 from vcache.store.object_path import StorePath, store_path
 
@@ -16,6 +17,7 @@ SWEEP_FILE = "sweep.json"
 MOST_FOLDERS = 20_000
 """That are looked into below one folder."""
 _DEPTH = 6
+_Key = TypeVar("_Key")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,18 +37,10 @@ class FoundRun:
     host: str | None = None
     """Of an unseen one."""
 
-    def refers_to(self, store: StorePath, key: str | None, dataset: str | None) -> str | None:
-        """ "path" if it was trained on what lies there, "key" if its own store is gone and this has the same features."""
-        if str(store.resolve()) in self.stores:
-            return "path"
-        if key is not None and (self.store_key, self.dataset) == (key, dataset) and not self.has_store:
-            return "key"
-        return None
-
-    @property
+    @cached_property
     def has_store(self) -> bool:
         """Whether there is a store where it was trained; of one in a bucket nobody asks."""
-        return any("://" in store or (Path(store) / METADATA).is_file() for store in self.stores)
+        return any("://" in store or is_file(Path(store) / METADATA) for store in self.stores)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,15 +55,38 @@ class FoundRuns:
     """Folders with more folders in them than were looked into."""
 
     def referring_to(self, store: StorePath, key: str | None, dataset: str | None) -> dict[FoundRun, str]:
-        """Those that refer to the store, each with the way: see `FoundRun.refers_to`."""
-        ways = {run: run.refers_to(store, key, dataset) for run in self.runs}
-        return {run: way for run, way in ways.items() if way is not None}
+        """Those that refer to the store, by path.
+
+        Each with the way: "path" if it was trained on what lies there, "key" if its own store is gone and this has the same
+        features.
+        """
+        ways = dict.fromkeys(self._by_store.get(str(store.resolve()), ()), "path")
+        if key is not None:
+            ways |= {
+                run: "key" for run in self._by_key.get((key, dataset), ()) if not run.has_store and run not in ways
+            }
+        return {run: ways[run] for run in sorted(ways, key=lambda run: run.path)}
+
+    @cached_property
+    def _by_store(self) -> dict[str, list[FoundRun]]:
+        return _grouped((store, run) for run in self.runs for store in run.stores)
+
+    @cached_property
+    def _by_key(self) -> dict[tuple[str | None, str | None], list[FoundRun]]:
+        return _grouped(((run.store_key, run.dataset), run) for run in self.runs)
 
 
-def find_runs(folders: Iterable[Path], stores: Iterable[StorePath] = ()) -> FoundRuns:
-    """Those that are noted, of this user and beside `stores`, those beside them, and those below `folders`."""
+def _grouped(pairs: Iterable[tuple[_Key, FoundRun]]) -> dict[_Key, list[FoundRun]]:
+    groups: dict[_Key, list[FoundRun]] = {}
+    for key, run in pairs:
+        groups.setdefault(key, []).append(run)
+    return groups
+
+
+def find_runs(folders: Iterable[Path], stores: Iterable[StorePath] = (), *, of_user: bool = True) -> FoundRuns:
+    """Those that are noted, beside `stores` and `of_user`, those beside them, and those below `folders`."""
     beside = [notes_beside(store) for store in stores if isinstance(store, Path)]
-    notes = list(read_notes([register_folder(), *beside]).values())
+    notes = list(read_notes([*([register_folder()] if of_user else []), *beside]).values())
     found: dict[Path, FoundRun] = {}
     looked: set[Path] = set()
     cut_short = [folder for folder in folders if not _look_below(folder, found, looked, MOST_FOLDERS)]
@@ -106,6 +123,8 @@ def run_at(path: Path) -> FoundRun | None:
 
 def _run(path: Path, config: dict[str, Any]) -> FoundRun | None:
     if not isinstance(config.get("head"), str) or not {"head_config", "store", "store_key"} <= config.keys():
+        return None
+    if not all(isinstance(config.get(name), str | None) for name in ("dataset", "store", "store_key")):
         return None
     return FoundRun(
         path=path,

@@ -1,8 +1,8 @@
 """`vcache gc`: what nobody needs any more, each with its size and the reason, and its removal as it was listed.
 
     leftover    temporary files and folders of killed writers, half-removed stores and runs: nobody holds their lock
-    checkpoint  of a run that is complete, or the older ones of one that is not
-    import      half-imported heads
+    checkpoint  of a run that is complete
+    import      half-imported heads: of a process of this machine that is gone, or not touched for a day
     note        of runs that are gone, and beside stores that are gone
     store       to which no run refers: only with `unused_stores`
 
@@ -19,11 +19,12 @@ from typing import Any
 
 from vcache.pipelines.upkeep.found_runs import FoundRun, FoundRuns, find_runs
 from vcache.pipelines.upkeep.recognising import is_store
-from vcache.pipelines.upkeep.register import RUN_CONFIG, notes_beside, read_notes, register_folder
-from vcache.pipelines.upkeep.removal import Doomed, examine, remove
+from vcache.pipelines.upkeep.register import RUN_CONFIG, read_notes, register_folder
+from vcache.pipelines.upkeep.removal import Doomed, examine, others_in_run, remove
 from vcache.pipelines.upkeep.trees import RemovalError, Tree, is_held, list_tree, remove_tree
 from vcache.store.errors import StoreError
 from vcache.store.files import is_temporary
+from vcache.store.locks import WRITER_LOCK
 
 _IMPORT = re.compile(r"\..+\.part-(\d+)")
 _NOTES = re.compile(r"\.(.+)\.runs")
@@ -39,6 +40,8 @@ class Garbage:
     tree: Tree
     store: Doomed | None = None
     """For a store: how it is removed."""
+    lock: Path | None = None
+    """Of what lies in a run: the file that is held while it is trained."""
 
     @property
     def path(self) -> Path:
@@ -80,7 +83,8 @@ def find_garbage(
     stores = sorted((item for item in old if item.kind == "store"), key=lambda item: item.path)
     going = [item for item in old if item.kind != "store" or unused_stores]
     # What lies in something else that goes, goes with it.
-    whole = [item for item in going if not any(other.path in item.path.parents for other in going)]
+    paths = {item.path for item in going}
+    whole = [item for item in going if paths.isdisjoint(item.path.parents)]
     return Collection(
         garbage=tuple(sorted(whole, key=lambda item: (item.kind == "store", item.path))),
         unused_stores=() if unused_stores else tuple(stores),
@@ -97,46 +101,67 @@ def collect(item: Garbage) -> None:
     if item.store is not None:
         remove(item.store, force=False)
         return
-    if item.kind != "note" and is_held(item.path):
-        raise RemovalError(f"{item.path} is not removed: a process writes it now.")
-    remove_tree(item.tree)
+    remove_tree(item.tree, check=lambda: _check_unheld(item))
+
+
+def _check_unheld(item: Garbage) -> None:
+    if item.lock is not None and is_held(item.lock):
+        raise RemovalError(f"{item.path} is not removed: a process trains {item.lock.parent} now.")
 
 
 def _of_runs(runs: Iterable[FoundRun]) -> Iterator[Garbage]:
     for run in runs:
-        if run.kind != "run" or run.status == "unseen" or is_held(run.path / RUN_CONFIG):
-            continue
-        checkpoint = run.path / "checkpoint"
-        if run.status == "complete" and checkpoint.is_dir() and not checkpoint.is_symlink():
-            yield Garbage(kind="checkpoint", reason="of a run that is complete", tree=list_tree(checkpoint))
-        for part in [*run.path.glob("*.part"), *checkpoint.glob("*.part")]:
-            yield Garbage(kind="leftover", reason="of a training that was killed", tree=list_tree(part))
+        if run.kind == "run" and run.status != "unseen" and not is_held(run.path / RUN_CONFIG):
+            yield from _of_run(run)
+
+
+def _of_run(run: FoundRun) -> Iterator[Garbage]:
+    lock, checkpoint = run.path / RUN_CONFIG, run.path / "checkpoint"
+    left = {part: "of a training that was killed" for part in [*run.path.glob("*.part"), *checkpoint.glob("*.part")]}
+    left |= {path: _left_by(path) for path in run.path.glob(".*.tmp") if is_temporary(path.name) and not is_held(path)}
+    for path, reason in left.items():
+        if (tree := _tree(path)) is not None:
+            yield Garbage(kind="leftover", reason=reason, tree=tree, lock=lock)
+    whole = run.status == "complete" and checkpoint.is_dir() and not checkpoint.is_symlink()
+    if whole and (tree := _tree(checkpoint)) is not None:
+        yield Garbage(kind="checkpoint", reason="of a run that is complete", tree=tree, lock=lock)
+
+
+def _tree(path: Path) -> Tree | None:
+    """None if it went while it was listed, or is not to be looked into."""
+    try:
+        return list_tree(path)
+    except OSError:
+        return None
 
 
 def _below(folders: Iterable[Path], found: FoundRuns) -> Iterator[Garbage]:
     yield from _gone_notes(register_folder())
+    stores: list[Path] = []
     for top in folders:
         for folder, names, files in os.walk(top):
             path = Path(folder)
             for name in [*names, *files]:
-                if (item := _judged(path / name, found)) is not None:
+                if (item := _judged(path / name)) is not None:
                     yield item
+            stores += [path / name for name in names if _may_be_unused(path / name)]
             # Shards are not looked through one by one: leftovers lie beside the folders "c" of finished ones.
             names[:] = [name for name in names if name != "c" and not is_temporary(name)]
+    beside = find_runs([], stores, of_user=False)  # of all at once: each looks through the folders of its runs
+    yield from (item for store in stores if (item := _unused(store, found, beside)) is not None)
 
 
-def _judged(path: Path, found: FoundRuns) -> Garbage | None:
+def _judged(path: Path) -> Garbage | None:
     if path.is_symlink():
         return None
     if is_temporary(path.name):
-        held = is_held(path)
-        return None if held else Garbage(kind="leftover", reason=_left_by(path), tree=list_tree(path))
+        tree = None if is_held(path) else _tree(path)
+        return None if tree is None else Garbage(kind="leftover", reason=_left_by(path), tree=tree)
     if (match := _IMPORT.fullmatch(path.name)) and path.is_dir():
-        reason = "of an import that was killed"
-        return None if _lives(int(match[1])) else Garbage(kind="import", reason=reason, tree=list_tree(path))
+        return None if _lives(int(match[1])) else _half_import(path)
     if (match := _NOTES.fullmatch(path.name)) and path.is_dir():
         return _notes_of(path, match[1])
-    return _unused(path, found) if path.suffix == ".zarr" and path.is_dir() else None
+    return None
 
 
 def _left_by(path: Path) -> str:
@@ -149,11 +174,20 @@ def _lives(process: int) -> bool:
     return Path(f"/proc/{process}").exists()
 
 
+def _half_import(folder: Path) -> Garbage | None:
+    """What has been touched of late may be of a process of another machine that shares the disk."""
+    tree = _tree(folder)
+    if tree is None or others_in_run(tree.files) or tree.newest > time.time() - _SECONDS_PER_DAY:
+        return None
+    return Garbage(kind="import", reason="of an import that was killed", tree=tree)
+
+
 def _notes_of(folder: Path, store: str) -> Garbage | None:
     """Beside a store that is gone; of runs that are gone. Nothing but notes goes."""
     notes = read_notes([folder])
-    gone = not (folder.with_name(store)).exists() and len(notes) == len(list(folder.iterdir()))
-    return Garbage(kind="note", reason=f"{store} is gone", tree=list_tree(folder)) if gone else None
+    gone = not os.path.lexists(folder.with_name(store)) and len(notes) == len(list(folder.iterdir()))
+    tree = _tree(folder) if gone else None
+    return None if tree is None else Garbage(kind="note", reason=f"{store} is gone", tree=tree)
 
 
 def _gone_notes(folder: Path) -> Iterator[Garbage]:
@@ -162,16 +196,21 @@ def _gone_notes(folder: Path) -> Iterator[Garbage]:
             yield Garbage(kind="note", reason=f"{note.run} is gone, or was moved", tree=list_tree(file))
 
 
-def _unused(path: Path, found: FoundRuns) -> Garbage | None:
-    if not is_store(path):
-        return None
+def _may_be_unused(path: Path) -> bool:
+    named = path.suffix == ".zarr" and not is_temporary(path.name) and not path.is_symlink()
+    return named and is_store(path) and not is_held(path / WRITER_LOCK)
+
+
+def _unused(path: Path, found: FoundRuns, beside: FoundRuns) -> Garbage | None:
     try:
         (doomed,) = examine([path], found)
-        if notes_beside(path).is_dir():
-            (doomed,) = (doomed,) if doomed.used_by else examine([path], find_runs([], [path]))
-    except (RemovalError, StoreError):
-        return None  # it holds what is not its own
-    if doomed.used_by or is_held(path / "_commit" / "writer.lock"):
+        if not doomed.used_by:
+            (doomed,) = examine([path], beside)
+    except (RemovalError, StoreError, OSError):
+        return None  # it holds what is not its own, or is being changed
+    if doomed.used_by or doomed.others:
         return None
+    lost = {note.run for note in (*found.missing, *beside.missing) if note.store == str(path.resolve())}
+    reason = "no run refers to it" + (f"; gone or moved: {', '.join(sorted(lost))}" if lost else "")
     assert isinstance(doomed.tree, Tree)
-    return Garbage(kind="store", reason="no run refers to it", tree=doomed.tree, store=doomed)
+    return Garbage(kind="store", reason=reason, tree=doomed.tree, store=doomed)

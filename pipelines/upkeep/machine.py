@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vcache.pipelines.room import nearest_folder
 from vcache.pipelines.stores import vcache_home
+from vcache.pipelines.upkeep.mounts import unescaped
 
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "9p", "lustre", "ceph", "gpfs", "beegfs", "afs", "virtiofs")
 """File systems whose disk is elsewhere; so are those of fuse."""
@@ -114,7 +115,7 @@ def file_system_of(path: Path, mounts: str | None = None) -> str:
     path, best, kind = nearest_folder(path).resolve(), Path("/"), "unknown"
     for line in (_read("/proc/self/mountinfo") if mounts is None else mounts).splitlines():
         fields, _, after = line.partition(" - ")
-        mount = Path(fields.split()[4].replace("\\040", " "))
+        mount = Path(unescaped(fields.split()[4]))
         if (path == mount or mount in path.parents) and len(mount.parts) >= len(best.parts):
             best, kind = mount, after.split()[0]
     return kind

@@ -49,7 +49,19 @@ class Note:
     @property
     def is_gone(self) -> bool:
         """Whether the run is certainly no longer at its path: this machine wrote it, and sees its disk."""
-        return self.here and Path(self.mount).is_mount() and not (Path(self.run) / RUN_CONFIG).is_file()
+        try:
+            there = (Path(self.run) / RUN_CONFIG).is_file()
+            return self.here and Path(self.mount).is_mount() and not there
+        except (OSError, ValueError):
+            return False  # a folder that is not to be looked into, a server that is away
+
+
+def is_file(path: Path) -> bool:
+    """Path.is_file, and False too where it cannot be told: another user's folder, a server that is away."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def register_folder() -> Path:
@@ -101,6 +113,9 @@ def read_notes(folders: Iterable[Path]) -> dict[Path, Note]:
 def _read(file: Path) -> Note | None:
     try:
         values = json.loads(file.read_bytes())
-        return Note(**{field.name: values[field.name] for field in fields(Note)})
+        told = {field.name: values[field.name] for field in fields(Note)}
+        optional = ("dataset", "store", "store_key")
+        sound = all(isinstance(value, str) or (value is None and name in optional) for name, value in told.items())
+        return Note(**told) if sound and Path(told["run"]).is_absolute() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

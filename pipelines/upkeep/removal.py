@@ -3,6 +3,7 @@
 import difflib
 import fcntl
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -14,14 +15,22 @@ from vcache.pipelines.upkeep.bucket_trees import ObjectTree, list_objects, remov
 from vcache.pipelines.upkeep.found_runs import SWEEP_FILE, FoundRun, FoundRuns, find_runs, run_at
 from vcache.pipelines.upkeep.recognising import is_store, manifest_told
 from vcache.pipelines.upkeep.register import RUN_CONFIG, notes_beside
-from vcache.pipelines.upkeep.trees import RemovalError, Tree, is_held, list_tree, remove_tree
+from vcache.pipelines.upkeep.trees import RemovalError, Tree, check_not_mounted, is_held, list_tree, remove_tree
 from vcache.store.layout import METADATA
 from vcache.store.locks import WRITER_LOCK, set_up_turn, sole_writer
 from vcache.store.object_path import ObjectPath, StorePath
 
 FIRST_FILE = {"store": METADATA, "run": RUN_CONFIG, "sweep": SWEEP_FILE}
 """Without which nothing opens one."""
-_OF_A_RUN = ("config.json", "classes.txt", "metrics.jsonl", "steps.jsonl", "tensorboard", "checkpoint", "predictions")
+_OF_A_RUN = re.compile(
+    r"config\.json|classes\.txt|(metrics|steps)\.jsonl|tensorboard|checkpoint|predictions|explain|timelines|report\.html|cka\..+"
+    r"|.+\.safetensors|.+\.part|\..+\.tmp"
+)
+_OF_A_SWEEP = re.compile(
+    r"(sweep|failures)\.json|(results|summary)\.csv|results\.md|few-shot\..+|report\.html|.+\.part|\..+\.tmp"
+)
+_OF_A_STORE = re.compile(r"zarr\.json|_commit|constants|\..+\.tmp")
+"""Names that vcache gives; whatever else lies in a folder is a person's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +46,7 @@ class Doomed:
     used_by: tuple[FoundRun, ...] = ()
     """Runs that refer to a store, and are not removed with it."""
     others: tuple[str, ...] = ()
-    """Names in a run's folder that are none of a run's own."""
+    """What lies in it, by its path below, that vcache did not write there."""
 
     @property
     def size_bytes(self) -> int:
@@ -55,6 +64,7 @@ class Doomed:
             "files": self.num_files,
             "used_by": [str(run.path) for run in self.used_by],
             "also": [str(tree.path) for tree in self.beside],
+            "others": list(self.others),
         }
 
 
@@ -64,7 +74,10 @@ def examine(paths: Sequence[StorePath], found: FoundRuns) -> tuple[Doomed, ...]:
     Raises:
         RemovalError: one of them is no store or run of ours, or holds what is not its own.
     """
-    doomed = [_examine(path, found) for path in dict.fromkeys(map(_absolute, paths))]
+    named = list(dict.fromkeys(map(_absolute, paths)))
+    # What lies in a folder that goes, goes with it.
+    whole = [path for path in named if not any(other in path.parents for other in named)]
+    doomed = [_examine(path, found) for path in whole]
     gone = {item.path for item in doomed}
     kept = [
         Doomed(**{**vars(item), "used_by": tuple(run for run in item.used_by if not _goes(run.path, gone))})
@@ -74,8 +87,14 @@ def examine(paths: Sequence[StorePath], found: FoundRuns) -> tuple[Doomed, ...]:
 
 
 def _absolute(path: StorePath) -> StorePath:
-    """Without following a link at its end, which would be another folder than the one that was named."""
-    return path if isinstance(path, ObjectPath) else Path(os.path.normpath(Path.cwd() / Path(str(path)).expanduser()))
+    """Without following a link at its end, which would be another folder than the one that was named.
+
+    Links on the way are: `link/../a.zarr` lies beside what the link points to, and two ways to one store are one.
+    """
+    if isinstance(path, ObjectPath):
+        return path
+    path = Path.cwd() / Path(str(path))
+    return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
 
 
 def _goes(run: Path, gone: set[StorePath]) -> bool:
@@ -113,11 +132,34 @@ def _check_there(path: Path) -> None:
 
 
 def _examine_store(path: Path, manifest: dict[str, Any], found: FoundRuns) -> Doomed:
-    tree = list_tree(path)
+    tree = _listed(path)
     _check_nothing_else(tree, stores={path}, runs=set())
     beside = (path.with_name(f"{path.name}.failures.jsonl"), notes_beside(path))
-    there = tuple(list_tree(other) for other in beside if other.exists())
-    return Doomed(path=path, kind="store", tree=tree, beside=there, used_by=_used_by(path, manifest, found))
+    there = tuple(list_tree(other) for other in beside if other.exists() and not other.is_symlink())
+    splits = manifest.get("splits")
+    parts = {str(part[0]) for part in splits if part} if isinstance(splits, list) else set()
+    groups = {Path(name).parts[0] for name in tree.files if re.fullmatch(r"[^/]+/zarr\.json", name)}
+    others = _others(tree.files, _OF_A_STORE, parts | groups)
+    used_by = _used_by(path, manifest, found)
+    return Doomed(path=path, kind="store", tree=tree, beside=there, used_by=used_by, others=others)
+
+
+def _listed(path: Path) -> Tree:
+    check_not_mounted(path)
+    try:
+        return list_tree(path)
+    except FileNotFoundError as error:
+        raise RemovalError(f"{path} is left alone: it is being changed now. {error.filename} has just gone.") from error
+
+
+def others_in_run(names: Iterable[str]) -> tuple[str, ...]:
+    """Of the paths below a run's folder, the first parts that vcache does not give."""
+    return _others(names, _OF_A_RUN)
+
+
+def _others(names: Iterable[str], ours: re.Pattern[str], also: Iterable[str] = ()) -> tuple[str, ...]:
+    """Of paths below a folder the first parts that are neither `ours` nor among `also`."""
+    return tuple(sorted(name for name in {Path(name).parts[0] for name in names} - {*also} if not ours.fullmatch(name)))
 
 
 def _used_by(path: StorePath, manifest: dict[str, Any] | None, found: FoundRuns) -> tuple[FoundRun, ...]:
@@ -126,11 +168,16 @@ def _used_by(path: StorePath, manifest: dict[str, Any] | None, found: FoundRuns)
 
 
 def _examine_run(path: Path, run: FoundRun) -> Doomed:
-    tree = list_tree(path)
+    tree = _listed(path)
     members = {path} if run.kind == "run" else {path, *(sub for sub in path.iterdir() if run_at(sub) is not None)}
     _check_nothing_else(tree, stores=set(), runs=members)
-    names = sorted({Path(name).parts[0] for name in tree.files}) if run.kind == "run" else []
-    others = [name for name in names if name not in _OF_A_RUN and Path(name).suffix not in (".safetensors", ".part")]
+    if run.kind == "run":
+        return Doomed(path=path, kind=run.kind, tree=tree, others=others_in_run(tree.files))
+    names = {member.name for member in members - {path}}
+    others = [*_others(tree.files, _OF_A_SWEEP, names)]
+    for name in sorted(names):
+        below = [str(Path(file).relative_to(name)) for file in tree.files if Path(file).parts[0] == name]
+        others += [f"{name}/{other}" for other in others_in_run(below)]
     return Doomed(path=path, kind=run.kind, tree=tree, others=tuple(others))
 
 
@@ -147,16 +194,26 @@ def _check_nothing_else(tree: Tree, *, stores: set[Path], runs: set[Path]) -> No
 def check_allowed(doomed: Iterable[Doomed], *, force: bool) -> None:
     """
     Raises:
-        RemovalError: a run refers to one of the stores and `force` is not given, or a process trains from it or trains it now.
+        RemovalError: a run refers to one of the stores, or there is something in one of them that vcache did not write, and
+            `force` is not given; or a process trains from it or trains it now.
     """
     for item in doomed:
+        if item.others and not force:
+            raise RemovalError(
+                f"{item.path} is not removed: {', '.join(item.others)} in it {'was' if len(item.others) == 1 else 'were'} not "
+                "written by vcache. Move it out first; or remove it all the same with --force."
+            )
         if item.used_by and not force:
             raise RemovalError(_refusal(item))
         for file in _locks_of(item):
             if is_held(file):
-                raise RemovalError(
-                    f"{item.path} is not removed: a process trains {file.parent} now. Wait for it, or stop it first."
-                )
+                raise _trained(item, file)
+
+
+def _trained(item: Doomed, file: Path) -> RemovalError:
+    return RemovalError(
+        f"{item.path} is not removed: a process trains {file.parent} now. Wait for it, or stop it first."
+    )
 
 
 def _refusal(item: Doomed) -> str:
@@ -224,6 +281,10 @@ def _alone(item: Doomed) -> Iterator[None]:
             for file in _locks_of(item):
                 lock = os.open(file, os.O_RDWR)
                 stack.callback(os.close, lock)
-                with suppress(OSError):  # held: check_allowed has just said so; or a file system without locks
+                try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise _trained(item, file) from None
+                except OSError:
+                    pass  # a file system without locks
         yield

@@ -31,7 +31,7 @@ def _lines(item: Doomed) -> list[str]:
     if item.kind == "store" and not item.used_by:
         lines.append("used by no run that is known")
     if item.others:
-        lines.append(f"also in it, and not written by a training: {', '.join(item.others)}")
+        lines.append(f"also in it, and not written by vcache: {', '.join(item.others)}")
     if isinstance(item.path, ObjectPath):
         lines.append("in a bucket, where nothing says whether a process writes it now")
     return lines

@@ -36,10 +36,17 @@ def _describe(run: FoundRun) -> dict[str, Any]:
         "result": value,
         "epochs": epochs,
         "begun": None if began is None else datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds"),
-        "size_bytes": list_tree(run.path).size_bytes if seen else None,
+        "size_bytes": _size(run.path) if seen else None,
         "store": next(iter(run.stores), None),
         "store_is_there": run.has_store if run.stores else None,
     }
+
+
+def _size(run: Path) -> int | None:
+    try:
+        return list_tree(run).size_bytes
+    except OSError:  # a checkpoint that was replaced meanwhile, a folder of another user
+        return None
 
 
 def _last_result(run: Path) -> tuple[str | None, float | None, int]:

@@ -1,5 +1,6 @@
 """`vcache ls`: the stores of a folder, what they take and who uses them; a list of plain dicts, printed or as JSON."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -153,5 +154,5 @@ def _short(use: dict[str, str]) -> str:
 def _stores_elsewhere(found: FoundRuns, listed: set[str]) -> dict[str, int]:
     """Stores in other folders that runs refer to, and by how many."""
     listed = {str(store_path(path).resolve()) for path in listed}
-    named = [(store, run) for run in found.runs if run.has_store for store in run.stores if store not in listed]
-    return {store: sum(named_store == store for named_store, _ in named) for store in sorted({s for s, _ in named})}
+    named = Counter(store for run in found.runs if run.has_store for store in run.stores if store not in listed)
+    return dict(sorted(named.items()))

@@ -73,8 +73,10 @@ def test_a_run_that_is_deleted_is_gone_and_one_elsewhere_is_not(
     assert not replace(note, mount=str(tmp_path / "a-disk-that-is-away")).is_gone
     assert not replace(note, host="another").is_gone
     monkeypatch.setattr(register.socket, "gethostname", lambda: "this-one")
-    (unseen,) = find_runs([], [store]).runs
-    assert (unseen.status, unseen.host, unseen.refers_to(store, None, None)) == ("unseen", note.host, "path")
+    found = find_runs([], [store])
+    (unseen,) = found.runs
+    assert (unseen.status, unseen.host) == ("unseen", note.host)
+    assert found.referring_to(store, None, None) == {unseen: "path"}
     assert file.exists()
 
 
@@ -100,9 +102,9 @@ def test_a_store_that_was_moved_is_known_by_its_key_and_dataset(
     run_at_path(tmp_path / "run", store)
 
     def ways() -> list[list[str]]:
-        (run,) = find_runs([tmp_path]).runs
+        found = find_runs([tmp_path])
         named = ((moved if moved.exists() else store, "tiny"), (twin, "tiny"), (other, "another"))
-        return [[way] if (way := run.refers_to(path, "k" * 16, dataset)) else [] for path, dataset in named]
+        return [list(found.referring_to(path, "k" * 16, dataset).values()) for path, dataset in named]
 
     moved = tmp_path / "moved.zarr"
     assert ways() == [["path"], [], []]  # a twin is not needed while the store is there

@@ -139,7 +139,9 @@ def test_links_go_and_what_they_point_to_stays(tmp_path: Path, run_at_path: Make
     (run / "file").symlink_to(outside / "video.mp4")
     (item,) = examine([run], find_runs([]))
     assert set(item.others) == {"folder", "file"}
-    remove(item, force=False)
+    with pytest.raises(RemovalError, match="file, folder in it were not written by vcache"):
+        remove(item, force=False)
+    remove(item, force=True)
     assert not run.exists()
     assert (outside / "video.mp4").read_bytes() == b"video"
 
