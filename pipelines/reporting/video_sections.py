@@ -27,8 +27,8 @@ def videos_section(
     source = FrameSource(store, root) if store is not None else None
     done, content = 0, list[Content]()
     for words, which, chosen in (
-        ("Surest of what is right", "one of each class at most", examples[0]),
-        ("Surest of what is wrong", "one of each pair of classes at most", examples[1]),
+        ("Surest of what is right", "One of each class at most", examples[0]),
+        ("Surest of what is wrong", "One of each pair of classes at most", examples[1]),
     ):
         cards = []
         for example in chosen:
