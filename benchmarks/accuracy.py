@@ -82,7 +82,7 @@ WAYS = {"qk": "Q/K", "maps": "maps", "derive": "derive"}
 WITHOUT_TCA = {"temporal_cross_attention": False}
 CACHED = [replace(REFERENCE, name=f"{views} views", views=views) for views in (8, 4, 2)]
 STORES = [("float32", "qk"), ("int8", "derive"), ("float16", "qk"), ("int8", "maps"), ("float16", "derive"),
-          ("int8", "qk"), ("bfloat16", "qk"), ("float32", "derive"), ("float32", "maps")]  # fmt: skip
+          ("int8", "qk"), ("bfloat16", "qk")]  # fmt: skip
 GROUPS: dict[str, list[Arm]] = {
     "views": [
         REFERENCE,
