@@ -212,7 +212,6 @@ class Bench:
             "train_top1": reports[-1].train_top1,
             "epoch_seconds": seconds,
             "epoch_core_seconds": of_cores,
-            "epoch_read_bytes": reports[-1].read_bytes,
         }
 
     def keep(self, result: Mapping[str, Any]) -> None:

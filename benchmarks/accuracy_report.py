@@ -101,7 +101,7 @@ def figure(lines: Lines, path: Path, settings: Mapping[str, Any]) -> None:
     chart = line_chart(
         "EVL on the demo's motions: top-1 by cached views",
         f"{settings['train']} videos to train on, {settings['val']} to evaluate on, {settings['epochs']} epochs; "
-        f"mean of {max(map(len, done.values()))} seeds, bars of one standard deviation",
+        f"seeds 0 to {max(map(len, done.values())) - 1}, bars of one standard deviation",
         [str(arms[name]["views"]) for name in cached],
         "cached views of each video (vcache extract --views), the first of them unaugmented",
         [line],
