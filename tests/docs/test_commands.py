@@ -32,7 +32,6 @@ RESULTS = {
 """What comes out otherwise where videos and epochs are few, and what stands for it on both sides."""
 DIFFERS = {
     "CLASS N N%": "a class without a mistake, as there are after 15 epochs",
-    "extract N/N N videos/s N frame/s ETA N:N": "the README's bar is of an earlier version, before it had the dataset's name",
 }
 """Lines, as `masked` has them, that a page may show though they are not printed here, and why."""
 
