@@ -157,7 +157,7 @@ def test_the_commands_take_it_and_show_it(config: MakeConfig, vcache: Vcache, tm
     assert vcache(f"extract {words} --layers none --views 2 --pixels 10")[0] == 0
     status, printed, _ = vcache(f"ls {path.parent} --json")
     assert [(row["layers"], row["cross_frame"]) for row in json.loads(printed)] == [([], "none")]
-    assert " none " in vcache(f"ls {path.parent}")[1]
+    assert "layers none" in vcache(f"ls {path.parent}")[1]
     with FeatureStore.open(path) as store:
         assert store.arrays("train", 1).keys() >= {"embed", "pixels"}
     arrays = json.loads(vcache(f"info {path} --json")[1])["splits"]["train"]["arrays"]

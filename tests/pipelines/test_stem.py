@@ -285,7 +285,9 @@ def test_where_there_is_no_store_the_line_has_the_layers_below_the_last_four(vca
 def test_info_and_ls_show_the_stem(stem_store: Path, int8_stem: Path, vcache: Vcache) -> None:
     rows = json.loads(vcache(f"ls {stem_store.parent} --json")[1])
     assert [(row["stem"], row["layers"]) for row in rows] == [(True, [2])]
-    assert " stem,2 " in vcache(f"ls {stem_store.parent}")[1] and " stem " in vcache(f"ls {int8_stem.parent}")[1]
+    assert (
+        "layers stem,2" in vcache(f"ls {stem_store.parent}")[1] and "layers stem" in vcache(f"ls {int8_stem.parent}")[1]
+    )
     arrays = json.loads(vcache(f"info {stem_store} --json")[1])["splits"]["val"]["arrays"]
     assert arrays[STEM] == arrays[STEM] | {"stored": 6, "shape": [FRAMES, TOKENS, WIDTH]}
 
