@@ -97,7 +97,7 @@ def predict(
     """
     from vcache.pipelines.prediction.predict import PredictConfig
     from vcache.pipelines.prediction.predict import predict as run_prediction
-    from vcache.pipelines.prediction.screen import described, print_prediction, save_predictions, save_timelines
+    from vcache.pipelines.prediction.screen import TimelineSheets, described, print_prediction, save_predictions
     from vcache.pipelines.stored_views import ONE_VIEW, parse_grid
 
     _check_out(run, out, window)
@@ -114,9 +114,10 @@ def predict(
         decode_workers=decode_workers,
         device=device,
     )
+    timelines = TimelineSheets(out if out and window else run / "timelines", run, top)
     with console.stages() as on_stage:
-        found = run_prediction(config, on_stage=on_stage, on_note=_note)
-    sheets = save_timelines(found, out or run / "timelines", top) if window else []
+        found = run_prediction(config, on_stage=on_stage, on_note=_note, on_timeline=timelines.add)
+    sheets = timelines.written
     saved = save_predictions(found, out) if out is not None and not window else None
     if out is not None and not window and saved is None:
         _note(f"no video could be read: {out} is not written.")

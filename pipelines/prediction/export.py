@@ -105,6 +105,8 @@ def _check(path: Path, folder: Path, formats: Sequence[str]) -> None:
         raise ExportError(f"--format {unknown[0]!r} is not known; choose from: {', '.join(FORMATS)}.")
     if is_exported(path):
         raise ExportError(f"{path} is an exported folder already: copy it, or export the run that it was made of.")
+    if folder.name in ("", ".."):
+        raise ExportError(f"--out {folder} is the folder that you are in, or one above it: name a new one in it.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ExportError(
             f"{folder} is there already: an export is never written over. Choose another --out, or delete it."

@@ -88,8 +88,11 @@ def predict(
     *,
     on_stage: Callable[[str], None] = lambda name: None,
     on_note: Callable[[str], None] = lambda note: None,
+    on_timeline: Callable[[Timeline], None] = lambda timeline: None,
 ) -> Prediction:
     """Predict videos with the head of a run, or of a folder that `vcache export` wrote. A broken video costs itself.
+
+    `on_timeline` gets each timeline when it is done, before the next video is looked at.
 
     Raises:
         UnknownVideo: no such file, folder or id.
@@ -109,7 +112,7 @@ def predict(
     frame_folders = model.extractor.decoder == "images"
     collected = collect_videos(config.videos, model.store, frame_folders=frame_folders)
     decoder = new_decoder(workers, model.extractor.decoder)
-    predictor = _Predictor(model, config, average, decoder, workers, on_stage, on_note)
+    predictor = _Predictor(model, config, average, decoder, workers, on_stage, on_note, on_timeline)
     try:
         whole, timelines = predictor.in_windows(collected) if config.window else (predictor.whole(collected), ())
     finally:
@@ -141,6 +144,7 @@ class _Predictor:
     workers: int
     on_stage: Callable[[str], None]
     on_note: Callable[[str], None]
+    on_timeline: Callable[[Timeline], None]
 
     def whole(self, collected: Collected) -> tuple[VideoScores, ...]:
         done, num_long = [], 0
@@ -165,6 +169,8 @@ class _Predictor:
                 timelines.append(self._timeline(video))
             except VideoError as error:
                 failed.append(VideoScores(video=video, failure=error))
+            else:
+                self.on_timeline(timelines[-1])
         return tuple(failed), tuple(timelines)
 
     def _timeline(self, video: Video) -> Timeline:

@@ -47,18 +47,23 @@ def save_predictions(found: Prediction, out: Path) -> Path | None:
     return out
 
 
-def save_timelines(found: Prediction, folder: Path, num_top: int) -> list[tuple[Path, Path]]:
-    """A CSV and a picture of each timeline, named by its video; returns both paths of each."""
-    folder.mkdir(parents=True, exist_ok=True)
-    taken: set[str] = set()
-    saved = []
-    for timeline in found.timelines:
-        stem = _free(Path(timeline.video.path).stem, taken)
-        table, picture = folder / f"{stem}.csv", folder / f"{stem}.png"
-        write_timeline_csv(timeline, table, num_top)
-        draw_timeline(timeline, str(found.model.source)).save(picture)
-        saved.append((table, picture))
-    return saved
+class TimelineSheets:
+    """A CSV and a picture of each timeline, named by its video and written as soon as it is there: a stop after hours of videos
+    loses the one at hand."""
+
+    def __init__(self, folder: Path, run: Path, num_top: int) -> None:
+        self.folder, self.run, self.num_top = folder, run, num_top
+        self.written: list[tuple[Path, Path]] = []
+        """Both paths of each."""
+        self._taken: set[str] = set()
+
+    def add(self, timeline: Timeline) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        stem = _free(Path(timeline.video.path).stem, self._taken)
+        table, picture = self.folder / f"{stem}.csv", self.folder / f"{stem}.png"
+        write_timeline_csv(timeline, table, self.num_top)
+        draw_timeline(timeline, str(self.run)).save(picture)
+        self.written.append((table, picture))
 
 
 def _free(stem: str, taken: set[str]) -> str:

@@ -213,6 +213,8 @@ def test_the_command_writes_a_folder_with_a_card(
     assert "vcache predict mine" in card and "clap hands, jump, wave" in card
     status, _, err = vcache(f"export {run} --out {tmp_path / 'mine'}")
     assert status == 1 and "is there already" in err
+    status, _, err = vcache(f"export {run} --out .")
+    assert status == 1 and "name a new one in it" in err
     status, _, err = vcache(f"export {tmp_path / 'mine'} --out {tmp_path / 'other'}")
     assert status == 1 and "is an exported folder already" in err
     status, _, err = vcache(f"export {run} --out {tmp_path / 'other'} --format pdf")

@@ -60,6 +60,23 @@ def test_windows_lie_within_the_video_and_reach_its_end(duration: float, window:
     assert stops[-1] == pytest.approx(max(duration, window), abs=1e-5)
 
 
+def test_a_timeline_is_there_before_the_next_video_is_looked_at(
+    run: Path, recording: Path, tmp_path: Path, vcache: Vcache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other.mp4"
+    other.hardlink_to(recording)
+    cut, out = prediction.cut_windows, tmp_path / "timelines"
+
+    def stop_at_the_second(model: object, decoder: object, video: Video, *rest: float) -> object:
+        if Path(video.path).name == "other.mp4":
+            raise KeyboardInterrupt
+        return cut(model, decoder, video, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(prediction, "cut_windows", stop_at_the_second)
+    assert vcache(f"predict {run} {recording} {other} --window 2 --out {out} --device cpu")[0] == 130
+    assert {file.name for file in out.iterdir()} == {"recording.csv", "recording.png"}
+
+
 def test_windows_have_the_scores_of_the_frames_cut_out_by_hand(run: Path, recording: Path) -> None:
     found = predict(
         PredictConfig(run=run, videos=(str(recording),), window=2.0, stride=1.5, device="cpu", decode_workers=2)
