@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vcache.pipelines import console
-from vcache.pipelines.options import LOCATION, Device, Json
+from vcache.pipelines.options import LOCATION, AverageWay, Device, Json, Which
 from vcache.store.object_path import store_path
 
 
@@ -55,16 +55,8 @@ def predict(
             show_default=False,
         ),
     ] = None,
-    average: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WAY",
-            help="Average the views' softmax, logits or embeddings. Default: as the head's paper does, else softmax.",
-        ),
-    ] = None,
-    which: Annotated[
-        str, typer.Option(metavar="last|best", help="The last weights, or those that were best in validation.")
-    ] = "last",
+    average: AverageWay = None,
+    which: Which = "last",
     store: Annotated[
         str | None,
         typer.Option(

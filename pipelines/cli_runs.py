@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from vcache.pipelines import console
-from vcache.pipelines.options import LOCATION, Device, EvenIncomplete, Json, PerClass
+from vcache.pipelines.options import LOCATION, AverageWay, Device, EvenIncomplete, Json, PerClass, Which
 from vcache.store.object_path import store_path
 
 
@@ -28,16 +28,8 @@ def evaluate(
             help="Average the scores of T views along the video times S crops, as 3x1. Default: the most the store has.",
         ),
     ] = None,
-    average: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WAY",
-            help="Average the views' softmax, logits or embeddings. Default: as the head's paper does, else softmax.",
-        ),
-    ] = None,
-    which: Annotated[
-        str, typer.Option(metavar="last|best", help="The last weights, or those that were best in validation.")
-    ] = "last",
+    average: AverageWay = None,
+    which: Which = "last",
     classes: Annotated[
         str,
         typer.Option(

@@ -33,6 +33,16 @@ PerClass = Annotated[
 EvenIncomplete = Annotated[
     bool, typer.Option("--allow-incomplete", help="Evaluate although the extraction of the split has not finished.")
 ]
+AverageWay = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WAY",
+        help="Average the views' softmax, logits or embeddings. Default: as the head's paper does, else softmax.",
+    ),
+]
+Which = Annotated[
+    str, typer.Option(metavar="last|best", help="The last weights, or those that were best in validation.")
+]
 MovedModel = Annotated[
     str | None, typer.Option(help="Where the store's model lies, if it was moved: a name, or local-dir:FOLDER.")
 ]
